@@ -1,0 +1,59 @@
+"""Values as the documents of ``--json``. Keys are names with units; docs/reference-cli.md has them.
+
+What JSON cannot say (NaN, infinity) becomes null.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgeweave.plan import Costs, Explanation, Plan
+from edgeweave.train import DeviceReport, Report
+
+__all__ = ["costs_document", "explanation_document", "plan_document", "report_document"]
+
+
+def plan_document(plan: Plan) -> dict[str, object]:
+    """Stages, schedule and predicted times: what a plan file holds under ``plan``."""
+    return _plain(plan)
+
+
+def explanation_document(explanation: Explanation) -> dict[str, object]:
+    """The answers, and the same as sentences."""
+    return {
+        **_plain(explanation),
+        "speedup": explanation.speedup,
+        "lines": list(explanation.lines()),
+    }
+
+
+def costs_document(costs: Costs) -> dict[str, object]:
+    """Sizes per unit, seconds per unit and device, and the links."""
+    return _plain(costs)
+
+
+def report_document(report: Report) -> dict[str, object]:
+    """History, speed and where time went. Events are in the trace, not here."""
+    return {
+        "plan": plan_document(report.plan),
+        "epochs": msgspec.to_builtins(report.epochs),
+        "step_losses": list(report.step_losses),
+        "n_samples": report.n_samples,
+        "seconds": report.seconds,
+        "samples_per_second": report.samples_per_second,
+        "measured_step_seconds": report.measured_step_seconds,
+        "predicted_step_seconds": report.plan.step_seconds,
+        "predicted_over_measured": report.predicted_over_measured,
+        "devices": [_device(device) for device in report.devices],
+    }
+
+
+def _device(device: DeviceReport) -> dict[str, object]:
+    found = _plain(device)
+    del found["events"]
+    return found
+
+
+def _plain(value: object) -> dict[str, object]:
+    plain: dict[str, object] = msgspec.to_builtins(value)
+    return plain

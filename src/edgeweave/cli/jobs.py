@@ -1,0 +1,175 @@
+"""A job at work: its fleet opened, its model built, its trainer ready. Shared by three commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from edgeweave.cli.documents import explanation_document
+from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
+from edgeweave.cli.output import Output
+from edgeweave.core.errors import ConfigError, EdgeweaveError
+from edgeweave.device import Optimizer
+from edgeweave.fleet import Device, Fleet
+from edgeweave.plan import Costs, Plan, explain
+from edgeweave.train import LRSchedule, PipelineTrainer
+from edgeweave.train.job import Job, resolve_function
+from edgeweave.train.sources import DataPair, load_source
+
+__all__ = ["FleetOptions", "Session", "explained", "open_session"]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """What the command line says about the devices of a job."""
+
+    network: Network
+    n_devices: int | None = None
+    wait_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything between a job and its training."""
+
+    job: Job
+    data: DataPair
+    fleet: Fleet
+    trainer: PipelineTrainer
+
+
+@contextmanager
+def open_session(
+    job: Job, options: FleetOptions, output: Output, *, plan: Plan | None = None
+) -> Iterator[Session]:
+    """Read the data and build the model first, which costs no device anything if it fails."""
+    data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
+    output.say(data.description)
+    model = _model(job)
+    with _fleet(job, options, output) as fleet:
+        output.say(f"devices: {', '.join(fleet.devices)}")
+        yield Session(job, data, fleet, _trainer(job, model, fleet, plan))
+
+
+def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
+    """Say why the plan is as it is, and return the same as a document."""
+    explanation = explain(plan, costs)
+    output.say("")
+    for line in explanation.lines():
+        output.say(line)
+    return explanation_document(explanation)
+
+
+def _model(job: Job) -> torch.nn.Module:
+    factory = resolve_function(job.model.factory, base=Path())
+    torch.manual_seed(job.train.seed)
+    try:
+        model = factory(**job.model.args)
+    except EdgeweaveError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"model.factory {job.model.factory} builds a model ({type(error).__name__}: {error}). "
+            "Correct it, or model.args."
+        ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"model.factory {job.model.factory} returns a torch.nn.Module "
+            f"(got {type(model).__name__}). Return the model."
+        )
+    return model
+
+
+def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) -> PipelineTrainer:
+    schedule = job.lr_schedule
+    return PipelineTrainer(
+        model,
+        resolve_function(job.loss.function, base=Path()),
+        optimizer=Optimizer(job.optimizer.name, **job.optimizer.options),
+        fleet=fleet,
+        metrics={
+            name: resolve_function(reference, base=Path())
+            for name, reference in job.metrics.functions.items()
+        },
+        lr_schedule=None
+        if schedule is None
+        else LRSchedule(schedule.name, interval=schedule.interval, **schedule.options),
+        clip_grad_norm=job.train.clip_grad_norm,
+        schedule=job.train.schedule,
+        n_microbatches=job.train.n_microbatches,
+        seed=job.train.seed,
+        plan=plan,
+    )
+
+
+@contextmanager
+def _fleet(job: Job, options: FleetOptions, output: Output) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        if job.fleet.kind == "local":
+            entries = job.fleet.devices
+            fleet = Fleet.local([Device(each.name, each.speed, each.memory) for each in entries])
+            with output.doing(f"starting {len(entries)} devices"):
+                stack.enter_context(fleet)
+        else:
+            fleet = _lan(job, options, output)
+            with output.doing("waiting for devices"):
+                stack.enter_context(fleet)
+        yield fleet
+
+
+def _lan(job: Job, options: FleetOptions, output: Output) -> Fleet:
+    """The fleet of the job on the network: its listed devices, or any number that was asked for."""
+    names = [each.name for each in job.fleet.devices] if options.n_devices is None else []
+    network = replace(options.network, fleet=job.fleet.namespace, connect=job.fleet.connect)
+    port = 0 if network.connect else COORDINATOR_PORT
+    listen, why = network.listens(port)
+    output.say(f"listen={', '.join(listen)} ({why})")
+    n_devices = options.n_devices or len(names) or 1
+    usher = _Usher(network, names, n_devices, output)
+    return Fleet.lan(
+        network.settings(port=port),
+        devices=names,
+        n_devices=n_devices,
+        wait_seconds=options.wait_seconds,
+        on_waiting=usher.waiting,
+    )
+
+
+class _Usher:
+    """Says where to join, then who did."""
+
+    def __init__(
+        self, network: Network, names: Sequence[str], n_devices: int, output: Output
+    ) -> None:
+        self._network = network
+        self._names = names
+        self._n_devices = n_devices
+        self._output = output
+        self._there: set[str] | None = None
+
+    def waiting(self, endpoints: tuple[str, ...], there: tuple[str, ...]) -> None:
+        """The hook of ``Fleet.lan``."""
+        if self._there is None:
+            self._there = set()
+            self._invite(endpoints)
+        for name in sorted(set(there) - self._there):
+            self._output.say(f"{name} has joined ({len(there)} of {self._n_devices})")
+        for name in sorted(self._there - set(there)):
+            self._output.say(f"{name} has gone ({len(there)} of {self._n_devices})")
+        self._there = set(there)
+
+    def _invite(self, endpoints: tuple[str, ...]) -> None:
+        lines = join_lines(self._network, endpoints, self._names)
+        n = self._n_devices
+        anywhere = "on one device" if n == 1 else f"on {n} devices"
+        where = "one line on each device" if self._names else anywhere
+        self._output.say(f"To join, run {where}:")
+        for line in lines:
+            self._output.say(f"    {line}")
+        if len(endpoints) > 1:
+            others = ", ".join(endpoints[1:])
+            self._output.say(f"This machine has other addresses too: {others}")

@@ -1,0 +1,60 @@
+"""``edgeweave profile`` and ``edgeweave plan``: measure the devices; train nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeweave.cli.documents import costs_document, plan_document
+from edgeweave.cli.jobs import FleetOptions, Session, explained, open_session
+from edgeweave.cli.output import Output, write_file
+from edgeweave.cli.tables import costs_table, plan_table
+from edgeweave.core.errors import PlanError
+from edgeweave.plan import Costs, Plan, to_json
+from edgeweave.train.job import Job
+
+__all__ = ["make_plan", "measured", "profile"]
+
+
+def profile(job: Job, options: FleetOptions, output: Output) -> None:
+    """Show what every unit takes on every device."""
+    with open_session(job, options, output) as session:
+        costs = _costs(session, output)
+    output.show(costs_table(costs))
+    output.finish({"costs": costs_document(costs)})
+
+
+def make_plan(job: Job, options: FleetOptions, output: Output, *, save: Path | None) -> None:
+    """Show the plan and why it is so; keep it in a file for ``train --plan``."""
+    with open_session(job, options, output) as session:
+        plan, costs = measured(session, output)
+    output.show(plan_table(plan, costs))
+    explanation = explained(plan, costs, output)
+    if save is not None:
+        write_file(save, to_json(plan))
+        output.say(f"\nSaved {save}. Train with it: edgeweave train JOB --plan {save}")
+    output.finish(
+        {
+            "plan": plan_document(plan),
+            "explanation": explanation,
+            "saved": None if save is None else str(save),
+        }
+    )
+
+
+def measured(session: Session, output: Output) -> tuple[Plan, Costs]:
+    """Measure every device, and plan."""
+    with output.doing("measuring every unit on every device"):
+        plan = session.trainer.prepare(session.data.train, batch_size=session.job.train.batch_size)
+    costs = session.trainer.costs
+    assert costs is not None, "a trainer without a plan measures"
+    return plan, costs
+
+
+def _costs(session: Session, output: Output) -> Costs:
+    """The costs, even if no plan fits them: then they are what one wants to see."""
+    try:
+        return measured(session, output)[1]
+    except PlanError:
+        if session.trainer.costs is None:
+            raise
+        return session.trainer.costs

@@ -1,0 +1,53 @@
+"""``edgeweave status``: who is in a fleet, and what each works for."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgeweave.cli.network import Network, join_lines
+from edgeweave.cli.output import Output
+from edgeweave.cli.tables import fleet_table
+from edgeweave.core.errors import EdgeweaveError
+from edgeweave.device import Greeting
+from edgeweave.fleet import Fleet
+
+__all__ = ["status"]
+
+
+def status(network: Network, output: Output, *, wait_seconds: float) -> None:
+    """Look for ``wait_seconds``, then ask everyone who is there."""
+    with Fleet.lan(network.settings(), n_devices=0) as fleet:
+        with output.doing(f"looking for devices for {wait_seconds:g} s"):
+            fleet.clock.sleep(wait_seconds)
+        found = [(name, _greeting(fleet, name)) for name in fleet.present()]
+    if found:
+        output.show(fleet_table(network.fleet, found))
+    else:
+        output.say(f"Nobody is in the fleet {network.fleet!r} here.{_hint(network)}")
+    output.finish(
+        {"fleet": network.fleet, "devices": [_document(name, each) for name, each in found]}
+    )
+
+
+def _greeting(fleet: Fleet, name: str) -> Greeting | str:
+    """A device that cannot answer is shown too: that is what one looks for."""
+    try:
+        return fleet.greet(name)
+    except EdgeweaveError as error:
+        return f"does not answer: {error}"
+
+
+def _hint(network: Network) -> str:
+    if network.connect or network.scout:
+        line = join_lines(network, network.connect[:1], [])[0]
+        return f" On each device run: {line}"
+    return " Say where to look: --connect ENDPOINT, or --scout."
+
+
+def _document(name: str, greeting: Greeting | str) -> dict[str, object]:
+    if isinstance(greeting, str):
+        return {"name": name, "error": greeting}
+    facts: dict[str, object] = msgspec.to_builtins(greeting)
+    del facts["hello"], facts["clock_seconds"]
+    versions: dict[str, object] = msgspec.to_builtins(greeting.hello)
+    return {**versions, **facts, "name": name, "error": None}

@@ -1,0 +1,194 @@
+"""Values as tables for people. Computes nothing that the values do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from edgeweave.core.units import format_bytes, format_seconds
+from edgeweave.device import Greeting
+from edgeweave.plan import Costs, Plan, Stage
+from edgeweave.train import Report
+
+__all__ = [
+    "Alone",
+    "alone_table",
+    "costs_table",
+    "devices_table",
+    "fleet_table",
+    "plan_table",
+    "step_line",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What one device did without the others."""
+
+    device: str
+    samples_per_second: float
+
+
+def plan_table(plan: Plan, costs: Costs | None = None) -> Table:
+    """Who does what, and how long that is predicted to take."""
+    n = plan.n_microbatches
+    table = _table(
+        f"Plan: {plan.schedule}, {n} microbatches a step, "
+        f"predicted {format_seconds(plan.step_seconds)} a step",
+        ["stage", "device", "units"],
+        ["forward", "backward", "a step", "memory"],
+    )
+    for index, stage in enumerate(plan.stages):
+        table.add_row(
+            str(index),
+            stage.device,
+            _units(stage, costs),
+            _milliseconds(stage.forward_seconds),
+            _milliseconds(stage.backward_seconds),
+            _milliseconds(n * (stage.forward_seconds + stage.backward_seconds)),
+            format_bytes(stage.memory_bytes),
+        )
+    table.caption = "forward and backward: each microbatch; a step: computing alone, no waiting"
+    return table
+
+
+def costs_table(costs: Costs) -> Table:
+    """Every unit on every device: forward / backward for each microbatch."""
+    names = [device.device for device in costs.devices]
+    table = _table(
+        "Measured, forward / backward for each microbatch", ["unit"], [*names, "weights", "output"]
+    )
+    for index, unit in enumerate(costs.units):
+        times = [
+            f"{_milliseconds(device.forward_seconds[index])} / "
+            f"{_milliseconds(device.backward_seconds[index])}"
+            for device in costs.devices
+        ]
+        crossing = costs.cuts[index].forward_bytes if index < len(costs.cuts) else 0
+        table.add_row(
+            str(index),
+            *times,
+            format_bytes(unit.parameter_bytes),
+            format_bytes(crossing) if crossing else "",
+        )
+    totals = [
+        f"{_milliseconds(sum(device.forward_seconds))} / "
+        f"{_milliseconds(sum(device.backward_seconds))}"
+        for device in costs.devices
+    ]
+    weights = format_bytes(sum(unit.parameter_bytes for unit in costs.units))
+    table.add_section()
+    table.add_row("all", *totals, weights, "", style="bold")
+    return table
+
+
+def devices_table(report: Report) -> Table:
+    """Where each device's time went. Sending happens beside computing."""
+    table = _table(
+        "Where each device's time went",
+        ["stage", "device"],
+        ["computing", "waiting", "idle", "sending", "in", "out", "peak memory"],
+    )
+    for device in report.devices:
+        total = device.compute_seconds + device.wait_seconds + device.idle_seconds
+        table.add_row(
+            str(device.stage),
+            device.device,
+            _share(device.compute_seconds, total),
+            _share(device.wait_seconds, total),
+            _share(device.idle_seconds, total),
+            format_seconds(device.send_seconds),
+            format_bytes(device.bytes_in),
+            format_bytes(device.bytes_out),
+            format_bytes(device.peak_memory_bytes),
+        )
+    table.caption = "waiting: for neighbours within a step; idle: for the next step or evaluation"
+    return table
+
+
+def step_line(report: Report) -> str:
+    """Predicted against measured."""
+    return (
+        f"A step took {format_seconds(report.measured_step_seconds)}, predicted "
+        f"{format_seconds(report.plan.step_seconds)} "
+        f"({report.predicted_over_measured:.2f} of it)."
+    )
+
+
+def alone_table(samples_per_second: float, alone: Sequence[Alone]) -> Table:
+    """The fleet against each of its devices alone, fastest first."""
+    table = _table("The fleet against its devices alone", [""], ["samples/s", "fleet is"])
+    table.add_row("fleet", f"{samples_per_second:.0f}", "", style="bold")
+    for each in sorted(alone, key=lambda one: -one.samples_per_second):
+        times = samples_per_second / each.samples_per_second
+        table.add_row(
+            f"{each.device} alone", f"{each.samples_per_second:.0f}", f"{times:.2f} times as fast"
+        )
+    total = sum(each.samples_per_second for each in alone)
+    table.add_section()
+    table.add_row("all alone, summed", f"{total:.0f}", _of(samples_per_second, total))
+    return table
+
+
+def fleet_table(fleet: str, devices: Sequence[tuple[str, Greeting | str]]) -> Table:
+    """Who is there; a text stands for what a device that does not answer gave instead."""
+    table = _table(
+        f"Fleet {fleet}",
+        ["device", "edgeweave", "torch", "machine", "computes on", "memory", "works for"],
+        [],
+    )
+    for name, greeting in devices:
+        if isinstance(greeting, str):
+            table.add_row(name, "", "", greeting, "", "", "")
+            continue
+        table.add_row(
+            name,
+            greeting.hello.package,
+            greeting.hello.torch,
+            f"{greeting.machine}, {greeting.cores} cores",
+            _computes_on(greeting),
+            _memory(greeting),
+            greeting.run or "nobody",
+        )
+    return table
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _units(stage: Stage, costs: Costs | None) -> str:
+    last = stage.stop_unit - 1
+    shown = str(last) if stage.first_unit == last else f"{stage.first_unit} to {last}"
+    return shown if costs is None else f"{shown} of {len(costs.units)}"
+
+
+def _computes_on(greeting: Greeting) -> str:
+    speed = "" if greeting.speed is None else f", speed {greeting.speed:g}"
+    return f"{greeting.device}, {greeting.threads}{speed}"
+
+
+def _memory(greeting: Greeting) -> str:
+    total = format_bytes(greeting.memory_bytes)
+    limit = greeting.memory_limit_bytes
+    return total if limit is None else f"{format_bytes(limit)} of {total}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _share(seconds: float, total: float) -> str:
+    share = seconds / total if total else 0.0
+    return f"{seconds:.1f} s  {share * 100:3.0f} %"
+
+
+def _of(part: float, whole: float) -> str:
+    return f"{part / whole * 100:.0f} % of it" if whole else ""

@@ -1,0 +1,87 @@
+"""``edgeweave train``: the plan, the training, and where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+
+from edgeweave.cli.documents import plan_document, report_document
+from edgeweave.cli.jobs import FleetOptions, Session, explained, open_session
+from edgeweave.cli.output import Output, read_file, write_file
+from edgeweave.cli.planning import measured
+from edgeweave.cli.tables import devices_table, plan_table, step_line
+from edgeweave.plan import from_json
+from edgeweave.train import Report
+from edgeweave.train.job import Job
+
+__all__ = ["TrainOptions", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What the command line says about one training."""
+
+    fleet: FleetOptions
+    resume: bool = False
+    plan: Path | None = None
+    save: Path | None = None
+
+
+def train(job: Job, options: TrainOptions, output: Output) -> None:
+    """Plan, show the plan, train, show what it took."""
+    given = None if options.plan is None else from_json(read_file(options.plan))
+    with open_session(job, options.fleet, output, plan=given) as session:
+        explanation = None
+        if given is None:
+            plan, costs = measured(session, output)
+            output.show(plan_table(plan, costs))
+            explanation = explained(plan, costs, output)
+        else:
+            plan = given
+            output.show(plan_table(plan))
+        output.say("")
+        report = _fit(session, options)
+        if options.save is not None:
+            weights = session.trainer.state_dict()
+            write_file(options.save, safetensors.torch.save(weights))
+    _show(report, options, output)
+    output.finish(
+        {
+            "plan": plan_document(plan),
+            "explanation": explanation,
+            "report": report_document(report),
+            "saved": None if options.save is None else str(options.save),
+        }
+    )
+
+
+def _fit(session: Session, options: TrainOptions) -> Report:
+    settings = session.job.train
+    return session.trainer.fit(
+        session.data.train,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        validate=session.data.test,
+        checkpoint=settings.checkpoint_directory,
+        checkpoint_every=settings.checkpoint_every_steps,
+        resume=options.resume,
+    )
+
+
+def _show(report: Report, options: TrainOptions, output: Output) -> None:
+    output.show(devices_table(report))
+    output.say("")
+    if report.step_seconds:
+        output.say(step_line(report))
+    output.say(
+        f"{report.n_samples} samples in {report.seconds:.1f} s: "
+        f"{report.samples_per_second:.0f} samples/s, without evaluation and checkpoints."
+    )
+    last = report.epochs[-1].validation if report.epochs else None
+    if last is not None:
+        facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]
+        output.say(f"validation: {', '.join(facts)}")
+    if options.save is not None:
+        output.say(f"Saved the weights: {options.save}")

@@ -1,0 +1,1 @@
+"""Errors, units, clock, timeouts, version. Every other part stands on it; it on none of ours."""

@@ -1,0 +1,51 @@
+"""The agent: inbox, executor, throttle. The only code that runs on a device."""
+
+from edgeweave.device.agent import Agent
+from edgeweave.device.exchange import as_mapping, tensor_frame
+from edgeweave.device.inbox import FrameId, Inbox
+from edgeweave.device.messages import (
+    COORDINATOR,
+    Assignment,
+    Deploy,
+    Fault,
+    Greeting,
+    LinkProbe,
+    LinkTimings,
+    Profile,
+    Release,
+    StageStatistics,
+    StateRequest,
+    TraceEvent,
+    UnitTimings,
+    decode_message,
+    encode_message,
+)
+from edgeweave.device.optimizer import Optimizer, build, state_bytes_per_trainable_byte
+from edgeweave.device.settings import AgentSettings
+
+__all__ = [
+    "COORDINATOR",
+    "Agent",
+    "AgentSettings",
+    "Assignment",
+    "Deploy",
+    "Fault",
+    "FrameId",
+    "Greeting",
+    "Inbox",
+    "LinkProbe",
+    "LinkTimings",
+    "Optimizer",
+    "Profile",
+    "Release",
+    "StageStatistics",
+    "StateRequest",
+    "TraceEvent",
+    "UnitTimings",
+    "as_mapping",
+    "build",
+    "decode_message",
+    "encode_message",
+    "state_bytes_per_trainable_byte",
+    "tensor_frame",
+]

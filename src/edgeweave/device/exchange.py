@@ -1,0 +1,271 @@
+"""The frames of one stage: what it may receive, and to whom it sends.
+
+    coordinator --begin, input-->  stage s  --activation-->  stage s + 1
+                <----result------  stage s  <--gradient----
+                                   stage s  <--reduce-->  every other stage
+
+A round is one training step or one evaluation pass; ``step`` of a frame's header is its number.
+A gradient frame without tensors is still sent: it tells the stage before that a microbatch has
+left the pipeline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from edgeweave.core.clock import Clock
+from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, WireError
+from edgeweave.core.timeouts import Timeouts
+from edgeweave.device.inbox import FrameId, Inbox
+from edgeweave.device.messages import COORDINATOR, Assignment
+from edgeweave.device.sender import Sender
+from edgeweave.net import (
+    Frame,
+    FrameHeader,
+    TensorSpec,
+    Transport,
+    frame_key,
+    frame_pattern,
+    payload_bytes,
+    specs_of,
+)
+from edgeweave.program import Program, Value, is_external
+
+__all__ = ["StageExchange", "as_mapping", "tensor_frame"]
+
+_SCALARS = {
+    "begin": ("step", "microbatches", "train"),
+    "input": ("samples",),
+    "activation": ("samples",),
+    "gradient": ("samples",),
+}
+"""The numbers without which a frame is of no use."""
+
+_TOO_MANY = 2.0**53
+
+
+def tensor_frame(
+    kind: str,
+    device: str,
+    stage: int,
+    term: int,
+    *,
+    round: int,  # noqa: A002  the protocol's word
+    microbatch: int,
+    tensors: Mapping[str, torch.Tensor],
+    scalars: Mapping[str, float] | None = None,
+) -> Frame:
+    """A frame that carries named tensors."""
+    header = FrameHeader(
+        kind=kind,
+        device=device,
+        stage=stage,
+        term=term,
+        step=round,
+        microbatch=microbatch,
+        tensors=specs_of(tensors),
+        scalars=dict(scalars or {}),
+    )
+    return Frame(header, tuple(tensors.values()))
+
+
+def as_mapping(frame: Frame) -> dict[str, torch.Tensor]:
+    """A frame's tensors by name."""
+    names = (spec.name for spec in frame.header.tensors)
+    return dict(zip(names, frame.tensors, strict=True))
+
+
+class StageExchange:
+    """Receives and sends for one stage; owns its subscription, inbox and sender thread."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        program: Program,
+        transport: Transport,
+        *,
+        fleet: str,
+        clock: Clock,
+        timeouts: Timeouts,
+    ) -> None:
+        self._assignment = assignment
+        self._program = program
+        self._transport = transport
+        self._fleet = fleet
+        self._timeouts = timeouts
+        values = program.values()
+        outputs = [values[name] for name in program.outputs if values[name].requires_grad]
+        state = {spec.name: spec for spec in program.state}
+        self._may_receive = {
+            "input": {v.name: v for v in program.inputs if is_external(v.name)},
+            "activation": {v.name: v for v in program.inputs if not is_external(v.name)},
+            "gradient": {v.name: v for v in outputs},
+            "reduce": {
+                n: Value(n, state[n].dtype, state[n].shape) for n in assignment.tied if n in state
+            },
+            "begin": {},
+        }
+        self.inbox = Inbox(capacity=4 * assignment.max_microbatches + 8 * assignment.n_stages + 16)
+        self._sender = Sender(
+            transport,
+            clock,
+            capacity=2 * assignment.max_microbatches + 2 * assignment.n_stages + 4,
+            timeout_seconds=timeouts.frame,
+            on_error=self.inbox.fail,
+        )
+
+    @property
+    def send_seconds(self) -> float:
+        return self._sender.seconds
+
+    def __enter__(self) -> Self:
+        assignment = self._assignment
+        self._subscription = self._transport.subscribe(
+            frame_pattern(self._fleet, assignment.run, assignment.term, assignment.stage),
+            self._receive,
+            on_error=self._refuse,
+            expect=self._expect,
+            limit_bytes=self._limit_bytes(),
+        )
+        self._sender.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._subscription.close()
+        self._sender.__exit__(kind, error, traceback)
+
+    def wait(self, kind: str, sender: int, round: int, microbatch: int = 0) -> Frame:  # noqa: A002
+        """The next frame of that name; ``DeviceTimeout`` naming this stage and the peer."""
+        idle = kind == "begin"
+        seconds = self._timeouts.idle if idle else self._timeouts.frame
+        key = FrameId(kind, sender, round, microbatch)
+        return self.inbox.wait(key, timeout_seconds=seconds, late=self._late)
+
+    def send(
+        self,
+        kind: str,
+        stage: int,
+        round: int,  # noqa: A002
+        microbatch: int,
+        tensors: Mapping[str, torch.Tensor],
+        scalars: Mapping[str, float] | None = None,
+    ) -> None:
+        """Queue a frame for a stage, or for the coordinator."""
+        assignment = self._assignment
+        frame = tensor_frame(
+            kind,
+            assignment.device,
+            assignment.stage,
+            assignment.term,
+            round=round,
+            microbatch=microbatch,
+            tensors=tensors,
+            scalars=scalars,
+        )
+        key = frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
+        self._sender.post(key, frame)
+
+    def _receive(self, frame: Frame) -> None:
+        try:
+            self.inbox.put(frame)
+        except WireError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: WireError) -> None:
+        me = self._assignment.peer(self._assignment.stage)
+        named = me in str(error)
+        self.inbox.fail(error if named else type(error)(f"{me} refuses a frame: {error}"))
+
+    def _expect(self, header: FrameHeader) -> None:
+        """Refuse what the program does not declare, before anything is allocated for it."""
+        declared = self._may_receive.get(header.kind)
+        me = self._assignment.peer(self._assignment.stage)
+        if declared is None or not self._is_sender(header):
+            raise WireError(
+                f"{me} expects no {header.kind!r} frame from stage {header.stage} "
+                f"({header.device})."
+            )
+        names = {spec.name for spec in header.tensors}
+        whole = header.kind in ("input", "activation")
+        if names - declared.keys() or (whole and declared.keys() - names):
+            raise WireError(
+                f"{me} expects the tensors {sorted(declared)} in {header.kind!r} frames "
+                f"(got {sorted(names)} from {header.device})."
+            )
+        self._check_scalars(header)
+        samples = 0 if header.kind == "reduce" else int(header.scalars.get("samples", 0))
+        if not 0 <= samples <= self._assignment.microbatch_size:
+            raise WireError(
+                f"a microbatch has at most {self._assignment.microbatch_size} samples "
+                f"(got {samples} from {header.device})."
+            )
+        for spec in header.tensors:
+            value = declared[spec.name]
+            if (spec.dtype, spec.shape) != (value.dtype, value.shape_at(samples)):
+                raise WireError(
+                    f"{me} expects {spec.name} as {value.dtype} {value.shape_at(samples)} "
+                    f"(got {spec.dtype} {spec.shape} from {header.device})."
+                )
+
+    def _check_scalars(self, header: FrameHeader) -> None:
+        me = self._assignment.peer(self._assignment.stage)
+        needed = _SCALARS.get(header.kind, ())
+        if header.kind == "begin" and header.scalars.get("train"):
+            needed += ("total_samples",)
+        for name in needed:
+            value = header.scalars.get(name, math.nan)
+            if not 0 <= value < _TOO_MANY:
+                raise WireError(
+                    f"{me} expects a number called {name}, 0 or more, in {header.kind!r} frames "
+                    f"(got {value} from {header.device})."
+                )
+        most = self._assignment.max_microbatches
+        if "total_samples" in needed and not 1 <= header.scalars["microbatches"] <= most:
+            raise WireError(
+                f"{me} trains on 1 to {most} microbatches in a step "
+                f"(got {header.scalars['microbatches']:.0f} from {header.device})."
+            )
+
+    def _is_sender(self, header: FrameHeader) -> bool:
+        """Whether the sender is who may send this. Names catch accidents: members are trusted."""
+        mine, devices = self._assignment.stage, self._assignment.devices
+        if header.kind in ("begin", "input"):
+            expected = [COORDINATOR]
+        elif header.kind == "reduce":
+            expected = [stage for stage in range(len(devices)) if stage != mine]
+        else:
+            expected = [mine - 1 if header.kind == "activation" else mine + 1]
+        if header.stage not in expected:
+            return False
+        of_stage = self._assignment.coordinator if header.stage < 0 else devices[header.stage]
+        return header.device == of_stage
+
+    def _limit_bytes(self) -> int:
+        size = self._assignment.microbatch_size
+        return max(
+            payload_bytes(
+                TensorSpec(value.name, value.dtype, value.shape_at(size))
+                for value in declared.values()
+            )
+            for declared in self._may_receive.values()
+        )
+
+    def _late(self, key: FrameId) -> EdgeweaveError:
+        assignment = self._assignment
+        return DeviceTimeout(
+            f"{assignment.peer(assignment.stage)} waited {self._timeouts.frame:.0f} s for the "
+            f"{key.kind} of microbatch {key.microbatch} (round {key.round}) from "
+            f"{assignment.peer(key.sender)}. Look at that device, or raise Timeouts.frame.",
+            device=assignment.device,
+            stage=assignment.stage,
+        )

@@ -1,0 +1,345 @@
+"""Compute one stage of one run: one thread that takes a schedule's actions in order.
+
+    begin(round) -> [ wait input -> forward -> send ] [ wait gradient -> backward -> send ] ...
+                 -> reduce (tied gradients, global norm) -> update -> next round
+
+Sending happens beside it (``StageExchange``). Frames are waited for with a deadline; the first
+error ends the run here and is handed to ``on_fault``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+
+from edgeweave.core.clock import Clock
+from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.device.exchange import StageExchange, as_mapping
+from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
+from edgeweave.device.optimizer import StageOptimizer
+from edgeweave.device.throttle import Throttle
+from edgeweave.net import Frame
+from edgeweave.plan import Backward, Forward, Reduce, actions
+from edgeweave.program import Moment, StageProgram, encode_state, is_external
+
+__all__ = ["Executor", "RunEnded"]
+
+_MAX_EVENTS = 20_000
+_REHEARSALS = 8
+_TIED, _NORMS = 0, 1  # the two exchanges of a reduce, told apart by the microbatch field
+
+
+class RunEnded(EdgeweaveError):
+    """The run was released while a stage waited; not a fault."""
+
+
+class Executor:
+    """Runs one stage until it is released. Owned by ``with``: leaving joins the thread."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        stage: StageProgram,
+        optimizer: StageOptimizer,
+        exchange: StageExchange,
+        *,
+        throttle: Throttle,
+        clock: Clock,
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self._assignment = assignment
+        self._stage = stage
+        self._optimizer = optimizer
+        self._exchange = exchange
+        self._throttle = throttle
+        self._clock = clock
+        self._on_fault = on_fault
+        self._thread = threading.Thread(
+            target=self._run, name=f"edgeweave-stage-{assignment.stage}"
+        )
+        self._finished = threading.Condition()
+        self._rounds = 0
+        self._ended = False
+        self._samples: dict[int, int] = {}
+        self._needs_input = any(is_external(value.name) for value in stage.program.inputs)
+        self._needs_reduce = bool(assignment.tied) or assignment.clip_grad_norm is not None
+        self.events: deque[TraceEvent] = deque(maxlen=_MAX_EVENTS)
+        self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
+
+    @property
+    def rounds(self) -> int:
+        """Rounds finished so far."""
+        return self._rounds
+
+    def rehearse(self, known: tuple[float, float] | None) -> None:
+        """Warm up, and learn how to pace an emulated device.
+
+        ``known`` are the stage's forward and backward seconds on this device, if it has profiled
+        its units; otherwise the stage runs a few times at full speed to find out.
+        """
+        stopwatch = self._throttle.stopwatch()
+        size = self._assignment.microbatch_size
+        samples: dict[str, list[float]] = {"forward": [], "backward": []}
+        for _ in range(1 if known else _REHEARSALS + 1):
+            for kind, call in zip(samples, self._stage.rehearse(size), strict=True):
+                started = stopwatch()
+                call()
+                samples[kind].append(stopwatch() - started)
+        if known is None:
+            for kind, seconds in samples.items():
+                self._throttle.rehearse((kind, size), seconds[1:])
+        else:
+            for kind, held in zip(samples, known, strict=True):
+                self._throttle.hold((kind, size), held)
+
+    def __enter__(self) -> Self:
+        self._exchange.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ended = RunEnded("the run was released")
+        self._exchange.inbox.fail(ended)
+        self._thread.join()
+        self._exchange.__exit__(RunEnded, ended, None)
+
+    def wait_state(
+        self, rounds: int, part: Literal["weights", "optimizer"], *, timeout_seconds: float
+    ) -> bytes:
+        """A part of the stage's state, as safetensors, once it finished ``rounds`` rounds.
+
+        Raises an error at once if it never will.
+        """
+        me = self._assignment.peer(self._assignment.stage)
+        with self._finished:
+            self._finished.wait_for(lambda: self._rounds >= rounds or self._ended, timeout_seconds)
+            if self._rounds < rounds and self._ended:
+                raise FleetError(f"{me} ended after {self._rounds} of {rounds} rounds.")
+            if self._rounds < rounds:
+                raise DeviceTimeout(
+                    f"{me} finished {self._rounds} of {rounds} rounds in {timeout_seconds:.0f} s.",
+                    device=self._assignment.device,
+                    stage=self._assignment.stage,
+                )
+        if part == "weights":
+            return encode_state(self._stage.state_dict())
+        return self._optimizer.state()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._round()
+        except RunEnded:
+            return
+        except BaseException as error:  # noqa: BLE001 - a thread's boundary: reported, never lost
+            self._exchange.inbox.fail(RunEnded("the stage failed"))
+            self._on_fault(error)
+        finally:
+            with self._finished:
+                self._ended = True
+                self._finished.notify_all()
+
+    def _round(self) -> None:
+        number = self._rounds
+        with self._timed("idle", -1, -1):
+            begin = self._exchange.wait("begin", COORDINATOR, number)
+        step = int(begin.header.scalars["step"])
+        n_microbatches = int(begin.header.scalars["microbatches"])
+        if begin.header.scalars["train"]:
+            self._train(number, step, n_microbatches, begin)
+        else:
+            for microbatch in range(n_microbatches):
+                self._evaluate(number, step, microbatch)
+        with self._finished:
+            self._rounds += 1
+            self._finished.notify_all()
+
+    def _train(self, number: int, step: int, n_microbatches: int, begin: Frame) -> None:
+        assignment = self._assignment
+        total = begin.header.scalars["total_samples"]
+        for action in actions(
+            assignment.schedule,
+            assignment.stage,
+            assignment.n_stages,
+            n_microbatches,
+            extra_in_flight=assignment.extra_in_flight,
+            reduce=self._needs_reduce,
+        ):
+            if isinstance(action, Forward):
+                self._forward(number, Moment(step, action.microbatch))
+            elif isinstance(action, Backward):
+                self._backward(number, Moment(step, action.microbatch), total)
+            elif isinstance(action, Reduce):
+                self._reduce(number, step)
+            else:
+                self._update(step, begin.header.scalars)
+
+    def _forward(self, number: int, moment: Moment) -> None:
+        inputs, samples = self._inputs(number, moment)
+        self._samples[moment.microbatch] = samples
+        with self._computing("forward", moment, samples):
+            result = self._stage.forward(inputs, moment)
+        self._hand_on(number, moment.microbatch, samples, result.outputs)
+        if result.loss is not None:
+            self._report(number, moment.microbatch, samples, result.loss, result.metrics)
+
+    def _evaluate(self, number: int, step: int, microbatch: int) -> None:
+        moment = Moment(step, microbatch)
+        inputs, samples = self._inputs(number, moment)
+        with self._computing("evaluate", moment, samples):
+            result = self._stage.evaluate(inputs)
+        self._hand_on(number, microbatch, samples, result.outputs)
+        if result.loss is not None:
+            self._report(number, microbatch, samples, result.loss, result.metrics)
+
+    def _inputs(self, number: int, moment: Moment) -> tuple[dict[str, torch.Tensor], int]:
+        inputs: dict[str, torch.Tensor] = {}
+        samples = 0
+        senders = [("input", COORDINATOR)] if self._needs_input else []
+        if self._assignment.stage > 0:
+            senders.append(("activation", self._assignment.stage - 1))
+        for kind, sender in senders:
+            with self._timed("wait", moment.step, moment.microbatch):
+                frame = self._exchange.wait(kind, sender, number, moment.microbatch)
+            inputs.update(as_mapping(frame))
+            samples = int(frame.header.scalars["samples"])
+        return inputs, samples
+
+    def _hand_on(
+        self, number: int, microbatch: int, samples: int, outputs: Mapping[str, torch.Tensor]
+    ) -> None:
+        if not self._assignment.is_last:
+            target = self._assignment.stage + 1
+            scalars = {"samples": float(samples)}
+            self._exchange.send("activation", target, number, microbatch, outputs, scalars)
+
+    def _report(
+        self,
+        number: int,
+        microbatch: int,
+        samples: int,
+        loss: torch.Tensor,
+        metrics: Mapping[str, torch.Tensor],
+    ) -> None:
+        scalars = {"samples": float(samples), "loss": loss.item()}
+        scalars.update({f"metric:{name}": value.item() for name, value in metrics.items()})
+        self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
+
+    def _backward(self, number: int, moment: Moment, total_samples: float) -> None:
+        assignment = self._assignment
+        microbatch = moment.microbatch
+        gradients: dict[str, torch.Tensor] = {}
+        if not assignment.is_last:
+            with self._timed("wait", moment.step, microbatch):
+                frame = self._exchange.wait("gradient", assignment.stage + 1, number, microbatch)
+            gradients = as_mapping(frame)
+        samples = self._samples.pop(microbatch)
+        with self._computing("backward", moment, samples):
+            returned = self._stage.backward(
+                microbatch, gradients, loss_weight=samples / total_samples
+            )
+        if assignment.stage > 0:
+            sent = {name: grad for name, grad in returned.items() if not is_external(name)}
+            scalars = {"samples": float(samples)}
+            target = assignment.stage - 1
+            self._exchange.send("gradient", target, number, microbatch, sent, scalars)
+
+    def _update(self, step: int, scalars: Mapping[str, float]) -> None:
+        hyperparameters = {
+            name.removeprefix("hp:"): value
+            for name, value in scalars.items()
+            if name.startswith("hp:")
+        }
+        with self._computing("update", Moment(step, -1), 0):
+            self._optimizer.step(hyperparameters)
+            self._optimizer.clear_gradients()
+
+    def _reduce(self, number: int, step: int) -> None:
+        with self._timed("wait", step, -1):
+            self._sum_tied(number)
+            if self._assignment.clip_grad_norm is not None:
+                self._clip(number, self._assignment.clip_grad_norm)
+
+    def _sum_tied(self, number: int) -> None:
+        """Add up the gradients of parameters that several stages hold, in one order everywhere."""
+        tied, mine = self._assignment.tied, self._assignment.stage
+        peers = sorted({stage for held in tied.values() if mine in held for stage in held} - {mine})
+        own = {
+            name: parameter.grad
+            for name, parameter in self._stage.parameters.items()
+            if name in tied and parameter.grad is not None
+        }
+        for peer in peers:
+            shared = {name: grad for name, grad in own.items() if peer in tied[name]}
+            self._exchange.send("reduce", peer, number, _TIED, shared)
+        parts = {mine: own}
+        for peer in peers:
+            parts[peer] = as_mapping(self._exchange.wait("reduce", peer, number, _TIED))
+        for name in tied.keys() & self._stage.parameters.keys():
+            grads = [
+                parts[stage][name] for stage in sorted(parts, reverse=True) if name in parts[stage]
+            ]
+            if grads:
+                parameter = self._stage.parameters[name]
+                parameter.grad = sum_in_order([grad.to(parameter.device) for grad in grads])
+
+    def _clip(self, number: int, max_norm: float) -> None:
+        """Scale gradients by the norm over all stages, as ``clip_grad_norm_`` does over a model."""
+        mine = self._assignment.stage
+        norms = {
+            f"norm:{name}": torch.linalg.vector_norm(parameter.grad).item()
+            for name, parameter in self._stage.parameters.items()
+            if parameter.grad is not None and mine == min(self._assignment.tied.get(name, (mine,)))
+        }
+        others = [stage for stage in range(self._assignment.n_stages) if stage != mine]
+        for peer in others:
+            self._exchange.send("reduce", peer, number, _NORMS, {}, norms)
+        for peer in others:
+            norms.update(self._exchange.wait("reduce", peer, number, _NORMS).header.scalars)
+        parameters = [p for p in self._stage.parameters.values() if p.grad is not None]
+        if parameters:
+            names = [f"norm:{name}" for name in self._assignment.parameter_order]
+            ordered = torch.tensor(
+                [norms[name] for name in names if name in norms], dtype=parameters[0].dtype
+            )
+            total = torch.linalg.vector_norm(ordered)
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+
+    @contextmanager
+    def _computing(self, kind: str, moment: Moment, samples: int) -> Iterator[None]:
+        with (
+            self._timed("compute", moment.step, moment.microbatch, shown=kind),
+            self._throttle.pace((kind, samples)),
+        ):
+            yield
+
+    @contextmanager
+    def _timed(
+        self, account: str, step: int, microbatch: int, *, shown: str | None = None
+    ) -> Iterator[None]:
+        started = self._clock.now()
+        try:
+            yield
+        finally:
+            stopped = self._clock.now()
+            self.seconds[account] += stopped - started
+            self.events.append(TraceEvent(shown or account, step, microbatch, started, stopped))
+
+
+def sum_in_order(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The sum from left to right, in a tensor of its own."""
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total

@@ -1,0 +1,216 @@
+"""What a coordinator and a device say to each other beside frames: msgpack of typed structs."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from edgeweave.core.errors import WireError
+from edgeweave.device.optimizer import Optimizer
+from edgeweave.net import Hello
+from edgeweave.program import Program
+
+__all__ = [
+    "COORDINATOR",
+    "Assignment",
+    "Deploy",
+    "Fault",
+    "Greeting",
+    "LinkProbe",
+    "LinkTimings",
+    "Profile",
+    "Release",
+    "StageStatistics",
+    "StateRequest",
+    "TraceEvent",
+    "UnitTimings",
+    "Weigh",
+    "decode_message",
+    "encode_message",
+]
+
+COORDINATOR = -1
+"""The stage number of the coordinator."""
+
+_Message = TypeVar("_Message")
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """Who a device is, and the facts that planning and ``status`` show."""
+
+    hello: Hello
+    machine: str
+    cores: int
+    threads: str
+    """Threads torch computes with, and why."""
+    device: str
+    """Where torch computes: cpu, cuda or mps."""
+    speed: float | None
+    """Emulated fraction of one host core; None on a real device."""
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    run: str | None
+    """The run it works for, if any."""
+    clock_seconds: float
+    """Its clock at the moment of answering, to align timelines."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """One stage's place in a run: everything but the program and its weights."""
+
+    run: str
+    term: int
+    coordinator: str
+    stage: int
+    devices: tuple[str, ...]
+    """The device of every stage, in order."""
+    schedule: str
+    extra_in_flight: int
+    microbatch_size: int
+    max_microbatches: int
+    seed: int
+    optimizer: Optimizer
+    clip_grad_norm: float | None
+    parameter_order: tuple[str, ...]
+    """Trainable parameters of the whole model, in its order, in which norms are summed."""
+    tied: dict[str, tuple[int, ...]]
+    """Trainable parameters that several stages hold -> those stages."""
+
+    @property
+    def n_stages(self) -> int:
+        return len(self.devices)
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.n_stages - 1
+
+    @property
+    def device(self) -> str:
+        return self.devices[self.stage]
+
+    def peer(self, stage: int) -> str:
+        """A stage as messages name it."""
+        if stage == COORDINATOR:
+            return f"the coordinator ({self.coordinator})"
+        return f"stage {stage} on {self.devices[stage]}"
+
+
+class Deploy(msgspec.Struct, frozen=True):
+    """Put a stage on a device. Answered when it is ready to compute."""
+
+    assignment: Assignment
+    graph: bytes
+    tensors: memoryview
+    """Safetensors; a view of the message, which may be as large as the stage."""
+    optimizer_state: memoryview | None
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Time every unit of a program. ``tensors``: buffers and constants; weights are made up."""
+
+    graph: bytes
+    tensors: bytes
+    microbatch_size: int
+    repetitions: int
+    optimizer: Optimizer
+
+
+class Weigh(msgspec.Struct, frozen=True):
+    """How many bytes does a stage need? Answered by ``edgeweave.device.tasks``."""
+
+    program: Program
+    microbatch_size: int
+    in_flight: int
+    optimizer: Optimizer
+
+
+class UnitTimings(msgspec.Struct, frozen=True):
+    """Seconds per unit and microbatch as this device takes them, and per byte of an update."""
+
+    forward_seconds: tuple[float, ...]
+    backward_seconds: tuple[float, ...]
+    update_seconds_per_byte: float
+
+
+class LinkProbe(msgspec.Struct, frozen=True):
+    """Measure the way to another device with requests of ``size_bytes`` and of none."""
+
+    target: str
+    size_bytes: int
+
+
+class LinkTimings(msgspec.Struct, frozen=True):
+    """One direction: half a small round trip, and what a large request adds to it."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+
+class StateRequest(msgspec.Struct, frozen=True):
+    """Ask a stage for its state after it finished ``rounds`` rounds. Answered as safetensors.
+
+    ``part``: weights and buffers, or the optimizer's state. One at a time, because each is copied
+    on its way out and devices are small.
+    """
+
+    run: str
+    rounds: int
+    part: Literal["weights", "optimizer"]
+
+
+class Release(msgspec.Struct, frozen=True):
+    """End a run on a device. Harmless if it is not there."""
+
+    run: str
+
+
+class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of work or waiting of a stage, on the device's clock."""
+
+    kind: str
+    step: int
+    microbatch: int
+    start_seconds: float
+    stop_seconds: float
+
+
+class StageStatistics(msgspec.Struct, frozen=True):
+    """Where a stage's time went since it was deployed, what it moved and what it used."""
+
+    compute_seconds: float
+    wait_seconds: float
+    """Waiting for frames of the round in progress."""
+    idle_seconds: float
+    """Waiting for the coordinator to begin a round."""
+    send_seconds: float
+    """Handing frames to the network, beside computing."""
+    bytes_in: int
+    bytes_out: int
+    rounds: int
+    peak_memory_bytes: int
+    """The largest resident size of the process since deployment."""
+    clock_seconds: float
+    events: tuple[TraceEvent, ...]
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A stage tells the coordinator that it cannot go on. ``error`` as ``net`` encodes errors."""
+
+    run: str
+    device: str
+    stage: int
+    error: bytes
+
+
+def encode_message(message: msgspec.Struct) -> bytes:
+    """A message as bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_message(data: bytes | memoryview, kind: type[_Message]) -> _Message:
+    """Read a message; ``WireError`` if the bytes are not one of that kind."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a {kind.__name__} message ({error}).") from error

@@ -1,0 +1,49 @@
+"""What this device measured of units, to be held to it when stages are made of them.
+
+An emulated device has no speed of its own: its host's other work would make it faster and slower
+from one minute to the next. So what profiling found a unit to take is what the unit takes on this
+device from then on, alone or in any stage. Units are recognised by their contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from edgeweave.device.messages import UnitTimings
+from edgeweave.program import Program, cut, without_outputs
+
+__all__ = ["UnitMemory"]
+
+
+class UnitMemory:
+    """Seconds by unit and microbatch size, learnt from profiles."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def learn(self, program: Program, microbatch_size: int, timings: UnitTimings) -> None:
+        """Remember the profile of a whole program; a later one replaces it."""
+        (whole,) = cut(without_outputs(program), ())
+        measured = zip(timings.forward_seconds, timings.backward_seconds, strict=True)
+        for key, seconds in zip(_fingerprints(whole).values(), measured, strict=True):
+            self._seconds[key, microbatch_size] = seconds
+
+    def recall(self, stage: Program, microbatch_size: int) -> tuple[float, float] | None:
+        """Forward and backward seconds of a stage, or None if a unit of it was never profiled."""
+        parts = [self._seconds.get((k, microbatch_size)) for k in _fingerprints(stage).values()]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return sum(forward for forward, _ in known), sum(backward for _, backward in known)
+
+
+def _fingerprints(program: Program) -> dict[int, str]:
+    """A digest of every unit's nodes, by unit."""
+    return {
+        unit: hashlib.sha256(
+            msgspec.msgpack.encode([node for node in program.nodes if node.unit == unit])
+        ).hexdigest()
+        for unit in program.unit_numbers
+    }

@@ -1,0 +1,88 @@
+"""Send frames beside computing: a bounded queue and one thread, owned by ``with``."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from edgeweave.core.clock import Clock
+from edgeweave.core.errors import EdgeweaveError, FleetError
+from edgeweave.net import Frame, Transport
+
+__all__ = ["Sender"]
+
+
+class Sender:
+    """Hands frames to a transport in the order they were posted.
+
+    The first error goes to ``on_error`` and ends sending; later posts are dropped. ``post`` blocks
+    when the queue is full, for at most ``timeout_seconds``.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        *,
+        capacity: int,
+        timeout_seconds: float,
+        on_error: Callable[[EdgeweaveError], None],
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._on_error = on_error
+        self._queue: queue.Queue[tuple[str, Frame] | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._run, name="edgeweave-sender")
+        self._seconds = 0.0
+        self._failed = False
+
+    @property
+    def seconds(self) -> float:
+        """Time spent handing frames to the network so far."""
+        return self._seconds
+
+    def post(self, key: str, frame: Frame) -> None:
+        """Queue a frame. Its tensors must not change any more."""
+        try:
+            self._queue.put((key, frame), timeout=self._timeout_seconds)
+        except queue.Full:
+            raise FleetError(
+                f"the network took nothing for {self._timeout_seconds:.0f} s "
+                f"(next: {frame.header.kind} to {key}). Check the link."
+            ) from None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._failed = True  # what is queued need not go out any more: the thread drops it
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._failed:
+                continue
+            started = self._clock.now()
+            try:
+                self._transport.send(*item)
+            except EdgeweaveError as error:
+                self._failed = True
+                self._on_error(error)
+            except Exception as error:  # noqa: BLE001 - a thread's boundary: reported, never lost
+                self._failed = True
+                failed = FleetError(f"sending failed: {type(error).__name__}: {error}")
+                failed.__cause__ = error
+                self._on_error(failed)
+            self._seconds += self._clock.now() - started

@@ -1,0 +1,41 @@
+"""A device as a user describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.core.units import parse_bytes
+from edgeweave.net import check_device_name
+
+__all__ = ["Device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One emulated device of a local fleet.
+
+    ``speed`` is the fraction of one core of this machine that it computes with, held by pacing;
+    ``memory`` (``"512MiB"`` or bytes) limits the stage that may be put on it.
+
+    >>> Device("pi-a", speed=0.5, memory="512MiB").memory_bytes
+    536870912
+    """
+
+    name: str
+    speed: float = 1.0
+    memory: str | int | None = None
+
+    def __post_init__(self) -> None:
+        check_device_name(self.name)
+        if not 0 < self.speed <= 1:
+            raise ConfigError(
+                f"speed is a fraction of one core, above 0 and at most 1 (got {self.speed} for "
+                f"{self.name!r}). Emulate a faster device on a faster host."
+            )
+        if self.memory is not None:
+            parse_bytes(self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else parse_bytes(self.memory)

@@ -1,0 +1,68 @@
+"""The fabric: frames, requests and liveliness between devices, over Zenoh or inside one process."""
+
+from edgeweave.net.frame import (
+    Frame,
+    FrameHeader,
+    TensorSpec,
+    check_header,
+    decode,
+    encode,
+    payload_bytes,
+    specs_of,
+)
+from edgeweave.net.handshake import Hello, check_hello, decode_hello, encode_hello, hello_of
+from edgeweave.net.keys import (
+    check_device_name,
+    check_name,
+    control_key,
+    control_pattern,
+    device_of,
+    frame_key,
+    frame_pattern,
+)
+from edgeweave.net.memory import MemoryFabric, MemoryTransport
+from edgeweave.net.pieces import Assembler, split
+from edgeweave.net.settings import NetSettings, TlsFiles
+from edgeweave.net.transport import (
+    Buffer,
+    Priority,
+    Subscription,
+    Transport,
+    TransportStatistics,
+)
+from edgeweave.net.zenoh_transport import ZenohTransport
+
+__all__ = [
+    "Assembler",
+    "Buffer",
+    "Frame",
+    "FrameHeader",
+    "Hello",
+    "MemoryFabric",
+    "MemoryTransport",
+    "NetSettings",
+    "Priority",
+    "Subscription",
+    "TensorSpec",
+    "TlsFiles",
+    "Transport",
+    "TransportStatistics",
+    "ZenohTransport",
+    "check_device_name",
+    "check_header",
+    "check_hello",
+    "check_name",
+    "control_key",
+    "control_pattern",
+    "decode",
+    "decode_hello",
+    "device_of",
+    "encode",
+    "encode_hello",
+    "frame_key",
+    "frame_pattern",
+    "hello_of",
+    "payload_bytes",
+    "specs_of",
+    "split",
+]

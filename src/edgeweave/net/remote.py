@@ -1,0 +1,125 @@
+"""Errors that cross the network: the same class on both sides, by a table and never by a name."""
+
+from __future__ import annotations
+
+import traceback
+
+import msgspec
+
+from edgeweave.core import errors
+from edgeweave.core.units import format_seconds
+
+__all__ = [
+    "decode_error",
+    "encode_error",
+    "no_answer_error",
+    "no_listener_error",
+    "timeout_error",
+]
+
+_LONGEST_MESSAGE = 8_000
+_LONGEST_TRACEBACK = 32_000
+_TRACEBACK_MARK = "\n\n--- traceback on "
+
+_PLAIN: dict[str, type[errors.EdgeweaveError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.EdgeweaveError,
+        errors.ConfigError,
+        errors.CaptureError,
+        errors.FormatError,
+        errors.CheckpointError,
+        errors.WireError,
+        errors.VersionError,
+        errors.PlanError,
+        errors.FleetError,
+    )
+}
+_OF_DEVICE: dict[str, type[errors.DeviceError]] = {
+    kind.__name__: kind for kind in (errors.DeviceBusy, errors.DeviceLost, errors.DeviceTimeout)
+}
+
+
+class _Report(msgspec.Struct, frozen=True, array_like=True):
+    """An exception as data."""
+
+    kind: str
+    message: str
+    traceback: str
+    device: str | None = None
+    stage: int | None = None
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Describe an exception for another process; long texts keep their end."""
+    text = "".join(traceback.format_exception(error))
+    report = _Report(
+        kind=type(error).__name__,
+        message=_message(error)[:_LONGEST_MESSAGE],
+        traceback=(getattr(error, "remote_traceback", "") or text)[-_LONGEST_TRACEBACK:],
+        device=getattr(error, "device", None) if isinstance(error, errors.FleetError) else None,
+        stage=getattr(error, "stage", None) if isinstance(error, errors.FleetError) else None,
+    )
+    return msgspec.msgpack.encode(report)
+
+
+def decode_error(data: bytes, device: str) -> errors.EdgeweaveError:
+    """The error that ``device`` described, ready to be raised here.
+
+    A class Edgeweave does not have becomes ``DeviceFailed``, whose message holds the traceback.
+    """
+    try:
+        report = msgspec.msgpack.decode(data, type=_Report)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return errors.WireError(
+            f"device {device!r} answered with an error that cannot be read ({error}). "
+            "Look into its log."
+        )
+    plain = _PLAIN.get(report.kind)
+    if plain is not None:
+        return plain(report.message)
+    about = report.device or device
+    of_device = _OF_DEVICE.get(report.kind)
+    if of_device is not None:
+        return of_device(report.message, device=about, stage=report.stage)
+    known = report.kind == errors.DeviceFailed.__name__
+    return errors.DeviceFailed(
+        report.message if known else f"device {device!r} failed: {report.kind}: {report.message}",
+        device=about,
+        stage=report.stage,
+        remote_traceback=report.traceback,
+    )
+
+
+def timeout_error(device: str, key: str, timeout_seconds: float) -> errors.DeviceTimeout:
+    """The deadline of a request passed, and its device had not gone."""
+    return errors.DeviceTimeout(
+        f"device {device!r} did not answer {key} within {format_seconds(timeout_seconds)}. "
+        "It lives: wait longer, or look into its log.",
+        device=device,
+    )
+
+
+def no_answer_error(device: str, key: str) -> errors.FleetError:
+    """A request ended without an answer."""
+    return errors.FleetError(
+        f"device {device!r} does not answer (nobody serves {key}, or it vanished while answering). "
+        f"Start it with: edgeweave join --name {device}."
+    )
+
+
+def no_listener_error(key: str, waited_seconds: float) -> errors.FleetError:
+    """A frame has no receiver: after a wait for the first one, or at once if there was one."""
+    facts = (
+        f"waited {format_seconds(waited_seconds)}"
+        if waited_seconds
+        else "its receiver closed or vanished"
+    )
+    return errors.FleetError(
+        f"nobody listens to {key} ({facts}). Check that its device runs: edgeweave status."
+    )
+
+
+def _message(error: BaseException) -> str:
+    # The text of DeviceFailed already holds a traceback, which travels on its own.
+    return str(error).split(_TRACEBACK_MARK, 1)[0]

@@ -1,0 +1,48 @@
+"""Where to cut a model and on whom to run it: costs in, a plan out."""
+
+from edgeweave.plan.costs import Costs, Cut, DeviceCosts, Link, UnitFacts
+from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
+from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.partition import best_plans, partition
+from edgeweave.plan.schedule import (
+    SCHEDULES,
+    Action,
+    Backward,
+    Forward,
+    Reduce,
+    Update,
+    actions,
+    in_flight,
+)
+from edgeweave.plan.simulate import Event, Timeline, simulate
+from edgeweave.plan.stages import Plan, Stage, from_json, to_json
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Backward",
+    "Costs",
+    "Cut",
+    "DeviceCosts",
+    "DeviceShare",
+    "Event",
+    "Explanation",
+    "Forward",
+    "LeftOut",
+    "Link",
+    "Plan",
+    "Reduce",
+    "Stage",
+    "Timeline",
+    "UnitFacts",
+    "Update",
+    "actions",
+    "best_plans",
+    "explain",
+    "from_json",
+    "in_flight",
+    "partition",
+    "simulate",
+    "stage_memory_bytes",
+    "to_json",
+]

@@ -1,0 +1,239 @@
+"""What planning knows: units, the cuts between them, devices, and the links between devices.
+
+A plan is a function of these values and of nothing else. Who measured or predicted them is not
+known here, nor are codecs: bytes are bytes on the wire. A parameter that two units share (tied
+weights) counts in both of them, because they may land on two devices; a plan that keeps them
+together therefore shows more memory than it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.plan._checks import require_not_negative
+
+__all__ = [
+    "Costs",
+    "Crossing",
+    "Cut",
+    "DeviceCosts",
+    "Link",
+    "StageSeconds",
+    "UnitFacts",
+    "crossings",
+    "stage_seconds",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """The sizes of one unit, the same on every device.
+
+    ``activation_bytes`` is what autograd keeps for each microbatch in flight.
+    """
+
+    name: str
+    parameter_bytes: int
+    trainable_bytes: int
+    buffer_bytes: int
+    activation_bytes: int
+
+    def __post_init__(self) -> None:
+        what = f"unit {self.name!r}"
+        for field in ("parameter_bytes", "trainable_bytes", "buffer_bytes", "activation_bytes"):
+            _require_not_negative(getattr(self, field), f"{field} of {what}")
+        if self.trainable_bytes > self.parameter_bytes:
+            raise ConfigError(
+                f"trainable_bytes of {what} must be part of its parameter_bytes "
+                f"({self.trainable_bytes} > {self.parameter_bytes}). Measure the unit again."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The bytes that cross the boundary between two neighbouring units, for each microbatch."""
+
+    forward_bytes: int
+    backward_bytes: int
+
+    def __post_init__(self) -> None:
+        _require_not_negative(self.forward_bytes, "forward_bytes of a cut")
+        _require_not_negative(self.backward_bytes, "backward_bytes of a cut")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCosts:
+    """What each unit costs on one device, for each microbatch, and the memory it may use.
+
+    ``memory_limit_bytes=None`` sets no limit. ``update_seconds_per_byte`` is the optimizer's step
+    for each trainable byte.
+    """
+
+    device: str
+    forward_seconds: tuple[float, ...]
+    backward_seconds: tuple[float, ...]
+    memory_limit_bytes: int | None
+    update_seconds_per_byte: float = 0.0
+
+    def __post_init__(self) -> None:
+        for seconds in self.forward_seconds:
+            _require_not_negative(seconds, f"forward_seconds of device {self.device!r}")
+        for seconds in self.backward_seconds:
+            _require_not_negative(seconds, f"backward_seconds of device {self.device!r}")
+        _require_not_negative(
+            self.update_seconds_per_byte, f"update_seconds_per_byte of device {self.device!r}"
+        )
+        _require_not_negative(
+            self.memory_limit_bytes or 0, f"memory_limit_bytes of device {self.device!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction between two devices.
+
+    >>> Link(bytes_per_second=1e6, latency_seconds=0.02).occupied_seconds(500_000)
+    0.5
+    """
+
+    bytes_per_second: float
+    latency_seconds: float
+
+    def __post_init__(self) -> None:
+        _require_not_negative(self.latency_seconds, "latency_seconds of a link")
+        _require_not_negative(self.bytes_per_second, "bytes_per_second of a link")
+        if self.bytes_per_second == 0:
+            raise ConfigError(
+                "bytes_per_second of a link must be above zero (got 0). Leave the device out."
+            )
+
+    def occupied_seconds(self, size_bytes: int) -> float:
+        """How long a message keeps the next one waiting; it is there one latency later."""
+        return size_bytes / self.bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Everything a plan is made from.
+
+    ``cuts[i]`` lies between unit ``i`` and unit ``i + 1``. ``links[src][dst]`` is one direction;
+    what is not in there is ``default_link``. Adam with float32 state keeps
+    ``optimizer_bytes_per_trainable_byte=2``, SGD with momentum 1, plain SGD 0.
+    """
+
+    units: tuple[UnitFacts, ...]
+    cuts: tuple[Cut, ...]
+    devices: tuple[DeviceCosts, ...]
+    links: dict[str, dict[str, Link]]
+    default_link: Link
+    optimizer_bytes_per_trainable_byte: float
+
+    def __post_init__(self) -> None:
+        if not self.units or not self.devices:
+            raise ConfigError(
+                "a plan needs at least one unit and one device "
+                f"(got {len(self.units)} and {len(self.devices)}). Join a device first."
+            )
+        if len(self.cuts) != len(self.units) - 1:
+            raise ConfigError(
+                "there is one cut between two neighbouring units "
+                f"(got {len(self.cuts)} cuts for {len(self.units)} units). Measure the model again."
+            )
+        for device in self.devices:
+            self._check_unit_counts(device)
+        self._check_names()
+        _require_not_negative(
+            self.optimizer_bytes_per_trainable_byte, "optimizer_bytes_per_trainable_byte"
+        )
+
+    def device(self, name: str) -> DeviceCosts:
+        """The costs of one device."""
+        for device in self.devices:
+            if device.device == name:
+                return device
+        known = ", ".join(device.device for device in self.devices)
+        raise ConfigError(f"no costs for device {name!r} (known: {known}). Measure it first.")
+
+    def link(self, src: str, dst: str) -> Link:
+        """The link from one device to another."""
+        return self.links.get(src, {}).get(dst, self.default_link)
+
+    def only(self, names: Collection[str]) -> Costs:
+        """The same costs with some of the devices, in the order they have here."""
+        for name in names:
+            self.device(name)
+        kept = tuple(device for device in self.devices if device.device in names)
+        return replace(self, devices=kept)
+
+    def _check_unit_counts(self, device: DeviceCosts) -> None:
+        counts = (len(device.forward_seconds), len(device.backward_seconds))
+        if counts != (len(self.units), len(self.units)):
+            raise ConfigError(
+                f"device {device.device!r} must have a forward and a backward time for each unit "
+                f"(got {counts[0]} and {counts[1]} for {len(self.units)} units). Measure it again."
+            )
+
+    def _check_names(self) -> None:
+        names = [device.device for device in self.devices]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ConfigError(
+                f"device names must differ (twice: {', '.join(repeated)}). Rename one of them."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """What a stage takes: forward and backward for each microbatch, update for each step."""
+
+    forward: float
+    backward: float
+    update: float
+
+    @property
+    def microbatch(self) -> float:
+        """Forward and backward together."""
+        return self.forward + self.backward
+
+
+def stage_seconds(costs: Costs, device: str, first: int, stop: int) -> StageSeconds:
+    """What units ``first`` to ``stop - 1`` take on a device."""
+    measured = costs.device(device)
+    trainable_bytes = sum(unit.trainable_bytes for unit in costs.units[first:stop])
+    return StageSeconds(
+        forward=sum(measured.forward_seconds[first:stop]),
+        backward=sum(measured.backward_seconds[first:stop]),
+        update=measured.update_seconds_per_byte * trainable_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One direction of a cut between two devices, for each microbatch."""
+
+    src: str
+    dst: str
+    occupied_seconds: float
+    latency_seconds: float
+
+    @property
+    def transfer_seconds(self) -> float:
+        """Until the message is there."""
+        return self.occupied_seconds + self.latency_seconds
+
+
+def crossings(costs: Costs, src: str, dst: str, cut: int) -> tuple[Crossing, Crossing]:
+    """What a cut between two devices takes: the outputs there, the gradients back."""
+    there, back = costs.link(src, dst), costs.link(dst, src)
+    forward_seconds = there.occupied_seconds(costs.cuts[cut].forward_bytes)
+    backward_seconds = back.occupied_seconds(costs.cuts[cut].backward_bytes)
+    return (
+        Crossing(src, dst, forward_seconds, there.latency_seconds),
+        Crossing(dst, src, backward_seconds, back.latency_seconds),
+    )
+
+
+def _require_not_negative(value: float, what: str) -> None:
+    require_not_negative(value, what, fix="Measure again.")

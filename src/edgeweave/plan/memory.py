@@ -1,0 +1,31 @@
+"""The memory that a stage needs on its device.
+
+    stage = parameters + buffers                        the weights it serves
+          + gradients                                   as many bytes as it trains
+          + ceil(optimizer bytes per trainable byte x trainable bytes)
+          + in flight x activations                     what autograd keeps for each microbatch
+
+Not counted: the interpreter and libraries, messages on their way, and the working space inside an
+operator. A device's limit has to leave room for them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgeweave.plan.costs import Costs
+
+__all__ = ["stage_memory_bytes"]
+
+
+def stage_memory_bytes(costs: Costs, first: int, stop: int, in_flight: int) -> int:
+    """The bytes that units ``first`` to ``stop - 1`` need with so many microbatches in flight.
+
+    A tied parameter counts in each unit that uses it.
+    """
+    units = costs.units[first:stop]
+    trainable = sum(unit.trainable_bytes for unit in units)
+    weights = sum(unit.parameter_bytes + unit.buffer_bytes for unit in units)
+    optimizer = math.ceil(costs.optimizer_bytes_per_trainable_byte * trainable)
+    activations = sum(unit.activation_bytes for unit in units)
+    return weights + trainable + optimizer + in_flight * activations

@@ -1,0 +1,145 @@
+"""Choose the split of the units over the devices that makes a step shortest.
+
+Proposals come from the exact dynamic program, the simulation chooses among them. A single device is
+one of the proposals: a plan is never predicted to be slower than the best single device. More than
+``MAX_DEVICES`` devices are thinned out first by a heuristic, see ``considered``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf
+from typing import Literal
+
+import numpy as np
+
+from edgeweave.core.errors import PlanError
+from edgeweave.core.units import format_bytes
+from edgeweave.plan.costs import Costs
+from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.proposals import MAX_DEVICES, best_splits, considered, proposals
+from edgeweave.plan.ranking import fastest, plan_from_split
+from edgeweave.plan.splits import Floats, Grid, Microbatching, Split, solve
+from edgeweave.plan.stages import Plan
+
+__all__ = ["best_plans", "partition"]
+
+_EXTRA_IN_FLIGHT = (0, 1, 2)
+_WORTH_MORE_MEMORY = 1.005
+
+
+def best_plans(
+    costs: Costs,
+    *,
+    schedule: str,
+    n_microbatches: int,
+    extra_in_flight: int = 0,
+    pin_first: str | None = None,
+    objective: Literal["throughput", "latency"] = "throughput",
+) -> tuple[Plan, ...]:
+    """The exact best plan for each number of devices that has one, fewest devices first.
+
+    ``"throughput"`` minimises the period, the largest of all stages' computing and all transfers;
+    ``"latency"`` minimises their sum, what one microbatch takes there and back. ``pin_first`` names
+    the device that must hold the first unit.
+    """
+    costs = considered(costs, keep=pin_first)
+    run = Microbatching(schedule, n_microbatches, extra_in_flight)
+    join = np.maximum if objective == "throughput" else np.add
+    best: dict[int, tuple[float, Split]] = {}
+    for value, split in best_splits(costs, run, join, pin_first=pin_first):
+        size = len(split.devices)
+        if size not in best or value < best[size][0]:
+            best[size] = (value, split)
+    return tuple(plan_from_split(best[size][1], costs, run) for size in sorted(best))
+
+
+def partition(
+    costs: Costs,
+    *,
+    n_microbatches: int,
+    schedule: str = "1f1b",
+    extra_in_flight: int | None = None,
+    pin_first: str | None = None,
+    devices: Collection[str] | None = None,
+    use: Literal["fastest", "all"] = "fastest",
+) -> Plan:
+    """The plan with the shortest simulated step; it may leave devices out, or use a single one.
+
+    ``extra_in_flight=None`` tries 0, 1 and 2 and takes the smallest that comes within 0.5 % of the
+    best. ``devices`` restricts the choice, ``use="all"`` forces every one of them into the plan. Of
+    equally fast plans the one with fewer devices is taken. Raises ``PlanError`` if nothing fits.
+    """
+    costs = costs if devices is None else costs.only(devices)
+    n_devices = _number_of_all_devices(costs) if use == "all" else None
+    costs = considered(costs, keep=pin_first)
+    extras = _EXTRA_IN_FLIGHT if extra_in_flight is None else (extra_in_flight,)
+    runs = [Microbatching(schedule, n_microbatches, extra) for extra in extras]
+    plans: list[Plan] = []
+    best_seconds = inf
+    for run, splits in proposals(costs, runs, pin_first=pin_first, n_devices=n_devices):
+        limit_seconds = best_seconds * _WORTH_MORE_MEMORY
+        plan = fastest(splits, costs, run, limit_seconds=limit_seconds)
+        if plan is not None:
+            plans.append(plan)
+            best_seconds = min(best_seconds, plan.step_seconds)
+    if not plans:
+        raise _nothing_fits(costs, runs[0], pin_first, n_devices)
+    good_seconds = best_seconds * _WORTH_MORE_MEMORY
+    return next(plan for plan in plans if plan.step_seconds <= good_seconds)
+
+
+def _number_of_all_devices(costs: Costs) -> int:
+    n_devices, n_units = len(costs.devices), len(costs.units)
+    if n_devices > MAX_DEVICES:
+        raise PlanError(
+            f"use='all' plans at most {MAX_DEVICES} devices (got {n_devices}). "
+            "Name fewer devices or plan with use='fastest'."
+        )
+    if n_devices > n_units:
+        raise PlanError(
+            f"use='all' needs a unit for each device (got {n_units} units for {n_devices} "
+            "devices). Name fewer devices or plan with use='fastest'."
+        )
+    return n_devices
+
+
+def _nothing_fits(
+    costs: Costs, run: Microbatching, pin_first: str | None, n_devices: int | None
+) -> PlanError:
+    """Say what the split that comes closest to fitting lacks, and where."""
+    split = _closest_split(costs, run, pin_first, n_devices)
+    lacks: list[tuple[int, str]] = []
+    for index, (device, first, stop) in enumerate(split.stages()):
+        in_flight = run.in_flight(len(split.devices) - 1 - index)
+        need = stage_memory_bytes(costs, first, stop, in_flight)
+        limit = costs.device(device).memory_limit_bytes
+        if limit is not None:
+            lacks.append(
+                (
+                    need - limit,
+                    f"stage {index}, units {first} to {stop - 1}, needs {format_bytes(need)} on "
+                    f"{device}, limit: {format_bytes(limit)}, lacks {format_bytes(need - limit)}",
+                )
+            )
+    _, worst = max(lacks)
+    return PlanError(
+        f"no split of {len(costs.units)} units fits the memory of {len(costs.devices)} devices "
+        f"(closest: {worst}). Use smaller microbatches or an optimizer with less state, or add a "
+        "device."
+    )
+
+
+def _closest_split(
+    costs: Costs, run: Microbatching, pin_first: str | None, n_devices: int | None
+) -> Split:
+    """The split whose worst stage exceeds its device's memory the least."""
+    grid = Grid(costs)
+
+    def excess_bytes(n_behind: int) -> Floats:
+        return grid.excess_bytes(run.in_flight(n_behind))
+
+    free = np.zeros((len(grid.names), len(grid.names), grid.n_units))
+    found = solve(grid, excess_bytes, free, np.maximum).splits(first=pin_first)
+    wanted = [pair for pair in found if n_devices in (None, len(pair[1].devices))]
+    return min(wanted, key=lambda pair: (pair[0], len(pair[1].devices)))[1]

@@ -1,0 +1,119 @@
+"""From splits to the fastest plan: a lower bound sorts them, the simulation decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from math import ceil, inf
+
+from edgeweave.plan.costs import Costs, Crossing, crossings, stage_seconds
+from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.simulate import with_simulated_step
+from edgeweave.plan.splits import Microbatching, Split
+from edgeweave.plan.stages import Plan, Stage
+
+__all__ = ["fastest", "plan_from_split", "step_seconds_at_least"]
+
+_ROUNDING = 1 + 1e-9
+
+
+def fastest(
+    splits: Iterable[Split], costs: Costs, run: Microbatching, *, limit_seconds: float = inf
+) -> Plan | None:
+    """The split whose simulated step is shortest, or nothing if none keeps the limit.
+
+    Of equally fast splits the one with the fewest devices wins, then the order of the devices in
+    ``costs``. A split that cannot win by the lower bound of its step is not simulated.
+    """
+    positions = {device.device: index for index, device in enumerate(costs.devices)}
+
+    def preference(split: Split) -> tuple[int, list[int], tuple[int, ...]]:
+        return len(split.devices), [positions[name] for name in split.devices], split.bounds
+
+    bounds = {split: step_seconds_at_least(split, costs, run) for split in splits}
+    plans: list[tuple[Split, Plan]] = []
+    for split in sorted(bounds, key=lambda split: (bounds[split], preference(split))):
+        if bounds[split] > limit_seconds * _ROUNDING:
+            break
+        plan = plan_from_split(split, costs, run)
+        plans.append((split, plan))
+        limit_seconds = min(limit_seconds, plan.step_seconds)
+    equal = [pair for pair in plans if pair[1].step_seconds <= limit_seconds * _ROUNDING]
+    return min(equal, key=lambda pair: preference(pair[0]))[1] if equal else None
+
+
+def plan_from_split(split: Split, costs: Costs, run: Microbatching) -> Plan:
+    """The split with its predicted memory and times, the step simulated."""
+    n_stages = len(split.devices)
+    stages = tuple(
+        _stage(costs, place, in_flight=run.in_flight(n_stages - 1 - index))
+        for index, place in enumerate(split.stages())
+    )
+    draft = Plan(
+        stages=stages,
+        schedule=run.schedule,
+        n_microbatches=run.n_microbatches,
+        extra_in_flight=run.extra_in_flight,
+        period_seconds=_period_seconds(split, costs),
+        step_seconds=0.0,
+    )
+    return with_simulated_step(draft, costs)
+
+
+def _stage(costs: Costs, place: tuple[str, int, int], *, in_flight: int) -> Stage:
+    device, first, stop = place
+    seconds = stage_seconds(costs, device, first, stop)
+    return Stage(
+        device=device,
+        first_unit=first,
+        stop_unit=stop,
+        forward_seconds=seconds.forward,
+        backward_seconds=seconds.backward,
+        memory_bytes=stage_memory_bytes(costs, first, stop, in_flight),
+    )
+
+
+def _period_seconds(split: Split, costs: Costs) -> float:
+    compute = [stage_seconds(costs, *place).microbatch for place in split.stages()]
+    transfers = [
+        crossing.transfer_seconds for pair in _crossings(split, costs) for crossing in pair
+    ]
+    return max(compute + transfers)
+
+
+def _crossings(split: Split, costs: Costs) -> list[tuple[Crossing, Crossing]]:
+    neighbours = pairwise(split.devices)
+    return [
+        crossings(costs, src, dst, stop - 1)
+        for (src, dst), stop in zip(neighbours, split.bounds[1:-1], strict=True)
+    ]
+
+
+def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> float:
+    """A step takes at least this long, whichever stage or link is the busiest.
+
+    ::
+
+        stage 0   [F0]....................................[B][U0]    in between, some stage
+        stage s         [ F and B of every microbatch     ]          has all its work to do
+
+    ``around`` is what the first microbatch needs to reach the stage and the last to return from
+    it. A stage that holds few microbatches waits for the round trip behind it as often as its
+    places are filled; a link carries one message after another.
+    """
+    compute_seconds = [stage_seconds(costs, *place).microbatch for place in split.stages()]
+    pairs = _crossings(split, costs)
+    n = run.n_microbatches
+    round_trips = [sum(crossing.transfer_seconds for crossing in pair) for pair in pairs]
+    behind = sum(compute_seconds) + sum(round_trips)
+    around = least = 0.0
+    for index, compute in enumerate(compute_seconds):
+        fillings = ceil(n / run.in_flight(len(compute_seconds) - 1 - index))
+        least = max(least, around + n * compute, around + fillings * behind)
+        if index < len(pairs):
+            round_trip = compute + round_trips[index]
+            around += round_trip
+            behind -= round_trip
+            occupied = max(crossing.occupied_seconds for crossing in pairs[index])
+            least = max(least, around + (n - 1) * occupied + compute_seconds[index + 1])
+    return least

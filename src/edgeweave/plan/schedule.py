@@ -1,0 +1,179 @@
+"""The order in which a stage computes: pure generators that the device and the simulation both run.
+
+A schedule knows its place (stage, number of stages) and the number of microbatches, and nothing of
+time: whoever runs it waits where an action needs something that has not come yet. Backward runs in
+ascending order of microbatches in every schedule, because gradients add up in that order in the
+run that is not split. GPipe: arXiv:1811.06965; 1F1B with flush: PipeDream-Flush, arXiv:2006.09503.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Protocol
+
+from edgeweave.core.errors import ConfigError
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Backward",
+    "Forward",
+    "Reduce",
+    "Schedule",
+    "Update",
+    "actions",
+    "gpipe",
+    "in_flight",
+    "one_f_one_b",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Run the stage on a microbatch and hand the result on."""
+
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Run the stage's backward pass of a microbatch, add up gradients, hand the input's on."""
+
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Wait for what other stages know of the gradients: tied parameters, the global norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Let the optimizer step: the last action of a step."""
+
+
+Action = Forward | Backward | Reduce | Update
+
+
+class Schedule(Protocol):
+    """A generator of one stage's actions in one step."""
+
+    def __call__(
+        self,
+        stage: int,
+        n_stages: int,
+        n_microbatches: int,
+        *,
+        extra_in_flight: int = 0,
+        reduce: bool = False,
+    ) -> Iterator[Action]: ...
+
+
+def gpipe(
+    stage: int,
+    n_stages: int,
+    n_microbatches: int,
+    *,
+    extra_in_flight: int = 0,
+    reduce: bool = False,
+) -> Iterator[Action]:
+    """All forwards, then all backwards; every microbatch is in flight, whatever is asked for.
+
+    ::
+
+        stage 0   F0 F1 F2 F3 .  .  .  .  B0 B1 B2 B3 U
+        stage 1      F0 F1 F2 F3 .  .  B0 B1 B2 B3 U        . = idle
+        stage 2         F0 F1 F2 F3 B0 B1 B2 B3 U
+    """
+    return _bounded(n_microbatches, n_microbatches, reduce=reduce)
+
+
+def one_f_one_b(
+    stage: int,
+    n_stages: int,
+    n_microbatches: int,
+    *,
+    extra_in_flight: int = 0,
+    reduce: bool = False,
+) -> Iterator[Action]:
+    """One forward, one backward, and a flush at the end of the step.
+
+    ::
+
+        stage 0   F0 F1 F2 .  .  B0 F3 B1 .  B2 .  B3 U
+        stage 1      F0 F1 .  B0 F2 B1 F3 B2 .  B3 U        . = idle
+        stage 2         F0 B0 F1 B1 F2 B2 F3 B3 U
+
+    A stage holds at most ``n_stages - stage + extra_in_flight`` microbatches: enough to have work
+    while the first of them travels to the end and back. More of them hide the time on slow links
+    and cost memory. The last stage waits for nobody's gradient and always holds one.
+    """
+    last = stage == n_stages - 1
+    limit = 1 if last else n_stages - stage + extra_in_flight
+    return _bounded(min(limit, n_microbatches), n_microbatches, reduce=reduce)
+
+
+SCHEDULES: Mapping[str, Schedule] = MappingProxyType({"1f1b": one_f_one_b, "gpipe": gpipe})
+"""The schedules by the name that a plan and the command line use."""
+
+
+def actions(
+    schedule_name: str,
+    stage: int,
+    n_stages: int,
+    n_microbatches: int,
+    *,
+    extra_in_flight: int = 0,
+    reduce: bool = False,
+) -> Iterator[Action]:
+    """One stage's actions in one step, in order.
+
+    >>> from itertools import islice
+    >>> list(islice(actions("1f1b", 0, 2, 4), 3))
+    [Forward(microbatch=0), Forward(microbatch=1), Backward(microbatch=0)]
+    """
+    if schedule_name not in SCHEDULES:
+        raise ConfigError(
+            f"unknown schedule {schedule_name!r} (known: {', '.join(SCHEDULES)}). Choose one."
+        )
+    if not 0 <= stage < n_stages or n_microbatches < 1 or extra_in_flight < 0:
+        raise ConfigError(
+            "a schedule needs 0 <= stage < n_stages, n_microbatches >= 1, extra_in_flight >= 0 "
+            f"(got {stage}, {n_stages}, {n_microbatches}, {extra_in_flight}). Correct them."
+        )
+    schedule = SCHEDULES[schedule_name]
+    return schedule(stage, n_stages, n_microbatches, extra_in_flight=extra_in_flight, reduce=reduce)
+
+
+@lru_cache(maxsize=1024)
+def in_flight(
+    schedule_name: str, stage: int, n_stages: int, n_microbatches: int, extra_in_flight: int
+) -> int:
+    """The most microbatches whose activations a stage holds at the same time.
+
+    >>> in_flight("1f1b", 0, 3, 8, 0), in_flight("gpipe", 0, 3, 8, 0)
+    (3, 8)
+    """
+    held = peak = 0
+    for action in actions(
+        schedule_name, stage, n_stages, n_microbatches, extra_in_flight=extra_in_flight
+    ):
+        held += isinstance(action, Forward) - isinstance(action, Backward)
+        peak = max(peak, held)
+    return peak
+
+
+def _bounded(limit: int, n_microbatches: int, *, reduce: bool) -> Iterator[Action]:
+    """Keep ``limit`` microbatches in flight for as long as there are new ones."""
+    for microbatch in range(limit):
+        yield Forward(microbatch)
+    for microbatch in range(n_microbatches):
+        yield Backward(microbatch)
+        if microbatch + limit < n_microbatches:
+            yield Forward(microbatch + limit)
+    if reduce:
+        yield Reduce()
+    yield Update()

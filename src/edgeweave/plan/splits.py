@@ -1,0 +1,201 @@
+"""All good ways to split the units over devices: a dynamic program over cuts, subsets and orders.
+
+A suffix of the units is described by the set of devices that hold it, the device at its front and
+its first unit. The table grows from the last unit to the first, one device at a time:
+
+    best[set, d, i] = least over j and f of
+                      join(compute(d, i..j), transfer(d -> f, j), best[set - d, f, j])
+
+    units   0 ... i-1 | i ... j-1 | j ... N-1
+                      |     d     | f ... (the devices of set - d)
+
+From the end, because the microbatches a stage holds in flight, and with them its memory, depend on
+how many stages come behind it. ``join`` is the maximum for the period and the sum for the latency
+of one microbatch; both are exact. Work: ``2**D * D * N**2`` for D devices and N units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeweave.plan.costs import Costs
+from edgeweave.plan.schedule import in_flight
+
+__all__ = ["Grid", "Microbatching", "Split", "solve"]
+
+Floats = npt.NDArray[np.float64]
+Join = Callable[[Floats, Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatching:
+    """How the microbatches of a step run."""
+
+    schedule: str
+    n_microbatches: int
+    extra_in_flight: int
+
+    def in_flight(self, n_behind: int) -> int:
+        """The microbatches that a stage with so many stages behind it holds."""
+        return in_flight(self.schedule, 0, n_behind + 1, self.n_microbatches, self.extra_in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Devices in pipeline order; stage ``k`` holds units ``bounds[k]`` to ``bounds[k + 1] - 1``."""
+
+    devices: tuple[str, ...]
+    bounds: tuple[int, ...]
+
+    def stages(self) -> Iterator[tuple[str, int, int]]:
+        """Device, first unit and stop unit of each stage."""
+        return zip(self.devices, self.bounds, self.bounds[1:], strict=False)
+
+
+class Grid:
+    """``Costs`` as arrays; entry ``[i, j]`` is about units ``i`` to ``j - 1``.
+
+    Where ``j <= i`` there are no units, and the entry is infinite.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self.names = [device.device for device in costs.devices]
+        self.n_units = len(costs.units)
+        seconds = [
+            np.add(device.forward_seconds, device.backward_seconds) for device in costs.devices
+        ]
+        self.compute_seconds = np.stack([_spans(times) for times in seconds])
+        self.compute_seconds[:, ~_real_spans(self.n_units)] = np.inf
+        self._limit_bytes = np.array(
+            [_limit(device.memory_limit_bytes) for device in costs.devices]
+        )
+        self._costs = costs
+        self._weight_bytes = self._spans_of_weights()
+        self._activation_bytes = _spans([unit.activation_bytes for unit in costs.units])
+
+    def excess_bytes(self, in_flight: int) -> Floats:
+        """How far ``stage_memory_bytes`` of a span exceeds a device's limit; 0 where it fits."""
+        memory = self._weight_bytes + in_flight * self._activation_bytes
+        excess = np.maximum(memory[None] - self._limit_bytes[:, None, None], 0.0)
+        excess[:, ~_real_spans(self.n_units)] = np.inf
+        return np.asarray(excess)
+
+    def fits(self, in_flight: int) -> npt.NDArray[np.bool_]:
+        """Which span fits which device."""
+        return np.asarray(self.excess_bytes(in_flight) == 0)
+
+    def transfer_seconds(self, join: Join, *, latency: bool) -> Floats:
+        """Entry ``[d, f, j]``: both directions between ``d`` and ``f`` before unit ``j``."""
+        there_bytes = np.array([cut.forward_bytes for cut in self._costs.cuts], dtype=np.float64)
+        back_bytes = np.array([cut.backward_bytes for cut in self._costs.cuts], dtype=np.float64)
+        transfer = np.full((len(self.names), len(self.names), self.n_units), np.inf)
+        for d, src in enumerate(self.names):
+            for f, dst in enumerate(self.names):
+                there, back = self._costs.link(src, dst), self._costs.link(dst, src)
+                transfer[d, f, 1:] = join(
+                    there_bytes / there.bytes_per_second + there.latency_seconds * latency,
+                    back_bytes / back.bytes_per_second + back.latency_seconds * latency,
+                )
+        return transfer
+
+    def _spans_of_weights(self) -> Floats:
+        units = self._costs.units
+        served = _spans([u.parameter_bytes + u.buffer_bytes + u.trainable_bytes for u in units])
+        trained = _spans([unit.trainable_bytes for unit in units])
+        return np.asarray(
+            served + np.ceil(self._costs.optimizer_bytes_per_trainable_byte * trained)
+        )
+
+
+class Table:
+    """The best suffix for each set of devices (a bit mask), front device and first unit."""
+
+    def __init__(self, grid: Grid, join: Join) -> None:
+        n_devices = len(grid.names)
+        shape = (2**n_devices, n_devices, grid.n_units)
+        self._grid = grid
+        self._join = join
+        self._best: Floats = np.full(shape, np.inf)
+        self._stop = np.zeros(shape, dtype=np.int32)
+        self._next_device = np.zeros(shape, dtype=np.int8)
+
+    def splits(self, *, first: str | None = None) -> Iterator[tuple[float, Split]]:
+        """The best whole split of every set of devices for which there is one."""
+        fronts = [d for d, name in enumerate(self._grid.names) if first in (None, name)]
+        for mask in range(1, len(self._best)):
+            front = min(fronts, key=lambda d: self._best[mask, d, 0])
+            value = float(self._best[mask, front, 0])
+            if np.isfinite(value):
+                yield value, self._trace(mask, front)
+
+    def start(self, d: int, stage: Floats) -> None:
+        """Let device ``d`` hold everything from any unit to the last."""
+        self._best[1 << d, d] = stage
+
+    def put_in_front(self, mask: int, d: int, stage: Floats, transfer: Floats) -> None:
+        """Try every unit at which device ``d`` may stop, and every device that may follow it.
+
+        Looks only at stops from which the others can finish, and at first units from which ``d``
+        reaches the nearest of these stops: what it cannot do, it cannot do for more units either.
+        """
+        behind = self._join(self._best[mask ^ (1 << d)], transfer)
+        follower = behind.argmin(axis=0)
+        rest = behind[follower, np.arange(len(follower))]
+        possible = np.flatnonzero(np.isfinite(rest))
+        if not len(possible):
+            return
+        stops = slice(possible[0], possible[-1] + 1)
+        firsts = slice(np.isfinite(stage[:, stops.start]).argmax(), stops.stop)
+        whole = self._join(stage[firsts, stops], rest[stops])
+        stop = whole.argmin(axis=1)
+        self._best[mask, d, firsts] = whole[np.arange(len(stop)), stop]
+        self._stop[mask, d, firsts] = stop + stops.start
+        self._next_device[mask, d] = follower
+
+    def _trace(self, mask: int, front: int) -> Split:
+        devices, bounds = [front], [0]
+        while mask != 1 << front:
+            stop = int(self._stop[mask, front, bounds[-1]])
+            mask, front = mask ^ (1 << front), int(self._next_device[mask, front, stop])
+            devices.append(front)
+            bounds.append(stop)
+        names = tuple(self._grid.names[device] for device in devices)
+        return Split(names, (*bounds, self._grid.n_units))
+
+
+def solve(
+    grid: Grid, stage_cost: Callable[[int], Floats], transfer_cost: Floats, join: Join
+) -> Table:
+    """Fill the table; ``stage_cost(n_behind)[d, i, j]`` is infinite where it is not allowed."""
+    table = Table(grid, join)
+    every_device = range(len(grid.names))
+    for n_behind in range(min(len(grid.names), grid.n_units)):
+        stage = stage_cost(n_behind)
+        inner = np.ascontiguousarray(stage[:, :, :-1])
+        for mask in range(1, 2 ** len(grid.names)):
+            if mask.bit_count() != n_behind + 1:
+                continue
+            for d in every_device:
+                if mask == 1 << d:
+                    table.start(d, stage[d, :, -1])
+                elif mask >> d & 1:
+                    table.put_in_front(mask, d, inner[d], transfer_cost[d])
+    return table
+
+
+def _spans(values: Any) -> Floats:
+    ends = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.asarray(np.maximum(ends[None, :] - ends[:-1, None], 0.0))
+
+
+def _real_spans(n_units: int) -> npt.NDArray[np.bool_]:
+    return np.arange(n_units)[:, None] < np.arange(n_units + 1)[None, :]
+
+
+def _limit(memory_limit_bytes: int | None) -> float:
+    return np.inf if memory_limit_bytes is None else float(memory_limit_bytes)

@@ -1,0 +1,130 @@
+"""The plan: which consecutive units run on which device, and what that is predicted to take.
+
+A plan is a frozen value and travels as JSON. It knows nothing of how it was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from edgeweave.core.errors import ConfigError, FormatError
+from edgeweave.plan._checks import require_not_negative
+from edgeweave.plan.schedule import SCHEDULES
+
+__all__ = ["Plan", "Stage", "from_json", "to_json"]
+
+_FORMAT = "edgeweave/plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Units ``first_unit`` to ``stop_unit - 1`` on one device, with seconds for each microbatch."""
+
+    device: str
+    first_unit: int
+    stop_unit: int
+    forward_seconds: float
+    backward_seconds: float
+    memory_bytes: int
+
+    def __post_init__(self) -> None:
+        if not self.device:
+            raise ConfigError("a stage must name its device (got ''). Name one.")
+        if not 0 <= self.first_unit < self.stop_unit:
+            raise ConfigError(
+                f"the stage on {self.device!r} must hold at least one unit "
+                f"(got {self.first_unit} to {self.stop_unit}). Plan again."
+            )
+        for field in ("forward_seconds", "backward_seconds", "memory_bytes"):
+            _require_not_negative(getattr(self, field), f"{field} of the stage on {self.device!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Stages in the order of the pipeline, and how a step runs through them.
+
+    ``period_seconds`` is what a microbatch takes in the steady state, the largest of the stages'
+    computing and the links' transfers; ``step_seconds`` is a whole step as simulated, with the
+    pipeline's filling and draining and the optimizer's step.
+    """
+
+    stages: tuple[Stage, ...]
+    schedule: str
+    n_microbatches: int
+    extra_in_flight: int
+    period_seconds: float
+    step_seconds: float
+
+    def __post_init__(self) -> None:
+        self._check_stages()
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+            )
+        if self.n_microbatches < 1:
+            raise ConfigError(
+                f"n_microbatches must be positive (got {self.n_microbatches}). Use at least one."
+            )
+        for field in ("extra_in_flight", "period_seconds", "step_seconds"):
+            _require_not_negative(getattr(self, field), f"{field} of a plan")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices in the order of the pipeline."""
+        return tuple(stage.device for stage in self.stages)
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise ConfigError("a plan must have a stage (got none). Plan again.")
+        if len(set(self.devices)) != len(self.stages):
+            raise ConfigError(
+                f"a device holds one stage (got {', '.join(self.devices)}). Plan again."
+            )
+        expected = 0
+        for index, stage in enumerate(self.stages):
+            if stage.first_unit != expected:
+                raise ConfigError(
+                    f"stage {index} must begin at unit {expected} (got {stage.first_unit}). "
+                    "Plan again."
+                )
+            expected = stage.stop_unit
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: str
+    version: int
+
+
+class _Document(_Header, frozen=True, forbid_unknown_fields=True):
+    plan: Plan
+
+
+def to_json(plan: Plan) -> bytes:
+    """The plan as a JSON document that names its format and version."""
+    return msgspec.json.encode(_Document(format=_FORMAT, version=_VERSION, plan=plan))
+
+
+def from_json(data: bytes) -> Plan:
+    """Read what ``to_json`` wrote; anything else is refused with a ``FormatError``.
+
+    >>> from_json(b"[]")
+    Traceback (most recent call last):
+    edgeweave.core.errors.FormatError: not a plan (Expected `object`, got `array`). Save it again.
+    """
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+        if (header.format, header.version) != (_FORMAT, _VERSION):
+            raise FormatError(
+                f"not a plan that this package reads (got {header.format!r} version "
+                f"{header.version}, reads {_FORMAT!r} version {_VERSION}). Plan again."
+            )
+        return msgspec.json.decode(data, type=_Document).plan
+    except (msgspec.MsgspecError, ConfigError, ValueError, RecursionError) as error:
+        raise FormatError(f"not a plan ({error}). Save it again.") from error
+
+
+def _require_not_negative(value: float, what: str) -> None:
+    require_not_negative(value, what, fix="Plan again.")

@@ -1,0 +1,53 @@
+"""Any ``nn.Module`` as data: capture, cut, run, save. Values in, values out."""
+
+from edgeweave.program.capture import Captured, LossFunction, capture, flatten_inputs
+from edgeweave.program.check import check, value_bytes
+from edgeweave.program.cut import cut, shared_parameters, without_outputs
+from edgeweave.program.evaluation import evaluation
+from edgeweave.program.footprint import CutBytes, UnitBytes, cut_bytes, unit_bytes
+from edgeweave.program.format import (
+    Examine,
+    decode,
+    decode_program,
+    decode_state,
+    encode,
+    encode_program,
+    encode_state,
+)
+from edgeweave.program.graph import Program, StateSpec, Value
+from edgeweave.program.operators import DTYPES
+from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
+from edgeweave.program.units import is_external
+
+__all__ = [
+    "DTYPES",
+    "Captured",
+    "CutBytes",
+    "Examine",
+    "LossFunction",
+    "Moment",
+    "Program",
+    "StageProgram",
+    "StageResult",
+    "StateSpec",
+    "UnitBytes",
+    "Value",
+    "capture",
+    "check",
+    "cut",
+    "cut_bytes",
+    "decode",
+    "decode_program",
+    "decode_state",
+    "encode",
+    "encode_program",
+    "encode_state",
+    "evaluation",
+    "flatten_inputs",
+    "is_external",
+    "made_up",
+    "shared_parameters",
+    "unit_bytes",
+    "value_bytes",
+    "without_outputs",
+]

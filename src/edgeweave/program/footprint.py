@@ -1,0 +1,118 @@
+"""What a program costs in bytes, by unit and by cut, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import torch
+
+from edgeweave.program.check import meta_state, propagate, value_bytes
+from edgeweave.program.cut import needed
+from edgeweave.program.graph import SHARED_UNIT, Node, Program
+from edgeweave.program.operators import DTYPES
+from edgeweave.program.units import is_external
+
+__all__ = ["CutBytes", "UnitBytes", "cut_bytes", "unit_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitBytes:
+    """Bytes of one unit; ``activations``: what autograd keeps per microbatch in flight."""
+
+    parameters: int
+    trainable: int
+    buffers: int
+    activations: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutBytes:
+    """Bytes that cross a cut for one microbatch, in each direction."""
+
+    forward: int
+    backward: int
+
+
+def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
+    """The bytes of every unit. A parameter that several units use counts in each of them.
+
+    Activations are those that autograd saves on ``meta`` tensors; a fused kernel of a device may
+    keep less.
+    """
+    saved = _saved_bytes(program, batch)
+    users: dict[int, set[str]] = {unit: set() for unit in program.unit_numbers}
+    for node in program.nodes:
+        if node.unit != SHARED_UNIT:
+            users[node.unit].update(node.inputs())
+    found = {}
+    for unit, names in users.items():
+        specs = [spec for spec in program.state if spec.name in names]
+        size = {spec.name: _state_bytes(spec.dtype, spec.shape) for spec in specs}
+        parameters = [spec for spec in specs if spec.kind == "parameter"]
+        found[unit] = UnitBytes(
+            parameters=sum(size[spec.name] for spec in parameters),
+            trainable=sum(size[spec.name] for spec in parameters if spec.trainable),
+            buffers=sum(size[spec.name] for spec in specs if spec.kind != "parameter"),
+            activations=saved.get(unit, 0),
+        )
+    return found
+
+
+def cut_bytes(program: Program, batch: int) -> dict[int, CutBytes]:
+    """For every unit but the first: what crosses a cut just before it."""
+    units = program.unit_numbers
+    program = msgspec.structs.replace(program, nodes=needed(program.nodes, program.results()))
+    values = program.values()
+    state = {spec.name for spec in program.state}
+    made = {v.name: n.unit for n in program.nodes for v in n.results}
+    last_use: dict[str, int] = {}
+    for node in program.nodes:
+        if node.unit != SHARED_UNIT:
+            for name in node.inputs():
+                last_use[name] = max(node.unit, last_use.get(name, 0))
+    final = {*program.outputs, program.loss, *program.metrics.values()}
+    found = {}
+    for unit in units[1:]:
+        crossing = [
+            values[name]
+            for name in values.keys() - state
+            if not is_external(name)
+            and made[name] != SHARED_UNIT
+            and made[name] < unit
+            and (last_use.get(name, -1) >= unit or name in final)
+        ]
+        found[unit] = CutBytes(
+            forward=sum(value_bytes(value, batch) for value in crossing),
+            backward=sum(value_bytes(value, batch) for value in crossing if value.requires_grad),
+        )
+    return found
+
+
+def _state_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel() * DTYPES[dtype].itemsize
+
+
+def _saved_bytes(program: Program, batch: int) -> dict[int, int]:
+    """Bytes of the distinct storages autograd saves, by the unit that first saved them."""
+    state = meta_state(program)
+    own = {tensor.untyped_storage()._cdata for tensor in state.values()}
+    seen: dict[int, torch.Tensor] = {}
+    pending: list[torch.Tensor] = []
+    by_unit: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        pending.append(tensor)
+        return tensor
+
+    def settle(node: Node, results: tuple[torch.Tensor, ...]) -> None:
+        for tensor in pending:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in seen and storage._cdata not in own:
+                seen[storage._cdata] = tensor  # keeps the address taken
+                by_unit[node.unit] = by_unit.get(node.unit, 0) + storage.nbytes()
+        pending.clear()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        propagate(program, batch, observe=settle, state=state)
+    return by_unit

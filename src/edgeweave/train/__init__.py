@@ -1,0 +1,16 @@
+"""Pipeline-parallel training: data, runs, checkpoints, reports."""
+
+from edgeweave.train.costs import measure_costs
+from edgeweave.train.learning_rate import LRSchedule
+from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
+from edgeweave.train.trainer import PipelineTrainer
+
+__all__ = [
+    "DeviceReport",
+    "EpochRecord",
+    "Evaluation",
+    "LRSchedule",
+    "PipelineTrainer",
+    "Report",
+    "measure_costs",
+]

@@ -1,0 +1,126 @@
+"""Ask every device what the units cost it and how its links are: what a plan is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+
+from edgeweave.core.errors import PlanError
+from edgeweave.device import (
+    LinkProbe,
+    LinkTimings,
+    Optimizer,
+    Profile,
+    UnitTimings,
+    decode_message,
+    state_bytes_per_trainable_byte,
+)
+from edgeweave.fleet import Fleet
+from edgeweave.plan import Costs, Cut, DeviceCosts, Link, UnitFacts
+from edgeweave.program import (
+    Captured,
+    cut_bytes,
+    encode_program,
+    encode_state,
+    unit_bytes,
+    without_outputs,
+)
+
+__all__ = ["measure_costs"]
+
+_PROBE_BYTES = 1 << 20
+_UNSEEN = Link(bytes_per_second=1e8, latency_seconds=1e-3)
+
+
+def measure_costs(
+    fleet: Fleet,
+    captured: Captured,
+    *,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    repetitions: int = 8,
+    devices: Sequence[str] = (),
+) -> Costs:
+    """Profile the program on every device and every link between two of them.
+
+    Devices of a local fleet share this machine's cores and are measured one after the other, real
+    ones at the same time. Each device runs every unit once per repetition: the whole program for
+    ``repetitions + 1`` microbatches.
+    """
+    names = tuple(devices) or fleet.devices
+    program = without_outputs(captured.program)
+    timings = _profile(fleet, captured, names, microbatch_size, optimizer, repetitions)
+    sizes = unit_bytes(program, microbatch_size)
+    crossing = cut_bytes(program, microbatch_size)
+    return Costs(
+        units=tuple(
+            UnitFacts(
+                name=f"unit {unit}",
+                parameter_bytes=size.parameters,
+                trainable_bytes=size.trainable,
+                buffer_bytes=size.buffers,
+                activation_bytes=size.activations,
+            )
+            for unit, size in sizes.items()
+        ),
+        cuts=tuple(Cut(each.forward, each.backward) for each in crossing.values()),
+        devices=tuple(
+            DeviceCosts(
+                device=name,
+                forward_seconds=timings[name].forward_seconds,
+                backward_seconds=timings[name].backward_seconds,
+                memory_limit_bytes=fleet.greet(name).memory_limit_bytes,
+                update_seconds_per_byte=timings[name].update_seconds_per_byte,
+            )
+            for name in names
+        ),
+        links=_links(fleet, names),
+        default_link=_UNSEEN,
+        optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(optimizer),
+    )
+
+
+def _profile(
+    fleet: Fleet,
+    captured: Captured,
+    names: Sequence[str],
+    microbatch_size: int,
+    optimizer: Optimizer,
+    repetitions: int,
+) -> dict[str, UnitTimings]:
+    graph, tensors = _without_weights(captured)
+    message = Profile(graph, tensors, microbatch_size, repetitions, optimizer)
+
+    def ask(name: str) -> bytes:
+        try:
+            return fleet.ask(name, "profile", message, timeout_seconds=fleet.timeouts.work)
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from error
+
+    answers = fleet.for_each(names, ask, one_at_a_time=fleet.is_local)
+    return {name: decode_message(answer, UnitTimings) for name, answer in answers.items()}
+
+
+def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
+    """The graph, and the buffers and constants alone: weights do not change what a unit costs."""
+    program = without_outputs(captured.program)
+    kept: dict[str, torch.Tensor] = {
+        spec.name: captured.state[spec.name] for spec in program.state if spec.kind != "parameter"
+    }
+    return encode_program(program), encode_state(kept)
+
+
+def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
+    links: dict[str, dict[str, Link]] = {name: {} for name in names}
+    for source, target in permutations(names, 2):
+        answer = fleet.ask(
+            source,
+            "measure",
+            LinkProbe(target, _PROBE_BYTES),
+            timeout_seconds=fleet.timeouts.work,
+        )
+        timings = decode_message(answer, LinkTimings)
+        links[source][target] = Link(timings.bytes_per_second, timings.latency_seconds)
+    return links

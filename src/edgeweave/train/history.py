@@ -1,0 +1,60 @@
+"""What a run has done so far, and where it stands: the part of a report that resuming restores."""
+
+from __future__ import annotations
+
+from edgeweave.train.batches import Cursor
+from edgeweave.train.report import EpochRecord, Evaluation, OpenEpoch
+from edgeweave.train.run import RoundResult
+
+__all__ = ["History"]
+
+
+class History:
+    """Grows with every step and epoch. Times are of this process only; losses of the whole run."""
+
+    def __init__(self) -> None:
+        self.cursor = Cursor()
+        self.step = 0
+        self.step_losses: list[float] = []
+        self.epochs: list[EpochRecord] = []
+        self.step_seconds: list[float] = []
+        self.seconds = 0.0
+        self.n_samples = 0
+        self._open = OpenEpoch()
+
+    def end_step(self, result: RoundResult, *, full: bool) -> None:
+        """A step is done; ``full`` if its batch was of full size, which makes its time telling."""
+        self.step += 1
+        self.cursor = Cursor(self.cursor.epoch, self.cursor.batch + 1)
+        self.step_losses.append(result.loss)
+        self.seconds += result.seconds
+        self.n_samples += result.n_samples
+        if full:
+            self.step_seconds.append(result.seconds)
+        self._open = self._open.plus(result.n_samples, result.loss, result.metrics, result.seconds)
+
+    def end_epoch(self, validation: Evaluation | None) -> EpochRecord:
+        """An epoch is done."""
+        record = self._open.closed(self.cursor.epoch, self.step, validation)
+        self.epochs.append(record)
+        self.cursor = Cursor(self.cursor.epoch + 1, 0)
+        self._open = OpenEpoch()
+        return record
+
+    def open_epoch(self) -> OpenEpoch:
+        """The sums of the epoch in progress."""
+        return self._open
+
+    def restore(
+        self,
+        cursor: Cursor,
+        step_losses: list[float],
+        epochs: tuple[EpochRecord, ...],
+        open_epoch: OpenEpoch,
+    ) -> None:
+        """Stand where a checkpoint was written."""
+        self.cursor = cursor
+        self.step = len(step_losses)
+        self.step_losses = list(step_losses)
+        self.epochs = list(epochs)
+        self._open = open_epoch

@@ -1,0 +1,321 @@
+"""``PipelineTrainer``: train one model across the devices of a fleet.
+
+Knows data sets, epochs, checkpoints; leaves computing to ``PipelineRun`` and cutting to ``plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from edgeweave.core.errors import ConfigError, PlanError
+from edgeweave.device import Optimizer
+from edgeweave.fleet import Fleet
+from edgeweave.plan import SCHEDULES, Costs, Plan, partition
+from edgeweave.program import Captured, LossFunction, capture
+from edgeweave.train.batches import (
+    Batch,
+    epoch_batches,
+    example,
+    n_batches,
+    ordered_batches,
+    prefetched,
+)
+from edgeweave.train.costs import measure_costs
+from edgeweave.train.fitting import Fit, Store, Weights
+from edgeweave.train.history import History
+from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.progress import TrainingProgress
+from edgeweave.train.report import Evaluation, Report, device_reports
+from edgeweave.train.run import PipelineRun, RunSettings
+
+__all__ = ["PipelineTrainer"]
+
+_DEFAULT_MICROBATCHES = 16
+
+
+class PipelineTrainer:
+    """Trains ``model`` over the devices of ``fleet``, cut by what each of them measured.
+
+    ``loss_fn(output, target)`` and every metric return the mean over the batch, a scalar tensor;
+    they are captured with the model and computed on the device of the last stage. The step's
+    gradient is the mean over its samples, the last, smaller batch of an epoch included. Splitting
+    changes no number on CPU: losses are bit-equal to one device doing the same microbatches
+    (tied weights: to float summation order, see docs/explanation-architecture.md).
+
+    ``n_microbatches`` pieces of each batch are under way at once (default: 16, or half the batch
+    size if that is less); more of them keep the devices busier, fewer make each piece more
+    efficient. ``plan`` skips measuring. Raises ``CaptureError`` for a model that cannot be
+    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+
+    >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
+    ...                           fleet=fleet)  # doctest: +SKIP
+    >>> report = trainer.fit(train_set, batch_size=128, epochs=2)  # doctest: +SKIP
+    >>> model.load_state_dict(trainer.state_dict())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        *,
+        optimizer: Optimizer,
+        fleet: Fleet,
+        metrics: Mapping[str, LossFunction] | None = None,
+        lr_schedule: LRSchedule | None = None,
+        clip_grad_norm: float | None = None,
+        schedule: Literal["1f1b", "gpipe"] = "1f1b",
+        n_microbatches: int | None = None,
+        seed: int = 0,
+        plan: Plan | None = None,
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise ConfigError(
+                f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+            )
+        if clip_grad_norm is not None and clip_grad_norm <= 0:
+            raise ConfigError(f"clip_grad_norm is positive (got {clip_grad_norm}).")
+        self._model = model
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer
+        self._fleet = fleet
+        self._metrics = dict(metrics or {})
+        self._lr_schedule = lr_schedule
+        self._clip_grad_norm = clip_grad_norm
+        self._schedule = schedule
+        self._n_microbatches = n_microbatches
+        self._seed = seed
+        self._plan = plan
+        self._costs: Costs | None = None
+        self._captured: Captured | None = None
+        self._weights = Weights({})
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in use, once there is one. Setting it makes the next run use another."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan | None) -> None:
+        self._plan = plan
+
+    @property
+    def costs(self) -> Costs | None:
+        """What the devices measured, if they were asked."""
+        return self._costs
+
+    def prepare(self, dataset: Dataset[Any], *, batch_size: int) -> Plan:
+        """Capture the model, measure the devices and plan, without training anything."""
+        microbatch_size = self._microbatch_size(batch_size)
+        self._capture(dataset, microbatch_size)
+        if self._plan is None:
+            assert self._captured is not None
+            self._costs = measure_costs(
+                self._fleet,
+                self._captured,
+                microbatch_size=microbatch_size,
+                optimizer=self._optimizer,
+            )
+            self._plan = partition(
+                self._costs,
+                n_microbatches=-(-batch_size // microbatch_size),
+                schedule=self._schedule,
+            )
+        return self._check_plan(self._plan, batch_size)
+
+    def fit(
+        self,
+        train_set: Dataset[Any],
+        *,
+        batch_size: int,
+        epochs: int,
+        validate: Dataset[Any] | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> Report:
+        """Train for ``epochs`` epochs of ``train_set`` and return what happened.
+
+        ``validate`` is evaluated after every epoch. ``checkpoint`` names a directory: one is
+        written there every ``checkpoint_every`` steps and after every epoch; with ``resume`` the
+        run continues from the newest in it, exactly as if it had never stopped. Samples are
+        shuffled anew each epoch, from the seed.
+        """
+        if batch_size < 1 or epochs < 1 or n_batches(train_set, 1) < 1:
+            raise ConfigError(
+                "training needs at least one sample, batch_size >= 1 and epochs >= 1 "
+                f"(got {n_batches(train_set, 1)}, {batch_size}, {epochs})."
+            )
+        if resume and checkpoint is None:
+            raise ConfigError("resume needs a checkpoint directory. Pass checkpoint=.")
+        plan = self.prepare(train_set, batch_size=batch_size)
+        self._weights.optimizer = {}
+        store = None if checkpoint is None else Store(Path(checkpoint), checkpoint_every)
+        fit = Fit(
+            weights=self._weights,
+            rate=LearningRate(self._optimizer, self._lr_schedule),
+            store=store,
+            settings=self._settings(train_set, batch_size),
+        )
+        fit.rate.check(validated=validate is not None)
+        if resume:
+            fit.resume()
+        with (
+            self._run(plan, batch_size) as run,
+            TrainingProgress(
+                epochs * n_batches(train_set, batch_size), done=fit.history.step, shown=progress
+            ) as bar,
+        ):
+            started = self._fleet.clock.now()
+            while fit.history.cursor.epoch < epochs:
+                batches = epoch_batches(
+                    train_set, batch_size, seed=self._seed, cursor=fit.history.cursor
+                )
+                with self._prefetched(run, batches) as ahead:
+                    fit.train_epoch(run, ahead, batch_size, on_step=bar.step)
+                validation = None
+                if validate is not None:
+                    validation = self._evaluated(run, validate, fit.history.step, batch_size)
+                bar.epoch(fit.end_epoch(run, validation))
+            self._weights.fetch(run)
+            return self._report(run, plan, fit.history, started)
+
+    def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
+        """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
+        self._capture(dataset, self._microbatch_size(batch_size))
+        plan = self._plan or self.prepare(dataset, batch_size=batch_size)
+        self._check_place(plan)
+        self._weights.optimizer = {}
+        with self._run(plan, batch_size) as run:
+            return self._evaluated(run, dataset, 0, batch_size)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained weights and buffers under the names of the user's model.
+
+        What training never touched (unused parameters) has the model's own values.
+        """
+        aliases = self._captured.program.aliases if self._captured else {}
+        return {
+            name: self._weights.state.get(aliases.get(name, name), tensor).detach().clone()
+            for name, tensor in self._model.state_dict().items()
+        }
+
+    def _evaluated(
+        self, run: PipelineRun, dataset: Dataset[Any], step: int, batch_size: int
+    ) -> Evaluation:
+        size = self._microbatch_size(batch_size)
+        if n_batches(dataset, 1) < 1:
+            raise ConfigError("evaluation needs at least one sample (the data set has none).")
+        with self._prefetched(run, ordered_batches(dataset, size)) as ahead:
+            result = run.evaluate(step, ahead, n_batches(dataset, size))
+        return Evaluation(result.loss, result.metrics, result.n_samples)
+
+    def _capture(self, dataset: Dataset[Any], microbatch_size: int) -> None:
+        if self._captured is not None:
+            return
+        inputs, target = example(dataset, max(microbatch_size, 2))
+        self._captured = capture(self._model, self._loss_fn, inputs, target, metrics=self._metrics)
+        state = {name: t.detach().clone() for name, t in self._captured.state.items()}
+        self._weights = Weights(state)
+
+    def _prefetched(
+        self, run: PipelineRun, batches: Iterator[Batch]
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        stop_seconds = self._fleet.timeouts.stop
+        return prefetched(batches, check=run.check, stop_seconds=stop_seconds)
+
+    def _run(self, plan: Plan, batch_size: int) -> PipelineRun:
+        assert self._captured is not None
+        settings = RunSettings(
+            optimizer=self._optimizer,
+            microbatch_size=self._microbatch_size(batch_size),
+            seed=self._seed,
+            clip_grad_norm=self._clip_grad_norm,
+        )
+        return PipelineRun(
+            self._fleet,
+            self._captured.program,
+            self._weights.state,
+            plan,
+            settings,
+            optimizer_state=self._weights.optimizer or None,
+        )
+
+    def _settings(self, train_set: Dataset[Any], batch_size: int) -> dict[str, str]:
+        """What must be the same for a resumed run to be the same run."""
+        return {
+            "seed": str(self._seed),
+            "batch_size": str(batch_size),
+            "microbatch_size": str(self._microbatch_size(batch_size)),
+            "samples": str(n_batches(train_set, 1)),
+            "optimizer": repr(self._optimizer),
+            "lr_schedule": repr(self._lr_schedule),
+            "clip_grad_norm": str(self._clip_grad_norm),
+        }
+
+    def _report(
+        self, run: PipelineRun, plan: Plan, history: History, started_seconds: float
+    ) -> Report:
+        offsets = {device: self._clock_offset(device) for device in plan.devices}
+        return Report(
+            plan=plan,
+            epochs=tuple(history.epochs),
+            step_losses=tuple(history.step_losses),
+            n_samples=history.n_samples,
+            seconds=history.seconds,
+            step_seconds=tuple(history.step_seconds),
+            devices=device_reports(
+                run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
+            ),
+        )
+
+    def _clock_offset(self, device: str) -> float:
+        """How far a device's clock is ahead of ours, to half a round trip."""
+        before = self._fleet.clock.now()
+        theirs = self._fleet.greet(device).clock_seconds
+        return theirs - (before + self._fleet.clock.now()) / 2
+
+    def _count_microbatches(self, batch_size: int) -> int:
+        wanted = self._n_microbatches
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is at least 1 (got {batch_size}).")
+        if wanted is None:
+            return max(min(_DEFAULT_MICROBATCHES, batch_size // 2), 1)
+        if not 1 <= wanted <= batch_size:
+            raise ConfigError(
+                f"n_microbatches is at least 1 and at most batch_size (got {wanted} for "
+                f"{batch_size})."
+            )
+        return wanted
+
+    def _microbatch_size(self, batch_size: int) -> int:
+        return -(-batch_size // self._count_microbatches(batch_size))
+
+    def _check_plan(self, plan: Plan, batch_size: int) -> Plan:
+        self._check_place(plan)
+        needed = -(-batch_size // self._microbatch_size(batch_size))
+        if plan.n_microbatches < needed:
+            raise PlanError(
+                f"the plan is for {plan.n_microbatches} microbatches a step, the batch has "
+                f"{needed}. Plan again."
+            )
+        return plan
+
+    def _check_place(self, plan: Plan) -> None:
+        """``PlanError`` if the plan is not for this fleet and this model."""
+        assert self._captured is not None
+        n_units = len(self._captured.program.unit_numbers)
+        missing = sorted(set(plan.devices) - set(self._fleet.devices))
+        if missing or plan.stages[-1].stop_unit != n_units:
+            raise PlanError(
+                f"the plan is for another fleet or model (it uses {', '.join(plan.devices)} and "
+                f"{plan.stages[-1].stop_unit} units; the fleet has "
+                f"{', '.join(self._fleet.devices)}, the model {n_units} units). Plan again."
+            )

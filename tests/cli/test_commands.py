@@ -1,0 +1,195 @@
+"""Whole commands over real agents: local fleets, and one that joined."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+
+from edgeweave.cli import main
+from edgeweave.train.models import mlp
+
+pytestmark = pytest.mark.wire
+
+JOB = """
+[model]
+factory = "mlp"
+args = {n_inputs = 64, n_classes = 10, hidden = [16]}
+
+[data]
+source = "digits"
+
+[metrics]
+accuracy = "accuracy"
+
+[optimizer]
+name = "SGD"
+lr = 0.1
+
+[train]
+batch_size = 512
+n_microbatches = 2
+
+[fleet]
+devices = [{name = "one", memory = "256MiB"}]
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """A command that succeeds: its document, and what people saw."""
+    code = main([*arguments, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    document: dict[str, Any] = json.loads(captured.out)
+    assert document["command"] == arguments[0]
+    return document, captured.err
+
+
+def test_a_plan_is_shown_saved_and_trained_with(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, weights = tmp_path / "made" / "plan.json", tmp_path / "weights.safetensors"
+    planned, shown = _run(capsys, "plan", str(job), "--save", str(saved))
+    assert {"plan", "explanation", "saved"} <= planned.keys()
+    assert planned["plan"]["stages"][0]["device"] == "one"
+    assert "Plan: 1f1b" in shown
+    assert "one alone takes" in shown
+
+    trained, shown = _run(capsys, "train", str(job), "--plan", str(saved), "--save", str(weights))
+    report = trained["report"]
+    assert trained["explanation"] is None
+    assert trained["plan"] == planned["plan"]
+    assert report["n_samples"] == 1438
+    assert report["epochs"][0]["validation"]["n_samples"] == 359
+    assert "Where each device's time went" in shown
+    model = mlp(64, 10, hidden=[16])
+    model.load_state_dict(safetensors.torch.load_file(weights))
+
+
+def test_a_profile_has_every_unit_on_every_device(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, shown = _run(capsys, "profile", str(job), "--set", "train.n_microbatches=1")
+    costs = document["costs"]
+    assert [device["device"] for device in costs["devices"]] == ["one"]
+    assert len(costs["devices"][0]["backward_seconds"]) == len(costs["units"])
+    assert "forward / backward for each microbatch" in shown
+
+
+def test_a_device_with_too_little_memory_ends_with_the_code_of_plans(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.write_text(JOB.replace("256MiB", "256"))
+    assert main(["profile", str(job)]) == 8
+    assert "limit: 256 B" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_resumes_from_a_checkpoint(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.write_text(JOB.replace("[fleet]", f'checkpoint_directory = "{tmp_path / "kept"}"\n[fleet]'))
+    _run(capsys, "train", str(job))
+    document, _shown = _run(capsys, "train", str(job), "--resume", "--set", "train.epochs=2")
+    assert [epoch["epoch"] for epoch in document["report"]["epochs"]] == [0, 1]
+    assert document["report"]["n_samples"] == 1438
+
+
+def test_a_factory_that_fails_ends_before_a_device_starts(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(job), "--set", "model.args.n_classes=many"]) == 2
+    assert "model.factory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def joined() -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """An agent in a process of its own, and what it said when it was ready."""
+    command = [sys.executable, "-m", "edgeweave", "join", "--name", "pi-t", "--json"]
+    options = ["--fleet", "tests", "--threads", "1", "--memory", "1GiB"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, json.loads("".join(_until_closed(process.stdout)))
+        finally:
+            process.kill()
+
+
+def _until_closed(lines: Iterator[str]) -> Iterator[str]:
+    """The lines of the first document."""
+    for line in lines:
+        yield line
+        if line == "}\n":
+            return
+
+
+@pytest.mark.slow
+def test_an_agent_joins_is_seen_trains_and_leaves(
+    joined: tuple[subprocess.Popen[str], dict[str, Any]],
+    job: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    process, ready = joined
+    assert (ready["name"], ready["fleet"]) == ("pi-t", "tests")
+    assert ready["threads"] == "threads=1 (as asked)"
+    there = ["--connect", ready["endpoints"][0]]
+
+    seen, shown = _run(capsys, "status", *there, "--fleet", "tests")
+    assert [device["name"] for device in seen["devices"]] == ["pi-t"]
+    assert seen["devices"][0]["memory_limit_bytes"] == 1 << 30
+    assert seen["devices"][0]["run"] is None
+    assert "pi-t" in shown
+
+    lan = ["--fleet", "lan", "--devices", "1", "--set", "fleet.namespace=tests"]
+    trained, shown = _run(capsys, "train", str(job), *lan, *there)
+    assert trained["plan"]["stages"][0]["device"] == "pi-t"
+    assert "edgeweave join --connect tcp/127.0.0.1:" in shown
+    assert "pi-t has joined (1 of 1)" in shown
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+def test_nobody_there_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    document, shown = _run(capsys, "status", "--wait", "0", "--fleet", "nobody-is-in-here")
+    assert document["devices"] == []
+    assert "Say where to look: --connect ENDPOINT, or --scout." in shown
+
+
+def test_devices_that_do_not_come_end_the_wait(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["--fleet", "lan", "--listen", "tcp/127.0.0.1:0", "--wait", "0"]
+    assert main(["plan", str(job), *wanted]) == 9
+    captured = capsys.readouterr()
+    assert "edgeweave join --connect tcp/127.0.0.1:" in captured.out
+    assert "--name one" in captured.out
+    assert "lacks one after 0 s (there: none)" in captured.err
+
+
+@pytest.mark.slow
+def test_the_demo_shows_its_comparison_and_keeps_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, shown = _run(capsys, "demo", "--quick", "--out", str(tmp_path / "demo"))
+    assert set(document["alone_samples_per_second"]) == {"pi-b", "old-laptop"}
+    assert document["best_single_device"] in document["alone_samples_per_second"]
+    assert 0 < document["validation_accuracy"] <= 1
+    assert "The fleet against its devices alone" in shown
+    kept = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert kept == {"timeline.png", "trace.json", "report.json"}
+    assert json.loads((tmp_path / "demo" / "report.json").read_text())["plan"] == document["plan"]

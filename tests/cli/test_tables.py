@@ -1,0 +1,128 @@
+"""Tables and documents say what the values say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console, RenderableType
+
+from edgeweave.cli.documents import (
+    costs_document,
+    explanation_document,
+    plan_document,
+    report_document,
+)
+from edgeweave.cli.output import encode_document
+from edgeweave.cli.tables import (
+    Alone,
+    alone_table,
+    costs_table,
+    devices_table,
+    fleet_table,
+    plan_table,
+    step_line,
+)
+from edgeweave.plan import explain, partition
+from tests.cli.values import costs, greeting
+from tests.observe.reports import plan, three_steps
+
+
+def _rendered(shown: RenderableType) -> str:
+    console = Console(width=160)
+    return "\n".join(
+        "".join(segment.text for segment in line) for line in console.render_lines(shown)
+    )
+
+
+def _row(shown: RenderableType, name: str) -> list[str]:
+    line = next(line for line in _rendered(shown).splitlines() if name in line)
+    return [cell.strip() for cell in line.strip().strip("│┃").split("│")]
+
+
+def test_a_plan_is_a_row_for_each_stage() -> None:
+    assert _row(plan_table(plan()), "pi-a") == [
+        *("0", "pi-a", "0 to 2", "4.00 ms", "8.00 ms", "24.00 ms", "1.0 MiB")
+    ]
+    assert _row(plan_table(plan()), "pi-b")[2] == "3"
+
+
+def test_a_plan_with_its_costs_says_of_how_many_units() -> None:
+    assert _row(plan_table(plan(), costs()), "pi-a")[2] == "0 to 2 of 4"
+
+
+def test_a_plan_names_its_schedule_and_its_prediction() -> None:
+    assert "1f1b, 2 microbatches a step, predicted 50 ms a step" in _rendered(plan_table(plan()))
+
+
+def test_costs_are_a_column_for_each_device_and_a_sum() -> None:
+    table = costs_table(costs())
+    assert _row(table, " 3 ")[:3] == ["3", "1.00 ms / 2.00 ms", "2.00 ms / 4.00 ms"]
+    assert _row(table, "all")[:3] == ["all", "4.00 ms / 8.00 ms", "8.00 ms / 16.00 ms"]
+
+
+def test_shares_of_a_devices_time_are_of_all_its_time() -> None:
+    row = _row(devices_table(three_steps()), "pi-a")
+    assert row[2:5] == ["0.6 s   60 %", "0.3 s   30 %", "0.1 s   10 %"]
+
+
+def test_predicted_and_measured_stand_together() -> None:
+    assert step_line(three_steps()) == "A step took 100 ms, predicted 50 ms (0.50 of it)."
+
+
+def test_the_fleet_is_compared_with_each_device_fastest_first() -> None:
+    text = _rendered(alone_table(80.0, [Alone("pi-b", 20.0), Alone("pi-a", 40.0)]))
+    assert text.index("pi-a alone") < text.index("pi-b alone")
+    assert "2.00 times as fast" in text
+    assert _row(alone_table(80.0, [Alone("pi-b", 100.0)]), "summed")[1:] == [
+        "100",
+        "80 % of it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (greeting(), ["4.0 GiB", "nobody"]),
+        (greeting(run="run-7", limit=1 << 30), ["1.0 GiB of 4.0 GiB", "run-7"]),
+    ],
+)
+def test_a_fleet_says_what_each_device_works_for(shown: object, expected: list[str]) -> None:
+    table = fleet_table("lab", [("pi-a", shown)])  # type: ignore[list-item]
+    assert _row(table, "pi-a ")[-2:] == expected
+    assert "threads=3 (4 cores, 1 kept for I/O), speed 0.5" in _rendered(table)
+
+
+def test_a_device_that_does_not_answer_is_shown_too() -> None:
+    assert _row(fleet_table("lab", [("pi-x", "does not answer: why")]), "pi-x")[3] == (
+        "does not answer: why"
+    )
+
+
+def test_a_report_as_a_document_has_no_events_and_all_figures() -> None:
+    document = report_document(three_steps())
+    assert document["predicted_over_measured"] == pytest.approx(0.5)
+    assert document["samples_per_second"] == pytest.approx(80)
+    assert [set(d) & {"events", "device"} for d in document["devices"]] == [{"device"}] * 2  # type: ignore[union-attr,attr-defined]
+
+
+def test_an_explanation_as_a_document_has_its_sentences() -> None:
+    made = partition(costs(), n_microbatches=4, schedule="1f1b")
+    document = explanation_document(explain(made, costs()))
+    assert document["lines"][0].startswith("A step of 4 microbatches takes")  # type: ignore[index]
+    assert document["best_single_device"] == "pi-a"
+
+
+def test_documents_are_json_that_says_what_made_it() -> None:
+    whole = json.loads(encode_document("plan", {"plan": plan_document(plan())}))
+    assert list(whole) == ["edgeweave", "command", "plan"]
+    assert whole["plan"]["stages"][0]["device"] == "pi-a"
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    assert json.loads(encode_document("train", {"loss": float("nan")}))["loss"] is None
+
+
+def test_costs_as_a_document_have_seconds_by_device() -> None:
+    document = costs_document(costs())
+    assert document["devices"][1]["forward_seconds"] == (0.002,) * 4  # type: ignore[index]

@@ -1,0 +1,119 @@
+"""Messages: what is sent arrives, and bytes that are none are refused as such."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeweave.core.errors import WireError
+from edgeweave.device import (
+    Assignment,
+    Deploy,
+    Fault,
+    Greeting,
+    LinkProbe,
+    LinkTimings,
+    Optimizer,
+    Profile,
+    Release,
+    StageStatistics,
+    StateRequest,
+    TraceEvent,
+    UnitTimings,
+    decode_message,
+    encode_message,
+)
+from edgeweave.device.messages import COORDINATOR
+from edgeweave.net import hello_of
+
+ASSIGNMENT = Assignment(
+    run="run-1",
+    term=0,
+    coordinator="coordinator-1",
+    stage=1,
+    devices=("pi-a", "pi-b", "pi-c"),
+    schedule="1f1b",
+    extra_in_flight=1,
+    microbatch_size=4,
+    max_microbatches=8,
+    seed=3,
+    optimizer=Optimizer("AdamW", lr=0.01, betas=(0.9, 0.99), foreach=None, maximize=False),
+    clip_grad_norm=None,
+    parameter_order=("weight", "bias"),
+    tied={"embed.weight": (0, 2)},
+)
+
+MESSAGES = [
+    Greeting(hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5),
+    ASSIGNMENT,
+    Deploy(ASSIGNMENT, b"graph", memoryview(b"\x00tensors\xff"), None),
+    Deploy(ASSIGNMENT, b"", memoryview(b""), memoryview(b"state")),
+    Profile(b"graph", b"tensors", 8, 5, Optimizer("SGD", lr=0.1)),
+    UnitTimings((0.1, 0.2), (0.3, 0.4), 1e-9),
+    LinkProbe("pi-b", 1 << 20),
+    LinkTimings(0.001, 1e7),
+    StateRequest("run-1", 7, "weights"),
+    Release("run-1"),
+    StageStatistics(1.0, 2.0, 3.0, 4.0, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)),
+    Fault("run-1", "pi-b", 1, b"error"),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_message_arrives_as_it_was_sent(message: msgspec.Struct) -> None:
+    assert decode_message(encode_message(message), type(message)) == message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_messages_are_refused_or_are_of_their_kind(message: Any, data: Any) -> None:
+    encoded = bytearray(encode_message(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(encoded) - 1))
+        encoded[place] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(encoded)))
+    try:
+        found = decode_message(bytes(encoded[:end]), type(message))
+    except WireError as error:
+        assert str(error).startswith(f"not a {type(message).__name__} message (")  # noqa: PT017
+    else:
+        assert isinstance(found, type(message))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_or_are_an_assignment(data: bytes) -> None:
+    try:
+        assert isinstance(decode_message(data, Assignment), Assignment)
+    except WireError:
+        return
+
+
+def test_a_message_of_another_kind_is_named() -> None:
+    with pytest.raises(WireError, match=r"^not a Deploy message \(.*assignment"):
+        decode_message(encode_message(Release("run-1")), Deploy)
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(WireError, match=r"^not a Release message"):
+        decode_message(b"\x81\xa3run" + b"\x91" * 100_000, Release)
+
+
+def test_an_optimizer_with_options_that_are_no_values_is_refused() -> None:
+    assert isinstance(ASSIGNMENT.optimizer.options["betas"], tuple)
+    payload = msgspec.msgpack.encode({"name": "SGD", "options": {"lr": {"nested": 1}}})
+    with pytest.raises(WireError, match=r"^not a Optimizer message"):
+        decode_message(payload, Optimizer)
+
+
+def test_an_assignment_names_its_peers_as_people_read_them() -> None:
+    assert ASSIGNMENT.device == "pi-b"
+    assert ASSIGNMENT.n_stages == 3
+    assert not ASSIGNMENT.is_last
+    assert ASSIGNMENT.peer(2) == "stage 2 on pi-c"
+    assert ASSIGNMENT.peer(COORDINATOR) == "the coordinator (coordinator-1)"

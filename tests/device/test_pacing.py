@@ -1,0 +1,44 @@
+"""An emulated device takes for a unit what it once measured, in whatever stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from edgeweave.device.messages import UnitTimings
+from edgeweave.device.pacing import UnitMemory
+from edgeweave.program import Program, capture, cut, without_outputs
+
+
+def program_of(width: int) -> Program:
+    model = nn.Sequential(
+        nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 2)
+    )
+    return capture(model, mse_loss, torch.zeros(3, 4), torch.zeros(3, 2)).program
+
+
+@pytest.fixture
+def memory() -> UnitMemory:
+    memory = UnitMemory()
+    timings = UnitTimings((1.0, 2.0, 4.0, 8.0), (0.5, 0.25, 0.125, 0.0625), 0.0)
+    memory.learn(program_of(8), 16, timings)
+    return memory
+
+
+def test_a_stage_takes_the_sum_of_its_units(memory: UnitMemory) -> None:
+    first, last = cut(without_outputs(program_of(8)), (1,))
+    assert memory.recall(first, 16) == (1.0, 0.5)
+    assert memory.recall(last, 16) == (14.0, 0.4375)
+
+
+def test_another_microbatch_size_is_another_measurement(memory: UnitMemory) -> None:
+    (whole,) = cut(without_outputs(program_of(8)), ())
+    assert memory.recall(whole, 16) == (15.0, 0.9375)
+    assert memory.recall(whole, 8) is None
+
+
+def test_units_of_another_model_are_not_known(memory: UnitMemory) -> None:
+    (whole,) = cut(without_outputs(program_of(6)), ())
+    assert memory.recall(whole, 16) is None

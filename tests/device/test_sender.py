@@ -1,0 +1,124 @@
+"""The sender: in order, beside computing, and an error is told once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from edgeweave.core.clock import SystemClock, VirtualClock
+from edgeweave.core.errors import EdgeweaveError, FleetError
+from edgeweave.device.sender import Sender
+from edgeweave.net import Frame, FrameHeader
+
+LONG = 30.0
+
+
+class Link:
+    """A transport of which only sending is used: notes frames, waits or fails as told."""
+
+    def __init__(self, *, open_at_once: bool = True, failing: frozenset[int] = frozenset()) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.failing = failing
+        self.sent: list[int] = []
+        self.calls = 0
+        self.clock: VirtualClock | None = None
+        if open_at_once:
+            self.open.set()
+
+    def send(self, key: str, frame: Frame) -> None:
+        self.entered.set()
+        self.calls += 1
+        assert self.open.wait(LONG)
+        if self.clock is not None:
+            self.clock.sleep(0.25)
+        if frame.header.microbatch in self.failing:
+            raise FleetError(f"nobody listens to {key}")
+        self.sent.append(frame.header.microbatch)
+
+
+def frame(number: int) -> Frame:
+    return Frame(FrameHeader("activation", "pi-a", 0, 0, 0, number))
+
+
+def sender_of(link: Link, errors: list[EdgeweaveError], **options: object) -> Sender:
+    options = {"capacity": 8, "timeout_seconds": LONG, **options}
+    return Sender(link, link.clock or SystemClock(), on_error=errors.append, **options)  # type: ignore[arg-type]
+
+
+def test_frames_leave_in_the_order_they_were_posted() -> None:
+    link, errors = Link(), []
+    with sender_of(link, errors) as sender:
+        for number in range(50):
+            sender.post("key", frame(number))
+    assert link.sent == list(range(50))
+    assert errors == []
+
+
+def test_posting_does_not_wait_for_the_network() -> None:
+    link, errors = Link(open_at_once=False), []
+    with sender_of(link, errors) as sender:
+        sender.post("key", frame(0))
+        assert link.entered.wait(LONG)
+        sender.post("key", frame(1))
+        assert link.sent == []
+        link.open.set()
+    assert link.sent == [0, 1]
+
+
+def test_what_was_posted_is_sent_before_leaving() -> None:
+    link, errors = Link(open_at_once=False), []
+    with sender_of(link, errors) as sender:
+        for number in range(5):
+            sender.post("key", frame(number))
+        link.open.set()
+    assert link.sent == [0, 1, 2, 3, 4]
+
+
+def test_the_first_error_is_reported_once_and_ends_sending() -> None:
+    link, errors = Link(failing=frozenset({1, 2})), []
+    with sender_of(link, errors) as sender:
+        for number in range(5):
+            sender.post("key", frame(number))
+    assert link.sent == [0]
+    assert link.calls == 2
+    assert [str(error) for error in errors] == ["nobody listens to key"]
+
+
+def test_a_full_queue_is_an_error_after_its_deadline() -> None:
+    link, errors = Link(open_at_once=False), []
+    with sender_of(link, errors, capacity=1, timeout_seconds=0.01) as sender:
+        sender.post("there", frame(0))
+        assert link.entered.wait(LONG)
+        sender.post("there", frame(1))
+        with pytest.raises(FleetError) as stuck:
+            sender.post("there", frame(2))
+        link.open.set()
+    assert str(stuck.value) == (
+        "the network took nothing for 0 s (next: activation to there). Check the link."
+    )
+
+
+def test_leaving_by_an_error_drops_what_is_queued() -> None:
+    link, errors = Link(open_at_once=False), []
+
+    def body(sender: Sender) -> None:
+        for number in range(4):
+            sender.post("key", frame(number))
+        assert link.entered.wait(LONG)
+        threading.Timer(0.05, link.open.set).start()
+        raise KeyError("the stage failed")
+
+    with pytest.raises(KeyError), sender_of(link, errors) as sender:
+        body(sender)
+    assert link.sent == [0]
+
+
+def test_seconds_are_those_spent_handing_frames_over() -> None:
+    link, errors = Link(), []
+    link.clock = VirtualClock()
+    with sender_of(link, errors) as sender:
+        for number in range(3):
+            sender.post("key", frame(number))
+    assert sender.seconds == 0.75

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+
+from edgeweave.core.errors import PlanError
+from edgeweave.plan import (
+    Costs,
+    Cut,
+    DeviceCosts,
+    DeviceShare,
+    Explanation,
+    LeftOut,
+    Link,
+    explain,
+    partition,
+)
+
+from .worlds import equal_costs, one_unit_each, plan_of, small_costs, with_links
+
+
+def test_the_bottleneck_is_the_busiest_device() -> None:
+    costs = equal_costs(4, 2)
+    explanation = explain(plan_of(costs, ("d0", "d1"), (0, 1, 4)), costs)
+    assert (explanation.bottleneck, explanation.bottleneck_kind) == ("d1", "device")
+    assert explanation.bottleneck_seconds == 6.0
+
+
+def test_the_bottleneck_may_be_one_direction_of_a_link() -> None:
+    costs = replace(equal_costs(2, 2), cuts=(Cut(10, 10),))
+    costs = with_links(costs, {("d1", "d0"): Link(1.0, 0.0)})
+    explanation = explain(one_unit_each(costs), costs)
+    assert (explanation.bottleneck, explanation.bottleneck_kind) == ("d1 -> d0", "link")
+    assert explanation.bottleneck_seconds == 10.0
+
+
+def test_each_device_says_what_it_does_and_what_it_adds() -> None:
+    costs = equal_costs(4, 2, memory_limit_bytes=5000)
+    plan = partition(costs, n_microbatches=3, extra_in_flight=0)
+    explanation = explain(plan, costs)
+    assert explanation.step_seconds == (3 + 1) * 4.0
+    first, second = explanation.devices
+    assert first == DeviceShare(
+        device="d0",
+        first_unit=0,
+        stop_unit=2,
+        units_share=0.5,
+        compute_seconds=12.0,
+        idle_share=0.25,
+        memory_bytes=2 * (21 + 2 * 100),
+        memory_limit_bytes=5000,
+        step_seconds_without=24.0,
+    )
+    assert (second.device, second.memory_bytes) == ("d1", 2 * (21 + 100))
+
+
+def test_a_device_that_would_slow_the_others_is_left_out_with_the_reason() -> None:
+    costs = equal_costs(2, 2)
+    slow = DeviceCosts("old", (8.0, 8.0), (8.0, 8.0), None)
+    costs = replace(costs, devices=(costs.devices[0], slow))
+    plan = partition(costs, n_microbatches=4)
+    assert plan.devices == ("d0",)
+    (left_out,) = explain(plan, costs).left_out
+    # One unit on each: the old one computes 4 x 16 s, and the other is done in between.
+    assert left_out == LeftOut("old", 64.0, 64.0 / 16.0 - 1)
+    assert left_out.line() == "old would slow you by 300 %, left out."
+
+
+def test_a_device_that_cannot_be_added_is_left_out() -> None:
+    costs = equal_costs(1, 2)
+    (left_out,) = explain(partition(costs, n_microbatches=2), costs).left_out
+    assert left_out == LeftOut("d1", None, None)
+    assert left_out.line() == "d1 cannot be added to these devices, left out."
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "line"),
+    [
+        (0.12, "pi would slow you by 12 %, left out."),
+        (0.004, "pi would change nothing, left out."),
+        (-0.004, "pi would change nothing, left out."),
+        (-0.2, "pi would shorten a step by 20 %, but this plan leaves it out."),
+    ],
+)
+def test_what_is_said_of_a_device_left_out(slowdown: float, line: str) -> None:
+    assert LeftOut("pi", 1.0, slowdown).line() == line
+
+
+def test_the_lines_of_a_plan_with_two_devices() -> None:
+    costs = equal_costs(4, 2, memory_limit_bytes=4096)
+    explanation = explain(partition(costs, n_microbatches=3, extra_in_flight=0), costs)
+    assert explanation.lines() == (
+        "A step of 3 microbatches takes 16 s; the bottleneck is d0 with 4 s for each microbatch.",
+        "d0 alone takes 24 s; this plan is 1.50 times as fast.",
+        "d0 holds units 0 to 1 (50 %): computes 12 s a step, idle 25 %, memory 442 B of 4.0 KiB; "
+        "without it a step takes 24 s.",
+        "d1 holds units 2 to 3 (50 %): computes 12 s a step, idle 25 %, memory 242 B of 4.0 KiB; "
+        "without it a step takes 24 s.",
+    )
+
+
+def test_the_lines_of_a_plan_with_the_only_device() -> None:
+    costs = equal_costs(1, 1)
+    assert explain(partition(costs, n_microbatches=3), costs).lines() == (
+        "A step of 3 microbatches takes 6 s; the bottleneck is d0 with 2 s for each microbatch.",
+        "d0 alone takes 6 s; that is this plan.",
+        "d0 holds units 0 to 0 (100 %): computes 6 s a step, idle 0 %, memory 121 B, no limit; "
+        "there is no plan without it.",
+    )
+
+
+def test_a_plan_slower_than_one_device_says_so() -> None:
+    costs = equal_costs(2, 2, link=Link(1.0, 0.0), cut=Cut(7, 0))
+    explanation = explain(one_unit_each(costs, n_microbatches=4), costs)
+    assert explanation.speedup == 16.0 / 32.0
+    assert explanation.lines()[1] == (
+        "d0 alone takes 16 s; this plan is SLOWER, 2.00 times as long."
+    )
+
+
+def test_a_model_too_large_for_one_device_says_so() -> None:
+    costs = equal_costs(2, 2, memory_limit_bytes=230)
+    explanation = explain(partition(costs, n_microbatches=2, extra_in_flight=0), costs)
+    assert (explanation.best_single_device, explanation.speedup) == (None, None)
+    assert explanation.lines()[1] == "No device can do it alone: the model does not fit."
+    assert [share.step_seconds_without for share in explanation.devices] == [None, None]
+
+
+def test_alternatives_keep_to_the_pinned_device() -> None:
+    costs = equal_costs(4, 3)
+    plan = partition(costs, n_microbatches=8, pin_first="d2", extra_in_flight=0)
+    explanation = explain(plan, costs, pin_first="d2")
+    assert explanation.best_single_device == "d2"
+    shares = {share.device: share.step_seconds_without for share in explanation.devices}
+    assert shares["d2"] is None
+    assert shares["d0"] is not None
+
+
+@settings(max_examples=30)
+@given(small_costs(max_units=4))
+def test_the_chosen_plan_is_never_slower_than_what_it_is_compared_with(costs: Costs) -> None:
+    try:
+        plan = partition(costs, n_microbatches=3, extra_in_flight=0)
+    except PlanError:
+        return
+    explanation = explain(plan, costs)
+    others = [share.step_seconds_without for share in explanation.devices]
+    others += [device.step_seconds_with for device in explanation.left_out]
+    others += [explanation.best_single_seconds]
+    for seconds in others:
+        assert seconds is None or seconds >= explanation.step_seconds * (1 - 1e-8)
+    assert len(explanation.lines()) == 2 + len(costs.devices)
+    packed = msgspec.json.encode(explanation)
+    assert msgspec.json.decode(packed, type=Explanation) == explanation

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from edgeweave.core.errors import ConfigError, PlanError
+from edgeweave.plan import (
+    SCHEDULES,
+    Costs,
+    Cut,
+    DeviceCosts,
+    Link,
+    best_plans,
+    partition,
+    proposals,
+    simulate,
+    stage_memory_bytes,
+)
+from edgeweave.plan.ranking import plan_from_split, step_seconds_at_least
+from edgeweave.plan.splits import Microbatching, Split
+
+from .worlds import FREE_LINK, Placement, equal_costs, every_placement, plan_of, small_costs
+
+schedules = st.sampled_from(sorted(SCHEDULES))
+microbatches = st.integers(1, 6)
+extras = st.integers(0, 2)
+
+
+@pytest.fixture
+def only_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small problems, too, go through the dynamic program instead of trying every split."""
+    monkeypatch.setattr(proposals, "_FEW_SPLITS", 0)
+
+
+through_the_program = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def fitting(costs: Costs, schedule: str, n: int, extra: int, pin: str | None) -> list[Placement]:
+    return [
+        placement
+        for placement in every_placement(costs)
+        if placement.fits(costs, schedule, n, extra) and pin in (None, placement.devices[0])
+    ]
+
+
+def simulated(placement: Placement, costs: Costs, schedule: str, n: int, extra: int) -> float:
+    plan = plan_of(
+        costs,
+        placement.devices,
+        placement.bounds,
+        schedule=schedule,
+        n_microbatches=n,
+        extra_in_flight=extra,
+    )
+    return simulate(plan, costs).step_seconds
+
+
+Question = tuple[Costs, str, int, int, str | None]
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    costs = draw(small_costs())
+    names = [device.device for device in costs.devices]
+    pin = draw(st.one_of(st.none(), st.sampled_from(names)))
+    return costs, draw(schedules), draw(microbatches), draw(extras), pin
+
+
+@given(questions(), st.sampled_from(["throughput", "latency"]))
+def test_the_best_plan_of_every_size_equals_brute_force(
+    question: Question, objective: Literal["throughput", "latency"]
+) -> None:
+    costs, schedule, n, extra, pin = question
+    join = max if objective == "throughput" else sum
+    best: dict[int, float] = {}
+    for placement in fitting(costs, schedule, n, extra, pin):
+        size = len(placement.devices)
+        best[size] = min(best.get(size, float("inf")), join(placement.times(costs)))
+    plans = best_plans(
+        costs,
+        schedule=schedule,
+        n_microbatches=n,
+        extra_in_flight=extra,
+        pin_first=pin,
+        objective=objective,
+    )
+    found = {}
+    for plan in plans:
+        bounds = (0, *(stage.stop_unit for stage in plan.stages))
+        placement = Placement(plan.devices, bounds)
+        assert placement.fits(costs, schedule, n, extra)
+        assert pin in (None, plan.devices[0])
+        assert plan.period_seconds == max(placement.times(costs))
+        found[len(plan.stages)] = join(placement.times(costs))
+    assert found == best
+
+
+@given(small_costs(max_units=4, max_devices=4), microbatches)
+def test_four_devices_equal_brute_force_too(costs: Costs, n: int) -> None:
+    placements = fitting(costs, "1f1b", n, 0, None)
+    assume(placements)
+    best = min(max(placement.times(costs)) for placement in placements)
+    plans = best_plans(costs, schedule="1f1b", n_microbatches=n)
+    assert min(plan.period_seconds for plan in plans) == best
+
+
+@given(questions())
+def test_the_simulated_step_of_a_small_partition_equals_brute_force(question: Question) -> None:
+    costs, schedule, n, extra, pin = question
+    placements = fitting(costs, schedule, n, extra, pin)
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "pin_first": pin}
+    if not placements:
+        with pytest.raises(PlanError):
+            partition(costs, extra_in_flight=extra, **options)
+        return
+    plan = partition(costs, extra_in_flight=extra, **options)
+    best = min(simulated(placement, costs, schedule, n, extra) for placement in placements)
+    assert plan.step_seconds == pytest.approx(best, rel=1e-8)
+
+
+@through_the_program
+@given(questions())
+def test_proposals_are_never_slower_than_one_device_or_the_best_period(
+    only_proposals: None, question: Question
+) -> None:
+    costs, schedule, n, extra, pin = question
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "pin_first": pin}
+    options["extra_in_flight"] = extra
+    rivals = best_plans(costs, **options)
+    if not rivals:
+        with pytest.raises(PlanError):
+            partition(costs, **options)
+        return
+    plan = partition(costs, **options)
+    assert plan.step_seconds <= min(rival.step_seconds for rival in rivals) * (1 + 1e-8)
+    alone = [
+        simulated(placement, costs, schedule, n, extra)
+        for placement in fitting(costs, schedule, n, extra, pin)
+        if len(placement.devices) == 1
+    ]
+    assert plan.step_seconds <= min(alone, default=float("inf")) * (1 + 1e-8)
+
+
+@through_the_program
+@given(questions())
+def test_all_devices_are_used_when_asked_for(only_proposals: None, question: Question) -> None:
+    costs, schedule, n, extra, pin = question
+    everybody = [
+        placement
+        for placement in fitting(costs, schedule, n, extra, pin)
+        if len(placement.devices) == len(costs.devices)
+    ]
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "extra_in_flight": extra}
+    if everybody:
+        plan = partition(costs, pin_first=pin, use="all", **options)
+        assert len(plan.stages) == len(costs.devices)
+    else:
+        with pytest.raises(PlanError):
+            partition(costs, pin_first=pin, use="all", **options)
+
+
+@given(questions())
+def test_no_step_is_shorter_than_its_lower_bound(question: Question) -> None:
+    costs, schedule, n, extra, _ = question
+    run = Microbatching(schedule, n, extra)
+    for placement in every_placement(costs):
+        split = Split(placement.devices, placement.bounds)
+        plan = plan_from_split(split, costs, run)
+        assert step_seconds_at_least(split, costs, run) <= plan.step_seconds * (1 + 1e-9)
+
+
+@given(small_costs(), schedules, microbatches)
+def test_the_extra_in_flight_is_the_smallest_that_is_nearly_best(
+    costs: Costs, schedule: str, n: int
+) -> None:
+    steps = {}
+    for extra in (0, 1, 2):
+        placements = fitting(costs, schedule, n, extra, None)
+        if placements:
+            steps[extra] = min(simulated(p, costs, schedule, n, extra) for p in placements)
+    assume(steps)
+    plan = partition(costs, schedule=schedule, n_microbatches=n)
+    good = [extra for extra in steps if steps[extra] <= min(steps.values()) * 1.005]
+    assert plan.extra_in_flight == good[0]
+
+
+@given(questions())
+def test_memory_in_the_plan_is_what_the_formula_says_and_within_the_limit(
+    question: Question,
+) -> None:
+    costs, schedule, n, extra, _ = question
+    for plan in best_plans(costs, schedule=schedule, n_microbatches=n, extra_in_flight=extra):
+        run = Microbatching(schedule, n, extra)
+        for index, stage in enumerate(plan.stages):
+            held = run.in_flight(len(plan.stages) - 1 - index)
+            need = stage_memory_bytes(costs, stage.first_unit, stage.stop_unit, held)
+            limit = costs.device(stage.device).memory_limit_bytes
+            assert stage.memory_bytes == need
+            assert limit is None or need <= limit
+
+
+def test_of_equally_fast_plans_the_one_with_fewer_devices_is_taken() -> None:
+    plan = partition(equal_costs(4, 3), n_microbatches=1)
+    assert plan.devices == ("d0",)
+
+
+def test_a_slow_link_leaves_one_device() -> None:
+    plan = partition(equal_costs(4, 3, link=Link(1.0, 0.0), cut=Cut(100, 100)), n_microbatches=8)
+    assert plan.devices == ("d0",)
+
+
+def test_latency_alone_is_hidden_by_more_in_flight() -> None:
+    costs = equal_costs(2, 2, link=Link(1e9, 2.0))
+    assert partition(costs, n_microbatches=32, use="all").extra_in_flight == 2
+    assert partition(equal_costs(2, 2), n_microbatches=32, use="all").extra_in_flight == 0
+
+
+def test_only_the_named_devices_are_used() -> None:
+    plan = partition(equal_costs(4, 4), n_microbatches=16, devices=["d3", "d1"])
+    assert sorted(plan.devices) == ["d1", "d3"]
+
+
+def test_the_pinned_device_is_first_even_if_it_is_slow() -> None:
+    costs = equal_costs(4, 3)
+    slow = DeviceCosts("slow", (9.0,) * 4, (9.0,) * 4, None)
+    costs = replace(costs, devices=(*costs.devices, slow))
+    plan = partition(costs, n_microbatches=16, pin_first="slow")
+    assert (plan.devices[0], plan.stages[0].stop_unit) == ("slow", 1)
+
+
+def test_two_hundred_units_on_eight_devices_are_balanced() -> None:
+    speeds = {"a": 10, "b": 20, "c": 30, "d": 40, "e": 20, "f": 30, "g": 40, "h": 10}
+    costs = replace(
+        equal_costs(200, 1, link=FREE_LINK),
+        devices=tuple(
+            DeviceCosts(name, (0.25 / speed,) * 200, (0.75 / speed,) * 200, None)
+            for name, speed in speeds.items()
+        ),
+    )
+    *_, widest = best_plans(costs, schedule="1f1b", n_microbatches=64)
+    assert widest.period_seconds == pytest.approx(1.0)
+    assert {s.device: s.stop_unit - s.first_unit for s in widest.stages} == speeds
+    chosen = partition(costs, n_microbatches=64)
+    assert 64.0 <= chosen.step_seconds <= widest.step_seconds
+    assert len(chosen.stages) == 8
+
+
+def test_of_many_devices_the_fastest_ten_are_considered() -> None:
+    fast = equal_costs(12, 10)
+    slow = tuple(DeviceCosts(f"slow{d}", (5.0,) * 12, (5.0,) * 12, None) for d in range(3))
+    costs = replace(fast, devices=(*slow, *fast.devices))
+    plan = partition(costs, n_microbatches=2, extra_in_flight=0)
+    assert not any(name.startswith("slow") for name in plan.devices)
+    pinned = best_plans(costs, schedule="1f1b", n_microbatches=2, pin_first="slow1")
+    assert {plan.devices[0] for plan in pinned} == {"slow1"}
+
+
+def refusal(costs: Costs, **options: Any) -> str:
+    with pytest.raises(PlanError) as caught:
+        partition(costs, **options)
+    return str(caught.value)
+
+
+def test_the_error_names_the_device_that_lacks_least_and_how_much() -> None:
+    # A unit needs 10 + 1 + 10 bytes and 100 for each microbatch in flight.
+    costs = equal_costs(2, 2, memory_limit_bytes=200)
+    assert refusal(costs, n_microbatches=4) == (
+        "no split of 2 units fits the memory of 2 devices (closest: stage 0, units 0 to 0, needs "
+        "221 B on d0, limit: 200 B, lacks 21 B). Use smaller microbatches or an optimizer with "
+        "less state, or add a device."
+    )
+
+
+def test_all_devices_need_a_unit_each() -> None:
+    assert refusal(equal_costs(2, 3), n_microbatches=4, use="all") == (
+        "use='all' needs a unit for each device (got 2 units for 3 devices). Name fewer devices "
+        "or plan with use='fastest'."
+    )
+
+
+def test_all_of_too_many_devices_cannot_be_planned() -> None:
+    assert refusal(equal_costs(12, 11), n_microbatches=4, use="all") == (
+        "use='all' plans at most 10 devices (got 11). Name fewer devices or plan with "
+        "use='fastest'."
+    )
+
+
+def test_an_unknown_device_or_schedule_is_the_user_s_mistake() -> None:
+    costs = equal_costs(2, 2)
+    wrong: list[dict[str, Any]] = [
+        {"pin_first": "pi"},
+        {"devices": ["pi"]},
+        {"schedule": "zigzag"},
+    ]
+    for options in wrong:
+        with pytest.raises(ConfigError):
+            partition(costs, n_microbatches=2, **options)

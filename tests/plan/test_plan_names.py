@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from edgeweave import plan
+
+
+def test_the_package_hands_on_these_names_in_order() -> None:
+    assert plan.__all__ == [
+        "SCHEDULES",
+        "Action",
+        "Backward",
+        "Costs",
+        "Cut",
+        "DeviceCosts",
+        "DeviceShare",
+        "Event",
+        "Explanation",
+        "Forward",
+        "LeftOut",
+        "Link",
+        "Plan",
+        "Reduce",
+        "Stage",
+        "Timeline",
+        "UnitFacts",
+        "Update",
+        "actions",
+        "best_plans",
+        "explain",
+        "from_json",
+        "in_flight",
+        "partition",
+        "simulate",
+        "stage_memory_bytes",
+        "to_json",
+    ]
+    assert all(hasattr(plan, name) for name in plan.__all__)

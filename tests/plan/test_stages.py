@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeweave.core.errors import ConfigError, FormatError
+from edgeweave.plan import Plan, Stage, from_json, to_json
+
+PLAN = Plan(
+    stages=(Stage("pi-a", 0, 3, 0.5, 1.0, 1000), Stage("pi-b", 3, 5, 0.25, 0.5, 2000)),
+    schedule="1f1b",
+    n_microbatches=4,
+    extra_in_flight=1,
+    period_seconds=1.5,
+    step_seconds=7.25,
+)
+
+seconds = st.floats(0, 1e9)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    devices = draw(st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True))
+    bounds = [0]
+    for _ in devices:
+        bounds.append(bounds[-1] + draw(st.integers(1, 9)))
+    stages = tuple(
+        Stage(device, first, stop, draw(seconds), draw(seconds), draw(st.integers(0, 2**40)))
+        for device, first, stop in zip(devices, bounds, bounds[1:], strict=False)
+    )
+    schedule = draw(st.sampled_from(["1f1b", "gpipe"]))
+    n_microbatches, extra = draw(st.integers(1, 99)), draw(st.integers(0, 9))
+    return Plan(stages, schedule, n_microbatches, extra, draw(seconds), draw(seconds))
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(FormatError) as caught:
+        from_json(data)
+    return str(caught.value)
+
+
+def document(**changes: object) -> bytes:
+    content = json.loads(to_json(PLAN))
+    content["plan"] |= changes
+    return json.dumps(content).encode()
+
+
+@given(plans())
+def test_a_plan_survives_json(plan: Plan) -> None:
+    assert from_json(to_json(plan)) == plan
+
+
+def test_the_document_names_its_format_and_version() -> None:
+    content = json.loads(to_json(PLAN))
+    assert (content["format"], content["version"]) == ("edgeweave/plan", 1)
+
+
+@given(st.data())
+def test_mutated_bytes_are_refused_or_still_a_plan(data: st.DataObject) -> None:
+    mutated = bytearray(to_json(PLAN))
+    for _ in range(data.draw(st.integers(1, 4))):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        plan = from_json(bytes(mutated))
+    except FormatError:
+        return
+    assert from_json(to_json(plan)) == plan
+
+
+@given(st.binary())
+def test_foreign_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        from_json(data)
+
+
+def test_a_torn_document_is_refused_wherever_it_is_torn() -> None:
+    whole = to_json(PLAN)
+    for length in range(len(whole)):
+        with pytest.raises(FormatError):
+            from_json(whole[:length])
+
+
+def test_another_version_is_named() -> None:
+    newer = to_json(PLAN).replace(b'"version":1', b'"version":2')
+    assert refusal(newer) == (
+        "not a plan that this package reads (got 'edgeweave/plan' version 2, "
+        "reads 'edgeweave/plan' version 1). Plan again."
+    )
+
+
+def test_a_gap_between_stages_is_refused() -> None:
+    stages = json.loads(to_json(PLAN))["plan"]["stages"]
+    stages[1]["first_unit"] = 4
+    assert refusal(document(stages=stages)) == (
+        "not a plan (stage 1 must begin at unit 3 (got 4). Plan again.). Save it again."
+    )
+
+
+def test_a_device_with_two_stages_is_refused() -> None:
+    stages = json.loads(to_json(PLAN))["plan"]["stages"]
+    stages[1]["device"] = "pi-a"
+    assert refusal(document(stages=stages)) == (
+        "not a plan (a device holds one stage (got pi-a, pi-a). Plan again.). Save it again."
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": []},
+        {"schedule": "zero-bubble"},
+        {"n_microbatches": 0},
+        {"n_microbatches": "4"},
+        {"extra_in_flight": -1},
+        {"period_seconds": float("nan")},
+        {"period_seconds": None},
+        {"step_seconds": float("inf")},
+        {"step_seconds": -1.0},
+    ],
+)
+def test_a_value_that_no_plan_has_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        from_json(document(**changes))
+
+
+def test_nesting_without_end_is_refused() -> None:
+    deep = b"[" * 100_000
+    assert "not a plan" in refusal(deep)
+    with pytest.raises(FormatError):
+        from_json(b'{"format":' + deep)
+    with pytest.raises(FormatError):
+        from_json(b'{"x":' + deep)
+
+
+def test_a_wrong_plan_cannot_be_built_either() -> None:
+    with pytest.raises(ConfigError) as caught:
+        replace(PLAN, step_seconds=float("nan"))
+    assert str(caught.value) == (
+        "step_seconds of a plan must be finite and not negative (got nan). Plan again."
+    )
+    with pytest.raises(ConfigError) as caught:
+        Stage("pi", 3, 3, 0.0, 0.0, 0)
+    assert str(caught.value) == (
+        "the stage on 'pi' must hold at least one unit (got 3 to 3). Plan again."
+    )
+    with pytest.raises(ConfigError) as caught:
+        Stage("", 0, 1, 0.0, 0.0, 0)
+    assert str(caught.value) == "a stage must name its device (got ''). Name one."

@@ -1,0 +1,168 @@
+"""Bytes by unit and by cut, held against what really crosses and what autograd really keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from edgeweave.program import (
+    Captured,
+    Moment,
+    StageProgram,
+    cut_bytes,
+    flatten_inputs,
+    unit_bytes,
+    without_outputs,
+)
+from edgeweave.program.graph import StateSpec
+from edgeweave.program.units import live_bytes
+from tests.models import ZOO
+from tests.program.graphs import node, program, two_layers, weight
+from tests.program.running import Pipeline, n_bytes
+
+Capture = Callable[[str], Captured]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_bytes_of_every_cut_are_those_of_the_tensors_that_cross(
+    captured: Capture, name: str
+) -> None:
+    whole = captured(name)
+    expected = cut_bytes(without_outputs(whole.program), 3)
+    units = whole.program.unit_numbers
+    assert expected.keys() == set(units[1:])
+    pipeline = Pipeline(whole, units[1:])
+    external, handed = _external(name), {}
+    for unit, stage in zip(units, pipeline.stages, strict=True):
+        known = {**external, **handed}
+        handed = stage.forward(
+            {v.name: known[v.name] for v in stage.program.inputs}, Moment(0, 0)
+        ).outputs
+        if unit != units[-1]:
+            assert n_bytes(handed) == expected[unit + 1].forward
+    gradients: dict[str, torch.Tensor] = {}
+    for unit, stage in zip(reversed(units), reversed(pipeline.stages), strict=True):
+        gradients = stage.backward(0, gradients)
+        if unit != units[0]:
+            assert n_bytes(gradients) == expected[unit].backward
+
+
+def _external(name: str) -> dict[str, torch.Tensor]:
+    return flatten_inputs(*ZOO[name].batch(3))
+
+
+def test_a_cut_counts_a_skip_connection_that_passes_over_it() -> None:
+    whole = program(
+        node("tanh.default", ("input:0",), "a"),
+        node("tanh.default", ("a",), "b", unit=1),
+        node("add.Tensor", ("a", "b"), "c", unit=2),
+        outputs=("c",),
+    )
+    crossing = {unit: cost.forward for unit, cost in cut_bytes(whole, 2).items()}
+    assert crossing == {1: 2 * 4 * 4, 2: 2 * 2 * 4 * 4}
+
+
+def test_no_bytes_flow_back_where_nothing_upstream_trains() -> None:
+    whole = program(
+        node("tanh.default", ("input:0",), "a"),
+        node("linear.default", ("a", "w"), "b", unit=1),
+        state=(weight("w", 3, 4),),
+        outputs=("b",),
+    )
+    assert (cut_bytes(whole, 2)[1].forward, cut_bytes(whole, 2)[1].backward) == (32, 0)
+
+
+def test_nodes_that_nobody_needs_make_no_cut_dearer() -> None:
+    whole = program(
+        node("tanh.default", ("input:0",), "a"),
+        node("exp.default", ("input:0",), "b"),
+        node("neg.default", ("a",), "c", unit=1),
+        node("neg.default", ("b",), "unused", unit=1),
+        outputs=("c",),
+    )
+    assert cut_bytes(whole, 1)[1].forward == 16
+
+
+def test_a_unit_counts_its_parameters_trained_and_frozen_and_its_buffers() -> None:
+    whole = program(
+        node("linear.default", ("input:0", "w"), "a"),
+        node("linear.default", ("a", "frozen"), "b", unit=1),
+        node("add.Tensor", ("b", "shift"), "c", unit=1),
+        state=(
+            weight("w", 3, 4),
+            weight("frozen", 2, 3, trainable=False),
+            StateSpec("shift", "buffer", "float64", (2,)),
+        ),
+        outputs=("c",),
+    )
+    first, second = unit_bytes(whole, 1).values()
+    assert (first.parameters, first.trainable, first.buffers) == (48, 48, 0)
+    assert (second.parameters, second.trainable, second.buffers) == (24, 0, 16)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "vit", "bert", "unet"])
+def test_parameters_of_all_units_are_those_of_the_model(captured: Capture, name: str) -> None:
+    sizes = unit_bytes(captured(name).program, 2).values()
+    model = ZOO[name].model()
+    assert sum(unit.parameters for unit in sizes) == sum(p.nbytes for p in model.parameters())
+
+
+def test_a_tied_parameter_counts_in_each_unit_that_uses_it(captured: Capture) -> None:
+    sizes = unit_bytes(captured("gpt2").program, 2).values()
+    model = ZOO["gpt2"].model()
+    twice = model.get_input_embeddings().weight.nbytes
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    assert sum(unit.parameters for unit in sizes) == total + twice
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet18", "unet", "vit", "bert", "llama"])
+def test_activations_are_about_what_autograd_keeps_on_a_cpu(captured: Capture, name: str) -> None:
+    whole = captured(name)
+    program = without_outputs(whole.program)
+    estimated = sum(unit.activations for unit in unit_bytes(program, 4).values())
+    stage = StageProgram(program, whole.state)
+    own = {tensor.untyped_storage().data_ptr() for tensor in stage.parameters.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        stage.forward(flatten_inputs(*ZOO[name].batch(4)), Moment(0, 0))
+    measured = sum(kept.values())
+    assert 0.8 * measured <= estimated <= 1.5 * measured
+
+
+def test_activations_grow_with_the_batch(captured: Capture) -> None:
+    small, large = (
+        sum(unit.activations for unit in unit_bytes(captured("lenet").program, n).values())
+        for n in (2, 8)
+    )
+    assert large == pytest.approx(4 * small, rel=0.02)
+
+
+def test_a_recurrent_layer_keeps_every_time_step(captured: Capture) -> None:
+    batch, steps, hidden = 2, 128, 24
+    sizes = unit_bytes(captured("lstm").program, batch)
+    assert sizes[0].activations > batch * steps * hidden * 4 * 4
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet", "bert"])
+def test_live_bytes_and_cut_bytes_agree_at_the_cuts(captured: Capture, name: str) -> None:
+    program = captured(name).program
+    chain = [n for n in program.nodes if n.unit >= 0]
+    alive = live_bytes(program, chain)
+    first = {n.unit: i for i, n in reversed(list(enumerate(chain)))}
+    crossing = cut_bytes(program, 16)
+    assert {u: alive[first[u]] for u in crossing} == {u: c.forward for u, c in crossing.items()}
+
+
+def test_footprints_need_no_gradient_mode_of_the_caller() -> None:
+    expected = unit_bytes(two_layers(), 2)
+    with torch.no_grad():
+        assert unit_bytes(two_layers(), 2) == expected
