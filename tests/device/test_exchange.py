@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import re
 from collections.abc import Iterator
 
@@ -258,18 +259,16 @@ def test_a_wait_that_lasts_too_long_names_both_sides() -> None:
 
 
 def test_what_is_sent_names_its_sender_and_reaches_the_next_stage(side: Side) -> None:
-    arrived: list[Frame] = []
+    arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
     side.stranger.subscribe(
         frame_key("default", "run-1", 0, 2, "activation"),
-        arrived.append,
+        arrived.put,
         on_error=lambda error: None,
         expect=lambda header: None,
         limit_bytes=1 << 20,
     )
     side.exchange.send("activation", 2, 5, 1, handed_on(1), {"samples": 4.0})
-    side.exchange.__exit__(None, None, None)
-    side.fabric.close()
-    header = arrived[0].header
+    header = arrived.get(timeout=LONG).header
     assert (header.kind, header.device, header.stage) == ("activation", "pi-b", 1)
     assert (header.step, header.microbatch, header.scalars) == (5, 1, {"samples": 4.0})
 
