@@ -126,3 +126,20 @@ def test_a_speed_is_a_fraction_of_a_core(speed: float) -> None:
         f"speed is a fraction of one core, above 0 and at most 1 (got {speed}). "
         "Emulate a faster device on a faster host."
     )
+
+
+def test_a_device_can_become_slower_while_it_works() -> None:
+    machine = Machine()
+    throttle = machine.throttle(0.5)
+    throttle.rehearse("forward", [1.0])
+    assert paced(machine, throttle, "forward", wall=1.0, cpu=1.0) == 2.0
+    throttle.change_speed(0.125)
+    assert paced(machine, throttle, "forward", wall=1.0, cpu=1.0) == 8.0
+
+
+def test_a_real_device_does_not_change_its_speed() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Machine().throttle(None).change_speed(0.5)
+    assert str(refused.value) == (
+        "only an emulated device changes its speed (asked for 0.5). Start it with a speed."
+    )

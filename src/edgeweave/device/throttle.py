@@ -32,12 +32,7 @@ class Throttle:
         *,
         cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:
-        if speed is not None and not 0 < speed <= 1:
-            raise ConfigError(
-                f"speed is a fraction of one core, above 0 and at most 1 (got {speed}). "
-                "Emulate a faster device on a faster host."
-            )
-        self._speed = speed
+        self._speed = None if speed is None else _checked(speed)
         self._clock = clock
         self._cpu_seconds = cpu_seconds
         self._rehearsed: dict[Hashable, float] = {}
@@ -46,6 +41,15 @@ class Throttle:
     @property
     def speed(self) -> float | None:
         return self._speed
+
+    def change_speed(self, speed: float) -> None:
+        """Be slower or faster from the next piece of work on; ``ConfigError`` on a real device."""
+        if self._speed is None:
+            raise ConfigError(
+                f"only an emulated device changes its speed (asked for {speed}). "
+                "Start it with a speed."
+            )
+        self._speed = _checked(speed)
 
     def stopwatch(self) -> Callable[[], float]:
         """What durations are read from: CPU seconds where emulated, wall seconds where real."""
@@ -86,3 +90,12 @@ class Throttle:
         self._clock.sleep(target - (self._clock.now() - started))
         late = self._clock.now() - started - target
         self._debt = min(max(late, 0.0), _MOST_DEBT_SECONDS)
+
+
+def _checked(speed: float) -> float:
+    if not 0 < speed <= 1:
+        raise ConfigError(
+            f"speed is a fraction of one core, above 0 and at most 1 (got {speed}). "
+            "Emulate a faster device on a faster host."
+        )
+    return speed
