@@ -20,6 +20,14 @@ from edgeweave.net.keys import (
     frame_key,
     frame_pattern,
 )
+from edgeweave.net.link import (
+    COORDINATOR_NAME,
+    GilbertElliott,
+    Links,
+    LinkShape,
+    RateTrace,
+    link_name,
+)
 from edgeweave.net.memory import MemoryFabric, MemoryTransport
 from edgeweave.net.pieces import Assembler, split
 from edgeweave.net.settings import NetSettings, TlsFiles
@@ -35,13 +43,18 @@ from edgeweave.net.zenoh_transport import ZenohTransport
 __all__ = [
     "Assembler",
     "Buffer",
+    "COORDINATOR_NAME",
     "Frame",
     "FrameHeader",
+    "GilbertElliott",
     "Hello",
+    "LinkShape",
+    "Links",
     "MemoryFabric",
     "MemoryTransport",
     "NetSettings",
     "Priority",
+    "RateTrace",
     "Subscription",
     "TensorSpec",
     "TlsFiles",
@@ -62,6 +75,7 @@ __all__ = [
     "frame_key",
     "frame_pattern",
     "hello_of",
+    "link_name",
     "payload_bytes",
     "specs_of",
     "split",
