@@ -1,14 +1,15 @@
-"""A device as a user describes it."""
+"""A device as a user describes it, and which of them can be a fleet together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import parse_bytes
-from edgeweave.net import check_device_name
+from edgeweave.net import COORDINATOR_NAME, check_device_name
 
-__all__ = ["Device"]
+__all__ = ["Device", "check_devices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,16 @@ class Device:
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else parse_bytes(self.memory)
+
+
+def check_devices(devices: Sequence[Device]) -> None:
+    """``ConfigError`` if these cannot be the devices of one emulated fleet."""
+    names = [device.name for device in devices]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"a local fleet has at least one device and unique names (got {names}).")
+    for name in names:
+        if name == COORDINATOR_NAME or name.startswith(f"{COORDINATOR_NAME}-"):
+            raise ConfigError(
+                f"{name!r} is how links name the one who drives the fleet. Name the device "
+                "otherwise."
+            )

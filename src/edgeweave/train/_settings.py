@@ -6,10 +6,9 @@ dataclass has a field marked ``rest`` takes further keys of any name, which beco
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,10 +17,11 @@ import msgspec
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import parse_bytes
+from edgeweave.core.words import suggest
 from edgeweave.train._toml import toml_value
 from edgeweave.train.references import absolute_reference, check_reference
 
-__all__ = ["MemoryBytes", "Reference", "Setting", "Settings", "key", "rest", "suggest"]
+__all__ = ["MemoryBytes", "Reference", "Setting", "Settings", "key", "rest"]
 
 
 class Reference(str):
@@ -53,13 +53,6 @@ def key(rule: str, example: object) -> dict[str, object]:
 def rest(rule: str, name: str, example: object) -> dict[str, object]:
     """The metadata of the field that takes the keys of a section that no other field has."""
     return {"rule": rule, "example": example, "rest": name}
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """What the writer of an unknown word may have meant."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
 
 
 class Settings:

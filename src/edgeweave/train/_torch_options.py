@@ -9,7 +9,7 @@ from types import MappingProxyType, ModuleType
 import torch
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train._settings import suggest
+from edgeweave.core.words import suggest
 
 __all__ = ["torch_options"]
 
