@@ -1,0 +1,92 @@
+"""What each device of a run is given when it begins: its stage, weights and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgeweave.device import Assignment, Deploy, Optimizer
+from edgeweave.plan import Plan
+from edgeweave.program import Program, cut, encode, encode_state, shared_parameters, without_outputs
+
+__all__ = ["Deployment", "RunSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What a run needs beside program, state and plan."""
+
+    optimizer: Optimizer
+    microbatch_size: int
+    seed: int = 0
+    clip_grad_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A program cut by a plan, with the state it begins with."""
+
+    plan: Plan
+    settings: RunSettings
+    stages: Sequence[Program]
+    parameter_order: tuple[str, ...]
+    state: Mapping[str, torch.Tensor]
+    optimizer_state: Mapping[str, torch.Tensor] | None
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        plan: Plan,
+        settings: RunSettings,
+        state: Mapping[str, torch.Tensor],
+        optimizer_state: Mapping[str, torch.Tensor] | None,
+    ) -> Deployment:
+        """Cut the program where the plan says."""
+        first_units = [stage.first_unit for stage in plan.stages[1:]]
+        return cls(
+            plan,
+            settings,
+            cut(without_outputs(program), first_units),
+            tuple(spec.name for spec in program.trainable),
+            state,
+            optimizer_state,
+        )
+
+    def message(self, device: str, *, run: str, coordinator: str) -> Deploy:
+        """The message that puts its stage on a device. As large as the stage."""
+        plan, settings = self.plan, self.settings
+        index = plan.devices.index(device)
+        stage = self.stages[index]
+        graph, tensors = encode(stage, self.state)
+        assignment = Assignment(
+            run=run,
+            term=0,
+            coordinator=coordinator,
+            stage=index,
+            devices=plan.devices,
+            schedule=plan.schedule,
+            extra_in_flight=plan.extra_in_flight,
+            microbatch_size=settings.microbatch_size,
+            max_microbatches=plan.n_microbatches,
+            seed=settings.seed,
+            optimizer=settings.optimizer,
+            clip_grad_norm=settings.clip_grad_norm,
+            parameter_order=self.parameter_order,
+            tied=shared_parameters(self.stages),
+        )
+        return Deploy(assignment, graph, memoryview(tensors), self._optimizer_part(stage))
+
+    def _optimizer_part(self, stage: Program) -> memoryview | None:
+        """The optimizer state of one stage's parameters, keyed ``<parameter>|<entry>``."""
+        if self.optimizer_state is None:
+            return None
+        names = {spec.name for spec in stage.trainable}
+        part = {
+            key: tensor
+            for key, tensor in self.optimizer_state.items()
+            if key.rpartition("|")[0] in names
+        }
+        return memoryview(encode_state(part))
