@@ -1,9 +1,10 @@
-"""``ip``, ``tc``, ``nsenter`` and ``unshare``: whether they and the kernel can, and calling them."""
+"""``ip``, ``tc``, ``nsenter``, ``unshare``: whether they and the kernel can, and calling them."""
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ _HTB = (
     "class add dev lo parent 1: classid 1:1 htb rate 1mbit",
     "filter add dev lo parent 1: protocol ip prio 1 u32 match ip dst 192.0.2.1/32 flowid 1:1",
 )
+_FAILED = re.compile(r"Command failed .*:(\d+)$")
 _NETEM = ("qdisc add dev lo root netem delay 1ms",)
 
 
@@ -87,19 +89,20 @@ class NamespaceHolder:
 
     def __init__(self, *, stop_seconds: float) -> None:
         self._stop_seconds = stop_seconds
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             ["unshare", "--net", "--", "cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C is for its owner
         )
         try:
-            # cat answers once unshare has become it, so the namespace is there.
-            self._process.communicate_line()
+            _wait_for_echo(self._process)
         except BaseException:
-            self._end()
+            self._end(self._process)
             raise
         return self
 
@@ -109,4 +112,73 @@ class NamespaceHolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        if self._process is not None:
+            self._end(self._process)
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise FleetError("the network namespace is not open. Use it in a with block.")
+        return self._process.pid
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What to put before a command so that it runs in this namespace."""
+        return ("nsenter", f"--net=/proc/{self.pid}/ns/net", "--")
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            process.wait(self._stop_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_echo(process: subprocess.Popen[bytes]) -> None:
+    """Return when ``cat`` runs: it answers once ``unshare`` has made the namespace."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"\n")
+    ready, _, _ = select.select([process.stdout], [], [], _DEADLINE_SECONDS)
+    if not ready or process.stdout.read(1) != b"\n":
+        raise FleetError(
+            f"a network namespace is there within {_DEADLINE_SECONDS:.0f} s (this one is not; "
+            f"exit code {process.poll()}). See docs/how-to-kernel-mode.md, or leave kernel mode."
+        )
+
+
+def _refused(command: Sequence[str], lines: Sequence[str]) -> str:
+    """Why the command fails; empty if it does not."""
+    done = _call(command, lines)
+    return _reason(done, command, lines) if done.returncode else ""
+
+
+def _call(command: Sequence[str], lines: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FleetError(
+            f"{' '.join(command)} ends within {_DEADLINE_SECONDS:.0f} s (it did not). "
+            "Is this machine overloaded?"
+        ) from error
+
+
+def _reason(
+    done: subprocess.CompletedProcess[str], command: Sequence[str], lines: Sequence[str]
+) -> str:
+    """What was refused and why, in one line: a batch names the number of its line."""
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    numbers = [found[1] for line in said if (found := _FAILED.match(line))]
+    what = lines[int(numbers[0]) - 1] if numbers else " ".join(command)
+    why = "; ".join(line for line in said if not _FAILED.match(line))
+    return f"{what}: {why or f'exit code {done.returncode}'}"

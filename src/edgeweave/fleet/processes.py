@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,21 @@ class _Child:
 
 
 class AgentProcesses:
-    """One agent process per settings value."""
+    """One agent process per settings value.
 
-    def __init__(self, settings: Sequence[ProcessSettings], *, stop_seconds: float) -> None:
+    ``prefix`` tells by a device's name what to put before the command that starts its agent; it
+    becomes the agent (``nsenter`` does), so that signals reach that.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[ProcessSettings],
+        *,
+        stop_seconds: float,
+        prefix: Callable[[str], Sequence[str]] = lambda _name: (),
+    ) -> None:
         self._settings = settings
+        self._prefix = prefix
         self._stop_seconds = stop_seconds
         self._children: list[_Child] = []
         self._stack = ExitStack()
@@ -48,7 +59,9 @@ class AgentProcesses:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeweave-")))
             stack.callback(self._stop)
             for settings in self._settings:
-                self._children.append(_start(settings, directory))
+                self._children.append(
+                    _start(settings, directory, self._prefix(settings.agent.name))
+                )
             self._stack = stack.pop_all()
         return self
 
@@ -91,7 +104,7 @@ class AgentProcesses:
         self._children.clear()
 
 
-def _start(settings: ProcessSettings, directory: Path) -> _Child:
+def _start(settings: ProcessSettings, directory: Path, prefix: Sequence[str]) -> _Child:
     name = settings.agent.name
     path = directory / f"{name}.json"
     path.write_bytes(msgspec.json.encode(settings))
@@ -103,7 +116,7 @@ def _start(settings: ProcessSettings, directory: Path) -> _Child:
         "OMP_NUM_THREADS": "1" if settings.agent.speed is not None else "",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeweave.device", str(path)],
+        [*prefix, sys.executable, "-m", "edgeweave.device", str(path)],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
