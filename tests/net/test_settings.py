@@ -26,7 +26,13 @@ def tls(tmp_path: Path) -> TlsFiles:
 
 @pytest.mark.parametrize(
     "text",
-    ["tcp/127.0.0.1:0", "tls/[::1]:7447", "tcp/pi-1.local:65535", "tcp/[2001:db8::1]:7447"],
+    [
+        "tcp/127.0.0.1:0",
+        "tls/[::1]:7447",
+        "tcp/pi-1.local:65535",
+        "tcp/[2001:db8::1]:7447",
+        "tcp/10.0.0.1:0#iface=eth0",
+    ],
 )
 def test_a_locator_is_read_and_written_alike(text: str) -> None:
     assert str(Locator.parse(text)) == text
@@ -144,6 +150,8 @@ def test_a_wildcard_is_shown_as_what_others_can_reach(monkeypatch: pytest.Monkey
         "tls/[2001:db8::7]:7447",
     ]
     assert list(map(str, reachable(Locator.parse("tcp/127.0.0.1:5")))) == ["tcp/127.0.0.1:5"]
+    tied = Locator.parse("tcp/192.168.1.7:5#iface=eth0")
+    assert list(map(str, reachable(tied))) == ["tcp/192.168.1.7:5"]
 
 
 def test_a_free_port_is_found_on_a_host_of_ours_only() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import psutil
@@ -18,16 +18,22 @@ Protocol = Literal["tcp", "tls"]
 
 _PATTERN = re.compile(
     r"(?P<protocol>tcp|tls)/(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]/:\s#?]+):(?P<port>\d{1,5})"
+    r"(#iface=(?P<interface>[^/:;\s#?]{1,15}))?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Locator:
-    """A protocol, a host (an IPv6 address without its brackets) and a port."""
+    """A protocol, a host (an IPv6 address without its brackets) and a port.
+
+    With ``interface`` only what comes through that network interface of this machine is heard:
+    Linux otherwise answers for an address on every interface it has.
+    """
 
     protocol: Protocol
     host: str
     port: int
+    interface: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Locator:
@@ -43,15 +49,16 @@ class Locator:
                 "Write it like tcp/192.168.1.10:7447."
             )
         protocol = cast(Protocol, match["protocol"])
-        return cls(protocol, match["host"].strip("[]"), int(match["port"]))
+        host, port = match["host"].strip("[]"), int(match["port"])
+        return cls(protocol, host, port, match["interface"] or "")
 
     def with_host(self, host: str) -> Locator:
         """The same with another host."""
-        return Locator(self.protocol, host, self.port)
+        return replace(self, host=host)
 
     def with_port(self, port: int) -> Locator:
         """The same with another port."""
-        return Locator(self.protocol, self.host, port)
+        return replace(self, port=port)
 
     @property
     def is_loopback(self) -> bool:
@@ -67,7 +74,8 @@ class Locator:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.protocol}/{host}:{self.port}"
+        tie = f"#iface={self.interface}" if self.interface else ""
+        return f"{self.protocol}/{host}:{self.port}{tie}"
 
 
 def unused_port(locator: Locator) -> int:
@@ -87,8 +95,10 @@ def unused_port(locator: Locator) -> int:
 def reachable(locator: Locator) -> tuple[Locator, ...]:
     """Where others reach what listens on ``locator``: a wildcard becomes the addresses behind it.
 
-    Interfaces that are down, loopback and link-local addresses are left out, so nothing may remain.
+    The name of an interface is for this machine alone, and left out. Interfaces that are down,
+    loopback and link-local addresses are left out, so nothing may remain.
     """
+    locator = replace(locator, interface="")
     if not locator.is_wildcard:
         return (locator,)
     families = {socket.AF_INET}
