@@ -1,0 +1,282 @@
+"""Kernel mode on a real kernel: shaped as asked, like emulated links, and gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.fleet._nettools import Kernel, look, run
+from edgeweave.fleet.namespaces import NamespaceLayout
+from edgeweave.net import NetSettings, ZenohTransport
+from edgeweave.net.link import COORDINATOR_NAME, Links, LinkShape, RateTrace
+from tests.fleet.worlds import DEADLINE_SECONDS, assert_gone, wait_until
+
+pytestmark = pytest.mark.wire
+
+FULL_FRAME_BYTES, PAYLOAD_BYTES = 1514, 1448
+"""What a full packet takes of a link, and what it carries."""
+
+
+@pytest.fixture(autouse=True)
+def kernel() -> Kernel:
+    try:
+        return look()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def megabits(rate: float) -> LinkShape:
+    return LinkShape(bytes_per_second=rate * 125e3)
+
+
+def to_pi(shape: LinkShape) -> Links:
+    return Links.of({(COORDINATOR_NAME, "pi-1"): shape})
+
+
+# A layout
+
+
+LISTENER = """
+import socket, sys
+with socket.create_server((sys.argv[1], 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    while True:
+        sink = bytearray(1 << 20)
+        connection, _ = server.accept()
+        with connection:
+            while (left := int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")):
+                while left:
+                    left -= connection.recv_into(sink, min(left, len(sink)))
+                connection.sendall(b"k")
+"""
+DIALLER = """
+import socket, sys
+socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])).close()
+"""
+
+
+@contextlib.contextmanager
+def listening(layout: NamespaceLayout, device: str) -> Iterator[int]:
+    """A process of this device that takes bytes on the port yielded."""
+    process = subprocess.Popen(
+        [*layout.prefix(device), sys.executable, "-c", LISTENER, layout.address(device)],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def reaches(layout: NamespaceLayout, source: str, address: str, port: int, seconds: float) -> bool:
+    """Whether a process of ``source`` can connect there."""
+    told = subprocess.run(
+        [*layout.prefix(source), sys.executable, "-c", DIALLER, address, str(port), str(seconds)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS + 5,
+        check=False,
+    )
+    assert told.returncode == 0 or "timed out" in told.stderr or "refused" in told.stderr
+    return told.returncode == 0
+
+
+def test_everyone_reaches_everyone() -> None:
+    with (
+        NamespaceLayout(["pi-1", "pi-2"], Links(megabits(100))) as layout,
+        listening(layout, "pi-1") as port,
+    ):
+        assert reaches(layout, COORDINATOR_NAME, layout.address("pi-1"), port, DEADLINE_SECONDS)
+        assert reaches(layout, "pi-2", layout.address("pi-1"), port, DEADLINE_SECONDS)
+
+
+def test_the_coordinator_is_heard_on_the_cable_of_its_layout_alone() -> None:
+    """A neighbour on another network of this machine knows its address and sends packets there."""
+    with (
+        NamespaceLayout(["pi-1"], Links()) as layout,
+        NamespaceLayout(["neighbour"], Links()) as street,
+    ):
+        address = layout.address(COORDINATOR_NAME)
+        route = ["route", "add", address, "via", street.address(COORDINATOR_NAME)]
+        run([*street.prefix("neighbour"), "ip", *route])
+        settings = NetSettings(listen=layout.listen(COORDINATOR_NAME), insecure=True)
+        with (
+            ZenohTransport("coordinator-1", settings) as transport,
+            socket.create_server((address, 0)) as careless,
+        ):
+            (endpoint,) = transport.endpoints()
+            port = int(endpoint.removeprefix(f"tcp/{address}:"))
+            careless_port = careless.getsockname()[1]
+            assert reaches(street, "neighbour", address, careless_port, DEADLINE_SECONDS)
+            assert not reaches(street, "neighbour", address, port, DEADLINE_SECONDS)
+            assert reaches(layout, "pi-1", address, port, DEADLINE_SECONDS)
+
+
+def test_a_link_goes_down_in_its_direction_and_up_again() -> None:
+    links = Links.of({("pi-1", "pi-2"): LinkShape(up=False)})
+    with (
+        NamespaceLayout(["pi-1", "pi-2"], links) as layout,
+        listening(layout, "pi-2") as port,
+    ):
+        # A connection needs both directions.
+        assert not reaches(layout, "pi-1", layout.address("pi-2"), port, 0.3)
+        assert reaches(layout, COORDINATOR_NAME, layout.address("pi-2"), port, DEADLINE_SECONDS)
+        layout.reshape(links.with_shape("pi-1", "pi-2", LinkShape()))
+        assert reaches(layout, "pi-1", layout.address("pi-2"), port, DEADLINE_SECONDS)
+
+
+def test_two_layouts_at_once_do_not_meet() -> None:
+    with (
+        NamespaceLayout(["pi-1"], Links()) as one,
+        NamespaceLayout(["pi-1"], Links()) as other,
+        listening(one, "pi-1") as one_port,
+        listening(other, "pi-1") as other_port,
+    ):
+        mine = [layout.address("pi-1").rsplit(".", 1)[0] for layout in (one, other)]
+        assert mine[0] != mine[1]
+        for layout, port in ((one, one_port), (other, other_port)):
+            address = layout.address("pi-1")
+            assert reaches(layout, COORDINATOR_NAME, address, port, DEADLINE_SECONDS)
+
+
+# Nothing is left behind.
+
+
+class Leaving(Exception):
+    """How a body may end."""
+
+
+def interfaces() -> set[str]:
+    return set(psutil.net_if_addrs())
+
+
+def namespace_of(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/ns/net").readlink())
+
+
+def namespaces_in_use() -> set[str]:
+    """The network namespaces of all processes of this machine."""
+    found = set()
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # the process has ended
+            found.add(namespace_of(pid))
+    return found
+
+
+def traces_of(layout: NamespaceLayout) -> tuple[str, list[psutil.Process], set[str]]:
+    """The interface, the holders and the namespaces of a layout."""
+    children = psutil.Process().children()
+    holders = [each for each in children if namespace_of(each.pid) != namespace_of(os.getpid())]
+    return layout.interface, holders, {namespace_of(each.pid) for each in holders}
+
+
+@pytest.mark.parametrize("ending", [None, Leaving, KeyboardInterrupt])
+def test_a_layout_leaves_no_process_no_interface_and_no_namespace(ending: Any) -> None:
+    found: list[tuple[str, list[psutil.Process], set[str]]] = []
+
+    def body() -> None:
+        with NamespaceLayout(["pi-1", "pi-2"], Links(megabits(10))) as layout:
+            found.append(traces_of(layout))
+            if ending is not None:
+                raise ending
+
+    with contextlib.nullcontext() if ending is None else pytest.raises(ending):
+        body()
+    ((interface, holders, namespaces),) = found
+    assert len(holders) == len(namespaces) == 3  # a switch and two devices
+    assert interface not in interfaces()
+    assert_gone(holders)
+    assert namespaces & namespaces_in_use() == set()
+
+
+def test_a_layout_that_cannot_be_entered_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise Leaving
+
+    before = interfaces()
+    monkeypatch.setattr("edgeweave.fleet._netlinks.tree_lines", refuse)
+    with pytest.raises(Leaving), NamespaceLayout(["pi-1"], Links()):
+        pass
+    assert interfaces() <= before
+    assert [child.name() for child in psutil.Process().children() if child.name() == "cat"] == []
+
+
+OWNER = """
+import sys
+from edgeweave.fleet.namespaces import NamespaceLayout
+from edgeweave.net.link import Links, LinkShape, RateTrace
+trace = RateTrace((0.0, 0.5), (1e6, 2e6), 1.0)
+with NamespaceLayout(["pi-1", "pi-2"], Links(LinkShape(trace))) as layout:
+    print(layout.interface, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_of_a_layout_whose_owner_was_killed() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        interface = owner.stdout.readline().strip()
+        holders = [
+            child
+            for child in psutil.Process(owner.pid).children(recursive=True)
+            if child.name() == "cat"
+        ]
+        namespaces = {namespace_of(holder.pid) for holder in holders}
+        assert len(namespaces) == 3
+        assert interface in interfaces()
+        owner.kill()
+    wait_until(lambda: interface not in interfaces(), f"{interface} vanishes")
+    assert_gone(holders)
+    wait_until(lambda: not namespaces & namespaces_in_use(), "the namespaces vanish")
+
+
+# Rates. Times are what these tests are about; a slow link is hardly disturbed by a busy machine.
+
+
+def seconds_to_carry(connection: socket.socket, size_bytes: int) -> float:
+    started = time.perf_counter()
+    connection.sendall(size_bytes.to_bytes(8, "little") + bytes(size_bytes))
+    assert connection.recv(1) == b"k"
+    return time.perf_counter() - started
+
+
+def test_a_link_has_the_rate_asked_for_and_then_another() -> None:
+    with (
+        NamespaceLayout(["pi-1"], to_pi(megabits(1))) as layout,
+        listening(layout, "pi-1") as port,
+        socket.create_connection((layout.address("pi-1"), port), DEADLINE_SECONDS) as connection,
+    ):
+        for rate in (1, 20, 2):
+            layout.reshape(to_pi(megabits(rate)))
+            wanted = 0.3
+            size_bytes = int(wanted * rate * 125e3 * PAYLOAD_BYTES / FULL_FRAME_BYTES)
+            got = statistics.median(seconds_to_carry(connection, size_bytes) for _ in range(3))
+            assert got == pytest.approx(wanted, rel=0.1), f"{rate} Mbit/s"
+
+
+def test_a_recorded_rate_is_followed() -> None:
+    """Each transfer meets the trace at another moment, and all of them together its mean."""
+    trace = RateTrace((0.0, 0.1), (4e6, 1e6), 0.2)
+    with (
+        NamespaceLayout(["pi-1"], to_pi(LinkShape(trace))) as layout,
+        listening(layout, "pi-1") as port,
+        socket.create_connection((layout.address("pi-1"), port), DEADLINE_SECONDS) as connection,
+    ):
+        size_bytes = int(2.0 * trace.mean * PAYLOAD_BYTES / FULL_FRAME_BYTES)
+        assert seconds_to_carry(connection, size_bytes) == pytest.approx(2.0, rel=0.15)
