@@ -1,4 +1,4 @@
-"""Sizes and durations, written and read by people."""
+"""Sizes, rates and durations, written and read by people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.core.units import format_bytes, format_seconds, parse_bytes
+from edgeweave.core.units import (
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_rate,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +87,46 @@ def test_a_duration_is_shown_with_three_digits(seconds: float, text: str) -> Non
 @example(48299.5)
 def test_no_duration_is_shown_with_sixty_seconds_beside_minutes(seconds: float) -> None:
     assert " 60 s" not in format_seconds(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_second"),
+    [
+        ("8bit/s", 1.0),
+        ("20Mbit/s", 2.5e6),
+        (" 1.5 kbit/s ", 187.5),
+        ("1Gbit/s", 1.25e8),
+        ("1Kibit/s", 128.0),
+        ("2.5MB/s", 2.5e6),
+        ("1 MiB/s", 2.0**20),
+        ("3B/s", 3.0),
+    ],
+)
+def test_a_rate_is_read_in_bits_or_bytes(text: str, bytes_per_second: float) -> None:
+    assert parse_rate(text) == bytes_per_second
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20", "20Mbit", "20Mb/s", "20Mbps", "-1MB/s", "1e6B/s", "1,5MB/s"]
+)
+def test_what_is_no_rate_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_rate(text)
+    assert str(caught.value) == (
+        f"a rate is a number and bits or bytes per second (got {text!r}). "
+        "Write it like 20Mbit/s or 2.5MB/s."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3ms", 0.003), ("250us", 0.00025), (" 1.5 s ", 1.5), ("2min", 120.0), ("0s", 0.0)],
+)
+def test_a_duration_is_read_with_its_unit(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "3", "ms", "-3ms", "3 parsec", "1h", "1e3ms"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"Write it like 3ms or 1\.5s\.$"):
+        parse_seconds(text)
