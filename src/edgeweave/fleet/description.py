@@ -17,7 +17,7 @@ from edgeweave.fleet._chaos_tables import read_chaos
 from edgeweave.fleet._link_tables import read_shape
 from edgeweave.fleet._tables import Table, flag, number, shortened, text, whole
 from edgeweave.fleet.chaos import Chaos
-from edgeweave.fleet.spec import Device, check_devices
+from edgeweave.fleet.spec import Device, check_devices, check_links
 from edgeweave.fleet.traces import read_trace
 from edgeweave.net.link import COORDINATOR_NAME, Links, LinkShape, RateTrace
 
@@ -82,18 +82,6 @@ def load_preset(name: str) -> FleetDescription:
 
     content = resources.files("edgeweave.fleet").joinpath("presets", f"{name}.toml").read_bytes()
     return _parse(content, f"preset {name}", no_trace)
-
-
-def check_links(links: Links, devices: list[str]) -> None:
-    """``ConfigError`` if a link has an end that is not in the fleet."""
-    known = [COORDINATOR_NAME, *devices]
-    for source, target, _shape in links.pairs:
-        for name in (source, target):
-            if name not in known:
-                raise ConfigError(
-                    f"a link has its ends in the fleet ({source} -> {target}: {name!r} is not "
-                    f"one of {', '.join(known)}). {suggest(name, known)}"
-                )
 
 
 def _parse(content: bytes, origin: str, load_trace: Callable[[str], RateTrace]) -> FleetDescription:

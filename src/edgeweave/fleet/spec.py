@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import parse_bytes
-from edgeweave.net import COORDINATOR_NAME, check_device_name
+from edgeweave.core.words import suggest
+from edgeweave.net import COORDINATOR_NAME, Links, check_device_name
 
-__all__ = ["Device", "check_devices"]
+__all__ = ["Device", "check_devices", "check_links"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,15 @@ def check_devices(devices: Sequence[Device]) -> None:
                 f"{name!r} is how links name the one who drives the fleet. Name the device "
                 "otherwise."
             )
+
+
+def check_links(links: Links, devices: Sequence[str]) -> None:
+    """``ConfigError`` if a link has an end that is not in the fleet."""
+    known = [COORDINATOR_NAME, *devices]
+    for source, target, _shape in links.pairs:
+        for name in (source, target):
+            if name not in known:
+                raise ConfigError(
+                    f"a link has its ends in the fleet ({source} -> {target}: {name!r} is not "
+                    f"one of {', '.join(known)}). {suggest(name, known)}"
+                )
