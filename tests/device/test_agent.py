@@ -98,7 +98,8 @@ class Bench:
         self.ask("deploy", Deploy(message, graph, memoryview(tensors or encoded), None))
 
     def send(self, sent: Frame, stage: int = 0) -> None:
-        self.me.send(frame_key("default", self.run, 0, stage, sent.header.kind), sent)
+        key = frame_key("default", self.run, 0, stage, sent.header.kind)
+        self.me.send(key, sent, device="pi-a")
 
     def next_frame(self, kind: str, microbatch: int = 0) -> Frame:
         def found() -> Frame | None:

@@ -37,7 +37,9 @@ class Side:
         )
 
     def send(self, sent: Frame, *, stage: int = 1) -> None:
-        self.stranger.send(frame_key("default", "run-1", 0, stage, sent.header.kind), sent)
+        self.stranger.send(
+            frame_key("default", "run-1", 0, stage, sent.header.kind), sent, device="pi-b"
+        )
 
     def send_raw(self, attachment: bytes, chunk: bytes) -> None:
         """A piece that no honest sender makes."""
@@ -236,7 +238,7 @@ def test_a_payload_larger_than_any_declared_one_is_refused_before_it_is_allocate
 
 def test_frames_of_another_term_are_not_heard(side: Side) -> None:
     with pytest.raises(FleetError, match="nobody listens"):
-        side.stranger.send(frame_key("default", "run-1", 1, 1, "begin"), begin())
+        side.stranger.send(frame_key("default", "run-1", 1, 1, "begin"), begin(), device="pi-b")
 
 
 def test_a_wait_that_lasts_too_long_names_both_sides() -> None:

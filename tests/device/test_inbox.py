@@ -27,7 +27,9 @@ def test_a_frame_that_is_there_is_taken_at_once_and_only_once() -> None:
     inbox.put(sent)
     key = FrameId("input", -1, 0, 0)
     assert inbox.wait(key, timeout_seconds=0, late=too_late) is sent
-    assert inbox.take_nowait(key) is None
+    assert inbox.statistics().waiting == 0
+    with pytest.raises(DeviceTimeout):
+        inbox.wait(key, timeout_seconds=0, late=too_late)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_a_frame_that_is_there_is_taken_at_once_and_only_once() -> None:
 def test_only_the_very_frame_is_matched(other: FrameId) -> None:
     inbox = Inbox(capacity=2)
     inbox.put(frame())
-    assert inbox.take_nowait(other) is None
+    with pytest.raises(DeviceTimeout):
+        inbox.wait(other, timeout_seconds=0, late=too_late)
+    assert inbox.statistics().waiting == 1
 
 
 def test_a_wait_ends_when_its_frame_comes() -> None:
@@ -115,8 +119,6 @@ def test_the_first_error_stays_and_later_waits_raise_it() -> None:
     inbox.fail(FleetError("second"))
     assert inbox.error is first
     with pytest.raises(FleetError, match=r"^first$"):
-        inbox.take_nowait(FrameId("input", -1, 0, 0))
-    with pytest.raises(FleetError, match=r"^first$"):
         inbox.wait(FrameId("input", -1, 0, 0), timeout_seconds=0, late=too_late)
 
 
@@ -124,7 +126,7 @@ def test_statistics_count_what_came_and_what_waits() -> None:
     inbox = Inbox(capacity=3)
     inbox.put(frame(microbatch=0))
     inbox.put(frame(microbatch=1))
-    inbox.take_nowait(FrameId("input", -1, 0, 0))
+    inbox.wait(FrameId("input", -1, 0, 0), timeout_seconds=0, late=too_late)
     found = inbox.statistics()
     assert (found.waiting, found.received, found.failed) == (1, 2, False)
     inbox.fail(FleetError("over"))

@@ -27,7 +27,7 @@ class Link:
         if open_at_once:
             self.open.set()
 
-    def send(self, key: str, frame: Frame) -> None:
+    def send(self, key: str, frame: Frame, *, device: str) -> None:
         self.entered.set()
         self.calls += 1
         assert self.open.wait(LONG)
@@ -51,7 +51,7 @@ def test_frames_leave_in_the_order_they_were_posted() -> None:
     link, errors = Link(), []
     with sender_of(link, errors) as sender:
         for number in range(50):
-            sender.post("key", frame(number))
+            sender.post("key", frame(number), device="pi-b")
     assert link.sent == list(range(50))
     assert errors == []
 
@@ -59,9 +59,9 @@ def test_frames_leave_in_the_order_they_were_posted() -> None:
 def test_posting_does_not_wait_for_the_network() -> None:
     link, errors = Link(open_at_once=False), []
     with sender_of(link, errors) as sender:
-        sender.post("key", frame(0))
+        sender.post("key", frame(0), device="pi-b")
         assert link.entered.wait(LONG)
-        sender.post("key", frame(1))
+        sender.post("key", frame(1), device="pi-b")
         assert link.sent == []
         link.open.set()
     assert link.sent == [0, 1]
@@ -71,7 +71,7 @@ def test_what_was_posted_is_sent_before_leaving() -> None:
     link, errors = Link(open_at_once=False), []
     with sender_of(link, errors) as sender:
         for number in range(5):
-            sender.post("key", frame(number))
+            sender.post("key", frame(number), device="pi-b")
         link.open.set()
     assert link.sent == [0, 1, 2, 3, 4]
 
@@ -80,7 +80,7 @@ def test_the_first_error_is_reported_once_and_ends_sending() -> None:
     link, errors = Link(failing=frozenset({1, 2})), []
     with sender_of(link, errors) as sender:
         for number in range(5):
-            sender.post("key", frame(number))
+            sender.post("key", frame(number), device="pi-b")
     assert link.sent == [0]
     assert link.calls == 2
     assert [str(error) for error in errors] == ["nobody listens to key"]
@@ -89,14 +89,14 @@ def test_the_first_error_is_reported_once_and_ends_sending() -> None:
 def test_a_full_queue_is_an_error_after_its_deadline() -> None:
     link, errors = Link(open_at_once=False), []
     with sender_of(link, errors, capacity=1, timeout_seconds=0.01) as sender:
-        sender.post("there", frame(0))
+        sender.post("there", frame(0), device="pi-b")
         assert link.entered.wait(LONG)
-        sender.post("there", frame(1))
+        sender.post("there", frame(1), device="pi-b")
         with pytest.raises(FleetError) as stuck:
-            sender.post("there", frame(2))
+            sender.post("there", frame(2), device="pi-b")
         link.open.set()
     assert str(stuck.value) == (
-        "the network took nothing for 0 s (next: activation to there). Check the link."
+        "the network took nothing for 0 s (next: activation to pi-b, there). Check the link."
     )
 
 
@@ -105,7 +105,7 @@ def test_leaving_by_an_error_drops_what_is_queued() -> None:
 
     def body(sender: Sender) -> None:
         for number in range(4):
-            sender.post("key", frame(number))
+            sender.post("key", frame(number), device="pi-b")
         assert link.entered.wait(LONG)
         threading.Timer(0.05, link.open.set).start()
         raise KeyError("the stage failed")
@@ -120,5 +120,5 @@ def test_seconds_are_those_spent_handing_frames_over() -> None:
     link.clock = VirtualClock()
     with sender_of(link, errors) as sender:
         for number in range(3):
-            sender.post("key", frame(number))
+            sender.post("key", frame(number), device="pi-b")
     assert sender.seconds == 0.75

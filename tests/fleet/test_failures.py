@@ -138,7 +138,7 @@ def send_garbage(fleet: ew.Fleet, key: str) -> None:
 
 def send_frame(fleet: ew.Fleet, **header: Any) -> None:
     key = frame_key(fleet.name, run_of(fleet), 0, 1, header["kind"])
-    fleet.transport.send(key, frame(**header))
+    fleet.transport.send(key, frame(**header), device="b")
 
 
 INTRUSIONS: dict[str, tuple[Callable[[ew.Fleet], None], str]] = {

@@ -33,7 +33,8 @@ def main(name: str, listen: str, connect: str, *tls: str) -> None:
     with ZenohTransport(name, settings) as transport:
 
         def give_back(frame: Frame) -> None:
-            transport.send(frame_key("default", "test", 1, -1, "echo"), frame)
+            key = frame_key("default", "test", 1, -1, "echo")
+            transport.send(key, frame, device=frame.header.device)
 
         def sleep(payload: bytes) -> bytes:
             say("sleeping")
@@ -47,7 +48,8 @@ def main(name: str, listen: str, connect: str, *tls: str) -> None:
             expect=lambda header: None,
             limit_bytes=1 << 26,
         )
-        transport.serve(control_key("default", name, "echo"), lambda payload: payload)
+        echo_key = control_key("default", name, "echo")
+        transport.serve(echo_key, lambda payload: payload, limit_bytes=1 << 28)
         transport.serve(control_key("default", name, "sleep"), sleep)
         transport.serve(
             control_key("default", name, "links"), lambda _: str(transport.linked()).encode()

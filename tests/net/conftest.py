@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.net import (
     Frame,
     FrameHeader,
+    Links,
+    LinkShape,
     MemoryFabric,
     NetSettings,
+    ShapedTransport,
     Subscription,
     Transport,
     ZenohTransport,
@@ -28,6 +32,7 @@ from edgeweave.net import (
 
 DEADLINE_SECONDS = 20.0
 TIMEOUTS = Timeouts(send=1.0)
+LINKS = Links(LinkShape(bytes_per_second=200e6, delay_seconds=0.001))
 CHILD = Path(__file__).with_name("child.py")
 
 
@@ -117,9 +122,35 @@ def _zenoh_pair() -> Iterator[Pair]:
         yield Pair(a, join("b"), join)
 
 
-@pytest.fixture(params=["memory", pytest.param("zenoh", marks=pytest.mark.wire)])
+@contextlib.contextmanager
+def _shaped_pair(inner: contextlib.AbstractContextManager[Pair]) -> Iterator[Pair]:
+    """The same pair behind links that hold back everything a little."""
+    with contextlib.ExitStack() as stack:
+
+        def shaped(transport: Transport) -> ShapedTransport:
+            return stack.enter_context(
+                ShapedTransport(transport, LINKS, clock=SystemClock(), timeouts=TIMEOUTS)
+            )
+
+        pair = stack.enter_context(inner)
+        yield Pair(shaped(pair.a), shaped(pair.b), lambda name: shaped(pair.join(name)))
+
+
+PAIRS: dict[str, Callable[[], contextlib.AbstractContextManager[Pair]]] = {
+    "memory": _memory_pair,
+    "zenoh": _zenoh_pair,
+    "shaped-memory": lambda: _shaped_pair(_memory_pair()),
+    "shaped-zenoh": lambda: _shaped_pair(_zenoh_pair()),
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.wire] if "zenoh" in name else []) for name in PAIRS
+    ]
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    with _memory_pair() if request.param == "memory" else _zenoh_pair() as made:
+    with PAIRS[request.param]() as made:
         yield made
 
 

@@ -24,7 +24,7 @@ def test_a_caller_driven_fabric_delivers_when_told() -> None:
         inbox, news = Inbox(), News()
         inbox.subscribe(b, KEY)
         b.watch(ALIVE, news)
-        a.send(KEY, make_frame(x=torch.ones(100_000)))
+        a.send(KEY, make_frame(x=torch.ones(100_000)), device="b")
         a.announce(control_key("default", "a", "alive"))
         assert inbox.frames.empty()
         assert fabric.deliver() == 2
@@ -47,7 +47,7 @@ def test_a_killed_device_vanishes_at_once() -> None:
         a.watch(ALIVE, news)
         b.announce(control_key("default", "b", "alive"))
         b.serve(control_key("default", "b", "wait"), wait)
-        a.send(KEY, make_frame(x=torch.ones(1)))
+        a.send(KEY, make_frame(x=torch.ones(1)), device="b")
         inbox.next_frame()
         killer = threading.Thread(target=lambda: (entered.wait(DEADLINE_SECONDS), fabric.kill("b")))
         killer.start()
@@ -57,9 +57,9 @@ def test_a_killed_device_vanishes_at_once() -> None:
         killer.join(DEADLINE_SECONDS)
         news.wait_for("ew/default/b/alive", alive=False)
         with pytest.raises(FleetError, match="its receiver closed or vanished"):
-            a.send(KEY, make_frame(x=torch.ones(1)))
+            a.send(KEY, make_frame(x=torch.ones(1)), device="b")
         with pytest.raises(FleetError, match="the transport of 'b' is closed"):
-            b.send(KEY, make_frame(x=torch.ones(1)))
+            b.send(KEY, make_frame(x=torch.ones(1)), device="a")
         assert fabric.join("b").name == "b"
 
 
@@ -70,12 +70,12 @@ def test_a_dropped_link_loses_one_direction_until_it_is_mended() -> None:
         inbox.subscribe(b, KEY)
         inbox.subscribe(a, KEY)
         fabric.drop("a", "b")
-        a.send(KEY, make_frame(step=1, x=torch.ones(1)))
+        a.send(KEY, make_frame(step=1, x=torch.ones(1)), device="b")
         assert inbox.next_frame().header.step == 1
-        b.send(KEY, make_frame("b", step=2, x=torch.ones(1)))
+        b.send(KEY, make_frame("b", step=2, x=torch.ones(1)), device="a")
         assert [inbox.next_frame().header.step for _ in range(2)] == [2, 2]
         fabric.mend("a", "b")
-        a.send(KEY, make_frame(step=3, x=torch.ones(1)))
+        a.send(KEY, make_frame(step=3, x=torch.ones(1)), device="b")
         assert [inbox.next_frame().header.step for _ in range(2)] == [3, 3]
         assert inbox.frames.empty()
 

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import edgeweave.net
-from edgeweave.net import MemoryTransport, Transport, ZenohTransport
+from edgeweave.net import MemoryTransport, ShapedTransport, Transport, ZenohTransport
 
 
 def test_public_names_are_sorted_and_there() -> None:
@@ -15,7 +15,7 @@ def test_public_names_are_sorted_and_there() -> None:
     assert all(hasattr(edgeweave.net, name) for name in edgeweave.net.__all__)
 
 
-@pytest.mark.parametrize("kind", [MemoryTransport, ZenohTransport])
+@pytest.mark.parametrize("kind", [MemoryTransport, ShapedTransport, ZenohTransport])
 def test_a_transport_has_every_method_of_the_seam_as_it_stands_there(kind: type) -> None:
     for name, method in inspect.getmembers(Transport, inspect.isfunction):
         if not name.startswith("_"):

@@ -39,7 +39,7 @@ def test_a_frame_arrives_as_it_was_sent(pair: Pair, n_elements: int) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)
     sent = make_frame(x=torch.randn(n_elements), mask=torch.rand(3, 5) > 0.5)
-    pair.a.send(KEY, sent)
+    pair.a.send(KEY, sent, device="b")
     received = inbox.next_frame()
     assert received.header == sent.header
     assert all(map(torch.equal, received.tensors, sent.tensors))
@@ -48,7 +48,7 @@ def test_a_frame_arrives_as_it_was_sent(pair: Pair, n_elements: int) -> None:
 def test_a_frame_without_tensors_arrives(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)
-    pair.a.send(KEY, Frame(FrameHeader("beat", "a", 0, 1, 7, 0, (), {"loss": 0.5})))
+    pair.a.send(KEY, Frame(FrameHeader("beat", "a", 0, 1, 7, 0, (), {"loss": 0.5})), device="b")
     assert inbox.next_frame().header.scalars == {"loss": 0.5}
 
 
@@ -56,7 +56,7 @@ def test_frames_of_one_sender_arrive_in_order(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)
     for step in range(20):
-        pair.a.send(KEY, make_frame(step=step, x=torch.ones(1 + step * 3000)))
+        pair.a.send(KEY, make_frame(step=step, x=torch.ones(1 + step * 3000)), device="b")
     assert [inbox.next_frame().header.step for _ in range(20)] == list(range(20))
 
 
@@ -66,7 +66,9 @@ def test_send_is_safe_from_several_threads(pair: Pair) -> None:
 
     def send_some(first: int) -> None:
         for step in range(first, first + 10):
-            pair.a.send(KEY, make_frame(step=step, x=torch.full((40_000,), float(step))))
+            pair.a.send(
+                KEY, make_frame(step=step, x=torch.full((40_000,), float(step))), device="b"
+            )
 
     threads = [threading.Thread(target=send_some, args=(10 * i,)) for i in range(4)]
     for thread in threads:
@@ -87,7 +89,7 @@ def test_a_pattern_receives_every_kind_and_every_subscriber_its_copy(pair: Pair)
     for transport in (pair.b, c):
         transport.announce(key_of(transport.name, "alive"))
         news.wait_for(key_of(transport.name, "alive"), alive=True)
-    pair.a.send(KEY, make_frame(x=torch.zeros(4)))
+    pair.a.send(KEY, make_frame(x=torch.zeros(4)), device="b")
     one, two = first.next_frame(), second.next_frame()
     one.tensors[0].add_(1)
     assert torch.equal(two.tensors[0], torch.zeros(4))
@@ -96,7 +98,7 @@ def test_a_pattern_receives_every_kind_and_every_subscriber_its_copy(pair: Pair)
 def test_a_device_may_send_to_itself(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.a, KEY)
-    pair.a.send(KEY, make_frame(x=torch.ones(3)), priority=Priority.CONTROL)
+    pair.a.send(KEY, make_frame(x=torch.ones(3)), priority=Priority.CONTROL, device="b")
     assert torch.equal(inbox.next_frame().tensors[0], torch.ones(3))
 
 
@@ -104,7 +106,7 @@ def test_a_device_may_send_to_itself(pair: Pair) -> None:
 def test_every_priority_delivers(pair: Pair, priority: Priority) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)
-    pair.a.send(KEY, make_frame(x=torch.ones(50_000)), priority=priority)
+    pair.a.send(KEY, make_frame(x=torch.ones(50_000)), priority=priority, device="b")
     assert inbox.next_frame().tensors[0].sum() == 50_000
 
 
@@ -115,8 +117,8 @@ def test_a_frame_nobody_expects_goes_to_on_error_and_the_next_one_arrives(pair: 
 
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY, expect=refuse_old)
-    pair.a.send(KEY, make_frame(step=0, x=torch.ones(50_000)))
-    pair.a.send(KEY, make_frame(step=1, x=torch.ones(50_000)))
+    pair.a.send(KEY, make_frame(step=0, x=torch.ones(50_000)), device="b")
+    pair.a.send(KEY, make_frame(step=1, x=torch.ones(50_000)), device="b")
     assert inbox.next_frame().header.step == 1
     assert str(inbox.next_error()) == "term 0 is over"
     assert inbox.errors.empty()
@@ -126,11 +128,11 @@ def test_a_frame_nobody_expects_goes_to_on_error_and_the_next_one_arrives(pair: 
 def test_a_frame_above_the_limit_is_refused(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY, limit_bytes=1000)
-    pair.a.send(KEY, make_frame(x=torch.ones(251)))
+    pair.a.send(KEY, make_frame(x=torch.ones(251)), device="b")
     assert "frame 'activation' from 'a': a payload here is at most 1000 B" in str(
         inbox.next_error()
     )
-    pair.a.send(KEY, make_frame(x=torch.ones(250)))
+    pair.a.send(KEY, make_frame(x=torch.ones(250)), device="b")
     assert inbox.next_frame().header.kind == "activation"
 
 
@@ -148,8 +150,8 @@ def test_an_error_in_a_callback_is_logged_and_the_next_frame_arrives(
         pair.b.subscribe(
             KEY, take, on_error=pytest.fail, expect=lambda header: None, limit_bytes=1000
         )
-        pair.a.send(KEY, make_frame(step=0, x=torch.ones(2)))
-        pair.a.send(KEY, make_frame(step=1, x=torch.ones(2)))
+        pair.a.send(KEY, make_frame(step=0, x=torch.ones(2)), device="b")
+        pair.a.send(KEY, make_frame(step=1, x=torch.ones(2)), device="b")
         assert taken.get(timeout=DEADLINE_SECONDS) == 1
     assert f"a callback of {KEY} failed" in caplog.text
     assert "ZeroDivisionError: in the callback" in caplog.text
@@ -159,7 +161,7 @@ def test_an_error_in_a_callback_is_logged_and_the_next_frame_arrives(
 def test_a_frame_for_nobody_is_an_error_after_a_while(pair: Pair) -> None:
     started = time.monotonic()
     with pytest.raises(FleetError, match=f"nobody listens to {KEY} \\(waited 1 s\\)"):
-        pair.a.send(KEY, make_frame(x=torch.ones(1)))
+        pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     assert time.monotonic() - started < TIMEOUTS.send + 2
 
 
@@ -167,7 +169,7 @@ def test_a_send_waits_for_a_subscriber_that_is_about_to_appear(pair: Pair) -> No
     inbox = Inbox()
     timer = threading.Timer(0.2, lambda: inbox.subscribe(pair.b, KEY))
     timer.start()
-    pair.a.send(KEY, make_frame(x=torch.ones(1)))
+    pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     assert inbox.next_frame().header.device == "a"
     timer.join(DEADLINE_SECONDS)
 
@@ -175,7 +177,7 @@ def test_a_send_waits_for_a_subscriber_that_is_about_to_appear(pair: Pair) -> No
 def test_a_frame_for_a_subscriber_that_left_is_an_error_at_once(pair: Pair) -> None:
     inbox, news = Inbox(), News()
     subscription = inbox.subscribe(pair.b, KEY)
-    pair.a.send(KEY, make_frame(x=torch.ones(1)))
+    pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     inbox.next_frame()
     subscription.close()
     # The token goes the same way after the subscription: when it is gone, so is the other.
@@ -186,7 +188,7 @@ def test_a_frame_for_a_subscriber_that_left_is_an_error_at_once(pair: Pair) -> N
     news.wait_for(key_of("b", "alive"), alive=False)
     started = time.monotonic()
     with pytest.raises(FleetError, match="its receiver closed or vanished"):
-        pair.a.send(KEY, make_frame(x=torch.ones(1)))
+        pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     assert time.monotonic() - started < TIMEOUTS.send / 2
 
 
@@ -196,7 +198,7 @@ def test_a_closed_subscription_hears_nothing_more_and_closes_twice(pair: Pair) -
     second.subscribe(pair.b, KEY)
     subscription.close()
     subscription.close()
-    pair.a.send(KEY, make_frame(x=torch.ones(1)))
+    pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     second.next_frame()
     assert first.frames.empty()
 
@@ -214,7 +216,7 @@ def test_a_callback_may_close_its_own_subscription(pair: Pair) -> None:
             KEY, close_and_tell, on_error=pytest.fail, expect=lambda h: None, limit_bytes=100
         )
     )
-    pair.a.send(KEY, make_frame(x=torch.ones(1)))
+    pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b")
     assert done.wait(TIMEOUTS.stop / 2)
 
 
@@ -222,7 +224,7 @@ def test_statistics_count_frames_and_payload_bytes(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)
     for _ in range(3):
-        pair.a.send(KEY, make_frame(x=torch.ones(100)))
+        pair.a.send(KEY, make_frame(x=torch.ones(100)), device="b")
         inbox.next_frame()
     sent, received = pair.a.statistics(), pair.b.statistics()
     assert (sent.frames_sent, sent.bytes_sent) == (3, 1200)
@@ -243,7 +245,7 @@ def test_a_request_is_answered(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [0, 1, 64_000, 64_001, 5_000_000])
 def test_a_request_and_its_answer_may_have_any_size(pair: Pair, size: int) -> None:
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    pair.a.serve(key_of("a", "echo"), lambda received: received)
+    pair.a.serve(key_of("a", "echo"), lambda received: received, limit_bytes=len(payload))
     for buffer in (payload, bytearray(payload), memoryview(payload)):
         answer = pair.b.request(key_of("a", "echo"), buffer, device="a", timeout_seconds=20)
         assert type(answer) is bytes
@@ -358,7 +360,7 @@ def test_a_slow_handler_blocks_no_other_handler_and_no_frames(pair: Pair) -> Non
     try:
         assert entered.wait(DEADLINE_SECONDS)
         assert pair.b.request(key_of("a", "echo"), b"x", device="a", timeout_seconds=5) == b"x"
-        pair.b.send(KEY, make_frame("b", x=torch.ones(100_000)))
+        pair.b.send(KEY, make_frame("b", x=torch.ones(100_000)), device="a")
         assert inbox.next_frame().header.device == "b"
     finally:
         release.set()
@@ -437,7 +439,7 @@ def test_an_error_in_a_watcher_is_logged_and_the_next_change_arrives(
 @pytest.mark.parametrize("key", ["ew/other/a/alive", "a/b", "ew/default//x"])
 def test_keys_of_other_fleets_are_refused(pair: Pair, key: str) -> None:
     calls = [
-        lambda: pair.a.send(key, make_frame(x=torch.ones(1))),
+        lambda: pair.a.send(key, make_frame(x=torch.ones(1)), device="b"),
         lambda: Inbox().subscribe(pair.a, key),
         lambda: pair.a.request(key, b"", device="b", timeout_seconds=1),
         lambda: pair.a.serve(key, bytes),
@@ -454,7 +456,7 @@ def test_a_closed_transport_says_so(pair: Pair) -> None:
     pair.a.close()
     pair.a.close()
     calls = [
-        lambda: pair.a.send(KEY, make_frame(x=torch.ones(1))),
+        lambda: pair.a.send(KEY, make_frame(x=torch.ones(1)), device="b"),
         lambda: Inbox().subscribe(pair.a, KEY),
         lambda: pair.a.request(key_of("b", "x"), b"", device="b", timeout_seconds=1),
         lambda: pair.a.serve(key_of("a", "x"), bytes),

@@ -293,7 +293,7 @@ def test_a_frame_that_does_not_belong_ends_the_run_with_a_clear_error(
 
     def intrude() -> None:
         sent = make()
-        stranger.send(frame_key("default", run_of(world), 0, 1, sent.header.kind), sent)
+        stranger.send(frame_key("default", run_of(world), 0, 1, sent.header.kind), sent, device="b")
 
     with pytest.raises(ew.WireError) as refused:
         fit(trainer_of(world.fleet), Interrupted(data_of(96), at=4, act=intrude), epochs=20)
@@ -320,7 +320,9 @@ def test_the_coordinator_refuses_results_of_anybody_but_the_last_stage(world: Me
 
     def intrude() -> None:
         stranger.send(
-            frame_key("default", run_of(world), 0, -1, "result"), frame("result", 0, device="a")
+            frame_key("default", run_of(world), 0, -1, "result"),
+            frame("result", 0, device="a"),
+            device=world.fleet.transport.name,
         )
 
     with pytest.raises(ew.WireError) as refused:

@@ -173,7 +173,7 @@ class StageExchange:
             scalars=scalars,
         )
         key = frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
-        self._sender.post(key, frame)
+        self._sender.post(key, frame, device=assignment.device_of(stage))
 
     def _receive(self, frame: Frame) -> None:
         try:
@@ -245,10 +245,9 @@ class StageExchange:
             expected = [stage for stage in range(len(devices)) if stage != mine]
         else:
             expected = [mine - 1 if header.kind == "activation" else mine + 1]
-        if header.stage not in expected:
+        if header.stage not in expected or header.stage >= len(devices):
             return False
-        of_stage = self._assignment.coordinator if header.stage < 0 else devices[header.stage]
-        return header.device == of_stage
+        return header.device == self._assignment.device_of(header.stage)
 
     def _limit_bytes(self) -> int:
         size = self._assignment.microbatch_size

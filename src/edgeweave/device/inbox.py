@@ -78,13 +78,6 @@ class Inbox:
                 raise late(key)
             return self._frames.pop(key)
 
-    def take_nowait(self, key: FrameId) -> Frame | None:
-        """Take a frame out if it is there; raises the inbox's error if it has one."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            return self._frames.pop(key, None)
-
     def fail(self, error: EdgeweaveError) -> None:
         """Make every wait, now and later, raise ``error``. The first error stays."""
         with self._changed:

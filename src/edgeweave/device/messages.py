@@ -8,13 +8,14 @@ import msgspec
 
 from edgeweave.core.errors import WireError
 from edgeweave.device.optimizer import Optimizer
-from edgeweave.net import Hello
+from edgeweave.net import Hello, Links
 from edgeweave.program import Program
 
 __all__ = [
     "COORDINATOR",
     "Assignment",
     "Deploy",
+    "Emulate",
     "Fault",
     "Greeting",
     "LinkProbe",
@@ -89,6 +90,10 @@ class Assignment(msgspec.Struct, frozen=True):
     def device(self) -> str:
         return self.devices[self.stage]
 
+    def device_of(self, stage: int) -> str:
+        """Who holds a stage; the coordinator's own name for ``COORDINATOR``."""
+        return self.coordinator if stage == COORDINATOR else self.devices[stage]
+
     def peer(self, stage: int) -> str:
         """A stage as messages name it."""
         if stage == COORDINATOR:
@@ -125,12 +130,30 @@ class Weigh(msgspec.Struct, frozen=True):
     optimizer: Optimizer
 
 
+class Emulate(msgspec.Struct, frozen=True):
+    """Be another device, or behind other links, from now on; None leaves it as it is.
+
+    For agents of emulated fleets: a real device refuses.
+    """
+
+    speed: float | None = None
+    links: Links | None = None
+
+
 class UnitTimings(msgspec.Struct, frozen=True):
     """Seconds per unit and microbatch as this device takes them, and per byte of an update."""
 
     forward_seconds: tuple[float, ...]
     backward_seconds: tuple[float, ...]
     update_seconds_per_byte: float
+
+    def stretched(self, factor: float) -> UnitTimings:
+        """The timings of a device that takes ``factor`` times as long."""
+        return UnitTimings(
+            tuple(factor * seconds for seconds in self.forward_seconds),
+            tuple(factor * seconds for seconds in self.backward_seconds),
+            factor * self.update_seconds_per_byte,
+        )
 
 
 class LinkProbe(msgspec.Struct, frozen=True):

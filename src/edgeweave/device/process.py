@@ -7,18 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.agent import Agent
 from edgeweave.device.nursery import Nursery
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
-from edgeweave.net import NetSettings, ZenohTransport
+from edgeweave.net import Links, NetSettings, ShapedTransport, ZenohTransport
 
 __all__ = ["ProcessSettings", "main", "run_agent"]
 
@@ -30,6 +32,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: NetSettings
     timeouts: Timeouts = Timeouts()
     until_stdin_closes: bool = False
+    links: Links | None = None
+    """The links of the emulated fleet this agent is in; None where they are real."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +59,7 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
         with (
             Nursery(name, tasks(settings.agent), timeout_seconds=settings.timeouts.work) as nursery,
             ZenohTransport(settings.agent.name, settings.net) as transport,
-            Agent(settings.agent, transport, timeouts=settings.timeouts, run_task=nursery),
+            _agent(settings, transport, nursery),
         ):
             ready(transport)
             if settings.until_stdin_closes:
@@ -66,6 +70,37 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
         logging.getLogger(__name__).info("stopped by a signal")
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _agent(
+    settings: ProcessSettings, transport: ZenohTransport, nursery: Nursery
+) -> Iterator[Agent]:
+    """The agent on the transport, behind emulated links if there are any."""
+    if settings.links is None:
+        with Agent(
+            settings.agent, transport, timeouts=settings.timeouts, run_task=nursery
+        ) as agent:
+            yield agent
+        return
+    shaped = ShapedTransport(
+        transport,
+        settings.links,
+        clock=SystemClock(),
+        timeouts=settings.timeouts,
+        lease_seconds=settings.net.lease_seconds,
+    )
+    with (
+        shaped,
+        Agent(
+            settings.agent,
+            shaped,
+            timeouts=settings.timeouts,
+            run_task=nursery,
+            reshape=shaped.reshape,
+        ) as agent,
+    ):
+        yield agent
 
 
 def _read(arguments: list[str]) -> ProcessSettings:

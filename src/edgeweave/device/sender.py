@@ -35,7 +35,7 @@ class Sender:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._on_error = on_error
-        self._queue: queue.Queue[tuple[str, Frame] | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[tuple[str, Frame, str] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._run, name="edgeweave-sender")
         self._seconds = 0.0
         self._failed = False
@@ -45,14 +45,14 @@ class Sender:
         """Time spent handing frames to the network so far."""
         return self._seconds
 
-    def post(self, key: str, frame: Frame) -> None:
-        """Queue a frame. Its tensors must not change any more."""
+    def post(self, key: str, frame: Frame, *, device: str) -> None:
+        """Queue a frame for ``device``. Its tensors must not change any more."""
         try:
-            self._queue.put((key, frame), timeout=self._timeout_seconds)
+            self._queue.put((key, frame, device), timeout=self._timeout_seconds)
         except queue.Full:
             raise FleetError(
                 f"the network took nothing for {self._timeout_seconds:.0f} s "
-                f"(next: {frame.header.kind} to {key}). Check the link."
+                f"(next: {frame.header.kind} to {device}, {key}). Check the link."
             ) from None
 
     def __enter__(self) -> Self:
@@ -74,9 +74,10 @@ class Sender:
         while (item := self._queue.get()) is not None:
             if self._failed:
                 continue
+            key, frame, device = item
             started = self._clock.now()
             try:
-                self._transport.send(*item)
+                self._transport.send(key, frame, device=device)
             except EdgeweaveError as error:
                 self._failed = True
                 self._on_error(error)

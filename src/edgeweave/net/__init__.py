@@ -10,7 +10,7 @@ from edgeweave.net.frame import (
     payload_bytes,
     specs_of,
 )
-from edgeweave.net.handshake import Hello, check_hello, decode_hello, encode_hello, hello_of
+from edgeweave.net.handshake import Hello, check_hello, hello_of
 from edgeweave.net.keys import (
     check_device_name,
     check_name,
@@ -28,12 +28,15 @@ from edgeweave.net.link import (
     RateTrace,
     link_name,
 )
-from edgeweave.net.memory import MemoryFabric, MemoryTransport
+from edgeweave.net.memory import MemoryFabric
+from edgeweave.net.memory_transport import MemoryTransport
 from edgeweave.net.pieces import Assembler, split
 from edgeweave.net.settings import NetSettings, TlsFiles
+from edgeweave.net.shaped import ShapedTransport
 from edgeweave.net.transport import (
     Buffer,
     Priority,
+    Reliability,
     Subscription,
     Transport,
     TransportStatistics,
@@ -55,6 +58,8 @@ __all__ = [
     "NetSettings",
     "Priority",
     "RateTrace",
+    "Reliability",
+    "ShapedTransport",
     "Subscription",
     "TensorSpec",
     "TlsFiles",
@@ -68,10 +73,8 @@ __all__ = [
     "control_key",
     "control_pattern",
     "decode",
-    "decode_hello",
     "device_of",
     "encode",
-    "encode_hello",
     "frame_key",
     "frame_pattern",
     "hello_of",

@@ -34,12 +34,18 @@ from edgeweave.core.errors import EdgeweaveError, FleetError, WireError
 from edgeweave.core.units import format_bytes
 from edgeweave.net._zenoh import Recent, Server, drop
 from edgeweave.net.pieces import PIECE_BYTES, chunks
-from edgeweave.net.remote import decode_error, encode_error, no_answer_error, timeout_error
+from edgeweave.net.remote import (
+    decode_error,
+    encode_error,
+    no_answer_error,
+    request_too_large_error,
+    timeout_error,
+)
 from edgeweave.net.transport import FIRST_SERVER_SECONDS, Buffer, Priority, Tally
 
-__all__ = ["Asker", "Question", "answer"]
+__all__ = ["Asker", "Question", "Served", "answer"]
 
-_LARGEST_BYTES = 8 * 1024**3
+_LARGEST_ANSWER_BYTES = 8 * 1024**3
 _LONGEST_SECONDS = 24 * 3600.0
 _MOST_SERVERS = 256
 _ERROR_ENCODING = "application/msgpack"
@@ -70,6 +76,15 @@ class Question:
     device: str
     timeout_seconds: float
     priority: Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A key that is served: who answers, and how much it takes."""
+
+    key: str
+    handler: Callable[[bytes], bytes]
+    limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +131,12 @@ class _Gathering:
             raise WireError(f"device {self._device!r} sent an answer that says not how long it is.")
         total = int.from_bytes(sample.attachment.to_bytes(), "little")
         if self._total is None:
-            self._total = _checked_total(total, self._device)
+            if not 0 <= total <= _LARGEST_ANSWER_BYTES:
+                raise WireError(
+                    f"an answer from {self._device!r} is at most "
+                    f"{format_bytes(_LARGEST_ANSWER_BYTES)} (it announces {total} bytes)."
+                )
+            self._total = total
         self._memory.write(sample.payload.to_bytes())
         if total != self._total or self._memory.tell() > total:
             raise WireError(
@@ -216,13 +236,11 @@ class Asker:
             query.reply_err(encode_error(error), encoding=_ERROR_ENCODING)
 
 
-def answer(
-    session: zenoh.Session, query: zenoh.Query, handler: Callable[[bytes], bytes], device: str
-) -> None:
-    """Serve one query with ``handler``; whatever it raises becomes the answer."""
+def answer(session: zenoh.Session, query: zenoh.Query, served: Served) -> None:
+    """Serve one query; whatever its handler raises becomes the answer."""
     with query:
         try:
-            result = handler(_payload(session, query, device))
+            result = served.handler(_payload(session, query, served))
             pieces = memoryview(result).cast("B")
         except Exception as error:  # noqa: BLE001 - the asker gets it, with its traceback
             query.reply_err(encode_error(error), encoding=_ERROR_ENCODING)
@@ -230,14 +248,16 @@ def answer(
         _reply_in_pieces(query, pieces)
 
 
-def _payload(session: zenoh.Session, query: zenoh.Query, device: str) -> bytes:
+def _payload(session: zenoh.Session, query: zenoh.Query, served: Served) -> bytes:
     if query.attachment is None:
         raise WireError("a request comes with its length (it did not).")
     try:
         envelope = msgspec.msgpack.decode(query.attachment.to_bytes(), type=_Envelope)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"a request comes with its length ({error}).") from error
-    total = _checked_total(envelope.total_bytes, device)
+    total = envelope.total_bytes
+    if not 0 <= total <= served.limit_bytes:
+        raise request_too_large_error(served.key, total, served.limit_bytes)
     if total <= PIECE_BYTES:
         data = b"" if query.payload is None else query.payload.to_bytes()
         if len(data) != total:
@@ -290,15 +310,6 @@ def _reply_in_pieces(query: zenoh.Query, view: memoryview) -> None:
     total = len(view).to_bytes(8, "little")
     for piece in chunks((view,)):
         query.reply(query.key_expr, piece, attachment=total)
-
-
-def _checked_total(total: int, device: str) -> int:
-    if not 0 <= total <= _LARGEST_BYTES:
-        raise WireError(
-            f"a message from {device!r} is at most {format_bytes(_LARGEST_BYTES)} "
-            f"(it announces {total} bytes)."
-        )
-    return total
 
 
 def _drop_queries(events: queue.SimpleQueue[zenoh.Query | _Finished]) -> None:

@@ -15,7 +15,7 @@ from zenoh.handlers import Callback
 from edgeweave.core.errors import FleetError
 from edgeweave.core.units import format_seconds
 from edgeweave.net.remote import no_listener_error
-from edgeweave.net.transport import Priority
+from edgeweave.net.transport import Priority, Reliability
 
 __all__ = ["Entity", "Publisher", "Recent", "Server", "close", "drop"]
 
@@ -183,32 +183,44 @@ class Matching:
 
 
 class Publisher:
-    """Puts the pieces of frames under one key at one priority."""
+    """Puts the pieces of frames under one key, at one priority and reliability."""
 
-    def __init__(self, session: zenoh.Session, key: str, priority: Priority) -> None:
+    def __init__(
+        self, session: zenoh.Session, key: str, priority: Priority, reliability: Reliability
+    ) -> None:
         self._key = key
         self._one_frame = threading.Lock()
+        # A loss-tolerant frame is no use late: where a reliable one waits, it is dropped.
+        reliable = reliability is Reliability.RELIABLE
         self._publisher = session.declare_publisher(
             key,
-            congestion_control=zenoh.CongestionControl.BLOCK,
+            congestion_control=(
+                zenoh.CongestionControl.BLOCK if reliable else zenoh.CongestionControl.DROP
+            ),
             priority=_PRIORITY[priority],
-            reliability=zenoh.Reliability.RELIABLE,
+            reliability=(zenoh.Reliability.RELIABLE if reliable else zenoh.Reliability.BEST_EFFORT),
             express=True,
         )
         self._matching = Matching(self._publisher)
 
-    def put(self, pieces: Iterable[tuple[bytes, bytes]], timeout_seconds: float) -> None:
+    def wait_for_listener(self, device: str, first_seconds: float) -> None:
+        """Return when somebody listens; see ``Transport.wait_for_listener``."""
+        waited_seconds = self._matching.wait(first_seconds)
+        if waited_seconds is not None:
+            raise no_listener_error(device, self._key, waited_seconds)
+
+    def put(
+        self, pieces: Iterable[tuple[bytes, bytes]], device: str, timeout_seconds: float
+    ) -> None:
         """Put the pieces of one frame, after those of the frame before."""
         with self._one_frame:
-            waited_seconds = self._matching.wait(timeout_seconds)
-            if waited_seconds is not None:
-                raise no_listener_error(self._key, waited_seconds)
+            self.wait_for_listener(device, timeout_seconds)
             for attachment, chunk in pieces:
                 started = time.monotonic()
                 self._publisher.put(chunk, attachment=attachment)
                 if time.monotonic() - started >= timeout_seconds:
                     raise FleetError(
-                        f"the link to the receiver of {self._key} took nothing for "
+                        f"the link to {device!r} took nothing of {self._key} for "
                         f"{format_seconds(timeout_seconds)} and was closed. "
                         "Its receiver is too slow or stuck: look into its log."
                     )

@@ -8,10 +8,10 @@ import re
 import msgspec
 import torch
 
-from edgeweave.core.errors import VersionError, WireError
+from edgeweave.core.errors import VersionError
 from edgeweave.core.version import PROTOCOL_VERSION, __version__
 
-__all__ = ["Hello", "check_hello", "decode_hello", "encode_hello", "hello_of"]
+__all__ = ["Hello", "check_hello", "hello_of"]
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -33,19 +33,6 @@ def hello_of(device: str) -> Hello:
         device=device,
         python=platform.python_version(),
     )
-
-
-def encode_hello(hello: Hello) -> bytes:
-    """As JSON, which every version past and future can read."""
-    return msgspec.json.encode(hello)
-
-
-def decode_hello(data: bytes) -> Hello:
-    """Read what another process says of itself."""
-    try:
-        return msgspec.json.decode(data, type=Hello)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"a hello names protocol, package, torch and device ({error}).") from error
 
 
 def check_hello(mine: Hello, theirs: Hello) -> None:

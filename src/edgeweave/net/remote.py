@@ -7,13 +7,16 @@ import traceback
 import msgspec
 
 from edgeweave.core import errors
-from edgeweave.core.units import format_seconds
+from edgeweave.core.units import format_bytes, format_seconds
 
 __all__ = [
+    "closed_error",
     "decode_error",
     "encode_error",
     "no_answer_error",
     "no_listener_error",
+    "request_too_large_error",
+    "stuck_link_error",
     "timeout_error",
 ]
 
@@ -91,6 +94,11 @@ def decode_error(data: bytes, device: str) -> errors.EdgeweaveError:
     )
 
 
+def closed_error(name: str) -> errors.FleetError:
+    """A transport was closed or killed."""
+    return errors.FleetError(f"the transport of {name!r} is closed.")
+
+
 def timeout_error(device: str, key: str, timeout_seconds: float) -> errors.DeviceTimeout:
     """The deadline of a request passed, and its device had not gone."""
     return errors.DeviceTimeout(
@@ -108,7 +116,7 @@ def no_answer_error(device: str, key: str) -> errors.FleetError:
     )
 
 
-def no_listener_error(key: str, waited_seconds: float) -> errors.FleetError:
+def no_listener_error(device: str, key: str, waited_seconds: float) -> errors.FleetError:
     """A frame has no receiver: after a wait for the first one, or at once if there was one."""
     facts = (
         f"waited {format_seconds(waited_seconds)}"
@@ -116,7 +124,23 @@ def no_listener_error(key: str, waited_seconds: float) -> errors.FleetError:
         else "its receiver closed or vanished"
     )
     return errors.FleetError(
-        f"nobody listens to {key} ({facts}). Check that its device runs: edgeweave status."
+        f"nobody listens to {key} ({facts}). Check that {device} runs: edgeweave status."
+    )
+
+
+def request_too_large_error(key: str, size_bytes: int, limit_bytes: int) -> errors.WireError:
+    """A request holds more than whoever serves its key allows."""
+    return errors.WireError(
+        f"a request to {key} is at most {format_bytes(limit_bytes)} (it announces "
+        f"{format_bytes(size_bytes)}). Send what that verb is made for."
+    )
+
+
+def stuck_link_error(device: str, key: str, waited_seconds: float) -> errors.FleetError:
+    """A link takes nothing any more."""
+    return errors.FleetError(
+        f"the link to {device!r} took nothing for {format_seconds(waited_seconds)} (next: {key}). "
+        "Look at the link, and into the log of its receiver, which may be stuck."
     )
 
 

@@ -14,21 +14,32 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from edgeweave.core.errors import WireError
-from edgeweave.net.frame import Frame, FrameHeader
+from edgeweave.core.errors import ConfigError, WireError
+from edgeweave.net.frame import EncodedFrame, Frame, FrameHeader
 
 __all__ = [
+    "DATAGRAM_BYTES",
     "FIRST_SERVER_SECONDS",
+    "REQUEST_BYTES",
     "Buffer",
     "Priority",
+    "Reliability",
     "Subscription",
     "Tally",
     "Transport",
     "TransportStatistics",
+    "check_datagram",
 ]
 
 FIRST_SERVER_SECONDS: Final = 1.0
 """How long a request waits for news that its key is served at all."""
+
+DATAGRAM_BYTES: Final = 1200
+"""The most that a loss-tolerant frame holds with its header: one datagram, so that the loss of any
+packet is the loss of this frame alone."""
+
+REQUEST_BYTES: Final = 1 << 20
+"""The largest request a handler gets unless it says otherwise."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,6 +53,27 @@ class Priority(enum.IntEnum):
     """Activations, gradients, ordinary requests."""
     CONTROL = 3
     """Heartbeats, stop, new term: small and urgent."""
+
+
+class Reliability(enum.Enum):
+    """What happens to a frame that a link lost."""
+
+    RELIABLE = enum.auto()
+    """It is sent again: every frame arrives, in order, and late if it must."""
+    LOSS_TOLERANT = enum.auto()
+    """Nothing: it arrives soon or never. At most ``DATAGRAM_BYTES``."""
+
+
+def check_datagram(encoded: EncodedFrame, reliability: Reliability) -> None:
+    """Refuse a loss-tolerant frame that one datagram cannot hold."""
+    if reliability is Reliability.RELIABLE:
+        return
+    size_bytes = len(encoded.header) + sum(len(view) for view in encoded.views)
+    if size_bytes > DATAGRAM_BYTES:
+        raise ConfigError(
+            f"a loss-tolerant frame is one datagram of at most {DATAGRAM_BYTES} bytes, header "
+            f"included (got {size_bytes}). Send less per frame, or send it reliably."
+        )
 
 
 class Subscription(Protocol):
@@ -105,13 +137,37 @@ class Transport(Protocol):
     def name(self) -> str:
         """The device name, unique on the fabric."""
 
-    def send(self, key: str, frame: Frame, *, priority: Priority = Priority.DATA) -> None:
-        """Hand a frame to the network, to every subscriber of ``key``. Safe from several threads.
+    def send(
+        self,
+        key: str,
+        frame: Frame,
+        *,
+        device: str,
+        reliability: Reliability = Reliability.RELIABLE,
+        priority: Priority = Priority.DATA,
+    ) -> None:
+        """Hand a frame for ``device`` to the network, to every subscriber of ``key``.
+
+        Safe from several threads. The frame's tensors must not change any more. Waits as
+        ``wait_for_listener`` does, and raises what it raises; also ``FleetError`` when the link
+        took no piece for ``Timeouts.send``, and ``ConfigError`` for a loss-tolerant frame of more
+        than ``DATAGRAM_BYTES``. A frame that was handed over when its receiver died is lost without
+        an error: liveliness and deadlines tell.
+        """
+
+    def wait_for_listener(
+        self,
+        key: str,
+        *,
+        device: str,
+        reliability: Reliability = Reliability.RELIABLE,
+        priority: Priority = Priority.DATA,
+    ) -> None:
+        """Return when somebody subscribes to ``key``, for frames sent with these options.
 
         Waits up to ``Timeouts.send`` for the first subscriber of a key to appear. Raises
-        ``FleetError`` if none does, at once if those who were there have gone, and when the link
-        took no piece for ``Timeouts.send``. A frame that was handed over when its receiver died is
-        lost without an error: liveliness and deadlines tell.
+        ``FleetError`` naming ``device`` if none does, and at once if those who were there have
+        gone.
         """
 
     def subscribe(
@@ -146,8 +202,14 @@ class Transport(Protocol):
         ``DeviceFailed`` with the remote traceback.
         """
 
-    def serve(self, key: str, handler: Callable[[bytes], bytes]) -> Subscription:
-        """Answer requests to ``key`` with what ``handler`` returns or raises."""
+    def serve(
+        self, key: str, handler: Callable[[bytes], bytes], *, limit_bytes: int = REQUEST_BYTES
+    ) -> Subscription:
+        """Answer requests to ``key`` with what ``handler`` returns or raises.
+
+        A request of more than ``limit_bytes`` is answered with ``WireError`` before anything is
+        allocated for it.
+        """
 
     def announce(self, key: str) -> Subscription:
         """Put up a liveliness token: gone when closed, and when this process dies.

@@ -21,7 +21,7 @@ import zenoh
 from zenoh.handlers import Callback
 
 from edgeweave.core.errors import FleetError, WireError
-from edgeweave.net._requests import Asker, Question, answer
+from edgeweave.net._requests import Asker, Question, Served, answer
 from edgeweave.net._session import open_session
 from edgeweave.net._sink import Receiver, Sink, guarded
 from edgeweave.net._zenoh import Entity, Publisher, Recent, close
@@ -29,8 +29,18 @@ from edgeweave.net.frame import Frame, FrameHeader, encode
 from edgeweave.net.keys import check_device_name, check_key
 from edgeweave.net.locators import reachable
 from edgeweave.net.pieces import split
+from edgeweave.net.remote import closed_error
 from edgeweave.net.settings import NetSettings
-from edgeweave.net.transport import Buffer, Priority, Subscription, Tally, TransportStatistics
+from edgeweave.net.transport import (
+    REQUEST_BYTES,
+    Buffer,
+    Priority,
+    Reliability,
+    Subscription,
+    Tally,
+    TransportStatistics,
+    check_datagram,
+)
 
 __all__ = ["ZenohTransport"]
 
@@ -80,18 +90,43 @@ class ZenohTransport:
         """How many other processes are linked directly now."""
         return len(self._session.info.peers_zid()) + len(self._session.info.routers_zid())
 
-    def send(self, key: str, frame: Frame, *, priority: Priority = Priority.DATA) -> None:
+    def send(
+        self,
+        key: str,
+        frame: Frame,
+        *,
+        device: str,
+        reliability: Reliability = Reliability.RELIABLE,
+        priority: Priority = Priority.DATA,
+    ) -> None:
         check_key(self.fleet, key)
         encoded = encode(frame)
+        check_datagram(encoded, reliability)
         pieces = split(
             encoded.header, encoded.views, sender=self._sender, number=next(self._numbers)
         )
         try:
-            self._publishers.get((key, priority)).put(pieces, self._settings.timeouts.send)
+            publisher = self._publishers.get((key, priority, reliability))
+            publisher.put(pieces, device, self._settings.timeouts.send)
         except zenoh.ZError as error:
             raise self._broken(error) from error
         size_bytes = sum(len(view) for view in encoded.views)
         self._tally.add(frames_sent=1, bytes_sent=size_bytes)
+
+    def wait_for_listener(
+        self,
+        key: str,
+        *,
+        device: str,
+        reliability: Reliability = Reliability.RELIABLE,
+        priority: Priority = Priority.DATA,
+    ) -> None:
+        check_key(self.fleet, key)
+        try:
+            publisher = self._publishers.get((key, priority, reliability))
+            publisher.wait_for_listener(device, self._settings.timeouts.send)
+        except zenoh.ZError as error:
+            raise self._broken(error) from error
 
     def subscribe(
         self,
@@ -129,10 +164,14 @@ class ZenohTransport:
         except zenoh.ZError as error:
             raise self._broken(error) from error
 
-    def serve(self, key: str, handler: Callable[[bytes], bytes]) -> Subscription:
+    def serve(
+        self, key: str, handler: Callable[[bytes], bytes], *, limit_bytes: int = REQUEST_BYTES
+    ) -> Subscription:
+        served = Served(key, handler, limit_bytes)
+
         def on_query(query: zenoh.Query) -> None:
             self._tally.add(requests_served=1)
-            guarded(self._tally, key, lambda: answer(self._session, query, handler, self._name))
+            guarded(self._tally, key, lambda: answer(self._session, query, served))
 
         return self._declare(
             key, lambda entity: entity.declare(self._session.declare_queryable, on_query)
@@ -222,10 +261,10 @@ class ZenohTransport:
         with self._lock:
             self._open.discard(entity)
 
-    def _make_publisher(self, wanted: tuple[str, Priority]) -> Publisher:
+    def _make_publisher(self, wanted: tuple[str, Priority, Reliability]) -> Publisher:
         return Publisher(self._session, *wanted)
 
     def _broken(self, error: zenoh.ZError) -> FleetError:
         if self._closed or self._session.is_closed():
-            return FleetError(f"the transport of {self._name!r} is closed.")
+            return closed_error(self._name)
         return FleetError(f"Zenoh refused ({error}).")

@@ -122,6 +122,7 @@ class PipelineRun:
         Returns when the last loss is here; the last backward passes may still be under way, which
         the next step's inputs overlap.
         """
+        self._fleet.step_begins(step)
         parts = batch.microbatches(self._settings.microbatch_size)
         scalars = {f"hp:{name}": value for name, value in hyperparameters.items()}
         scalars |= {"train": 1.0, "total_samples": float(batch.n_samples)}

@@ -1,0 +1,219 @@
+"""One run on one device: from a ``Deploy`` to its end, whatever ends it.
+
+Everything that belongs to the run (threads, subscriptions, the stage's memory) is held here and let
+go by ``close``. Which run is on, and whether there may be one, is the agent's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from edgeweave.core.clock import Clock
+from edgeweave.core.errors import DeviceError, DeviceFailed, EdgeweaveError, PlanError
+from edgeweave.core.timeouts import Timeouts
+from edgeweave.core.units import format_bytes
+from edgeweave.device import memory
+from edgeweave.device.exchange import StageExchange
+from edgeweave.device.executor import Executor
+from edgeweave.device.messages import (
+    Assignment,
+    Deploy,
+    Fault,
+    StageStatistics,
+    StateRequest,
+    Weigh,
+    encode_message,
+)
+from edgeweave.device.optimizer import StageOptimizer
+from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.settings import AgentSettings
+from edgeweave.device.throttle import Throttle
+from edgeweave.net import Transport, control_key
+from edgeweave.net.remote import encode_error
+from edgeweave.plan import in_flight
+from edgeweave.program import Program, StageProgram, decode
+
+__all__ = ["Running", "Workplace"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What a device brings to every run."""
+
+    settings: AgentSettings
+    transport: Transport
+    clock: Clock
+    timeouts: Timeouts
+    throttle: Throttle
+    torch_device: torch.device
+    n_threads: int
+    run_task: Callable[[str, bytes], bytes]
+    units: UnitMemory
+    """What this device profiled, in seconds at the speed it was started with."""
+
+    def slowdown(self) -> float:
+        """How many times slower the device is than it was started, by ``Emulate``."""
+        started, now = self.settings.speed, self.throttle.speed
+        return 1.0 if started is None or now is None else started / now
+
+
+class Running:
+    """A stage that is deployed, from construction to ``close``.
+
+    Raises what makes it impossible: ``PlanError`` if the stage does not fit, ``WireError`` if the
+    program is unsound. A stage that fails later tells the coordinator. ``on_coordinator_gone`` is
+    called when the coordinator vanishes, and should close this.
+    """
+
+    def __init__(
+        self, message: Deploy, place: Workplace, *, on_coordinator_gone: Callable[[], None]
+    ) -> None:
+        self.assignment = assignment = message.assignment
+        self._place = place
+        program, stage = self._load(message)
+        optimizer = StageOptimizer(assignment.optimizer, stage.parameters)
+        if message.optimizer_state is not None:
+            optimizer.load_state(message.optimizer_state)
+        self._exchange = StageExchange(
+            assignment,
+            program,
+            place.transport,
+            fleet=place.settings.fleet,
+            clock=place.clock,
+            timeouts=place.timeouts,
+        )
+        self._executor = Executor(
+            assignment,
+            stage,
+            optimizer,
+            self._exchange,
+            throttle=place.throttle,
+            clock=place.clock,
+            on_fault=self._report_fault,
+        )
+        self._rehearse(program)
+        memory.release_freed()
+        with ExitStack() as stack:
+            stack.enter_context(self._executor)
+            watched = control_key(place.settings.fleet, assignment.coordinator, "alive")
+            watch = place.transport.watch(
+                watched, lambda _key, alive: None if alive else on_coordinator_gone()
+            )
+            stack.callback(watch.close)
+            self._moved_before = place.transport.statistics()
+            self._stack = stack.pop_all()
+
+    def wait_state(self, message: StateRequest) -> bytes:
+        """The state of the stage after the rounds asked for, as safetensors."""
+        return self._executor.wait_state(
+            message.rounds, message.part, timeout_seconds=self._place.timeouts.work
+        )
+
+    def statistics(self) -> StageStatistics:
+        """Where the stage's time went, what it moved and what it used."""
+        moved, before = self._place.transport.statistics(), self._moved_before
+        executor = self._executor
+        return StageStatistics(
+            compute_seconds=executor.seconds["compute"],
+            wait_seconds=executor.seconds["wait"],
+            idle_seconds=executor.seconds["idle"],
+            send_seconds=self._exchange.send_seconds,
+            bytes_in=moved.bytes_received - before.bytes_received,
+            bytes_out=moved.bytes_sent - before.bytes_sent,
+            rounds=executor.rounds,
+            peak_memory_bytes=memory.peak_bytes(),
+            clock_seconds=self._place.clock.now(),
+            events=tuple(executor.events),
+        )
+
+    def close(self) -> None:
+        """End the run's threads and subscriptions."""
+        self._stack.close()
+
+    def _load(self, message: Deploy) -> tuple[Program, StageProgram]:
+        place = self._place
+        captured = decode(message.graph, message.tensors, examine=self._examine)
+        self._check_memory(captured.program)
+        torch.set_num_threads(place.n_threads)
+        memory.release_freed()
+        memory.reset_peak()
+        stage = StageProgram(
+            captured.program,
+            captured.state,
+            device=place.torch_device,
+            seed=message.assignment.seed,
+            take_over=True,
+        )
+        return captured.program, stage
+
+    def _examine(self, program: Program) -> None:
+        self._place.run_task("check", encode_message(program))
+
+    def _check_memory(self, program: Program) -> None:
+        assignment, limit = self.assignment, self._place.settings.memory_limit_bytes
+        if limit is None:
+            return
+        held = in_flight(
+            assignment.schedule,
+            assignment.stage,
+            assignment.n_stages,
+            assignment.max_microbatches,
+            assignment.extra_in_flight,
+        )
+        weigh = Weigh(program, assignment.microbatch_size, held, assignment.optimizer)
+        needed = int.from_bytes(self._place.run_task("weigh", encode_message(weigh)), "big")
+        if needed > limit:
+            raise PlanError(
+                f"{assignment.peer(assignment.stage)} needs {format_bytes(needed)} "
+                f"(limit: {format_bytes(limit)}). Lower batch_size or add a device."
+            )
+
+    def _rehearse(self, program: Program) -> None:
+        """Learn how to pace an emulated device; a real one goes as fast as it can."""
+        if self._place.settings.speed is None:
+            return
+        known = self._place.units.recall(program, self.assignment.microbatch_size)
+        if known is not None:
+            forward, backward = known
+            slowdown = self._place.slowdown()
+            known = (slowdown * forward, slowdown * backward)
+        self._executor.rehearse(known)
+
+    def _report_fault(self, error: BaseException) -> None:
+        """Tell the coordinator. Runs on the stage's thread, which ends after it."""
+        assignment, place = self.assignment, self._place
+        _log.error("run %s: stage %d failed: %s", assignment.run, assignment.stage, error)
+        described = encode_error(_located(error, assignment))
+        fault = Fault(assignment.run, place.settings.name, assignment.stage, described)
+        try:
+            place.transport.request(
+                control_key(place.settings.fleet, assignment.coordinator, "fault"),
+                encode_message(fault),
+                device=assignment.coordinator,
+                timeout_seconds=place.timeouts.request,
+            )
+        except EdgeweaveError as unreported:
+            _log.error("the coordinator could not be told: %s", unreported)
+
+
+def _located(error: BaseException, assignment: Assignment) -> EdgeweaveError:
+    """The error with the stage and the device in its message, whatever raised it."""
+    me = assignment.peer(assignment.stage)
+    if isinstance(error, DeviceError) or (isinstance(error, EdgeweaveError) and me in str(error)):
+        return error
+    if isinstance(error, EdgeweaveError):
+        return type(error)(f"{me}: {error}")
+    return DeviceFailed(
+        f"{me} failed: {type(error).__name__}: {error}",
+        device=assignment.device,
+        stage=assignment.stage,
+        remote_traceback="".join(traceback.format_exception(error)),
+    )
