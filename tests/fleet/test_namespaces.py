@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import statistics
 import subprocess
@@ -11,20 +12,35 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.timeouts import Timeouts
 from edgeweave.fleet._nettools import Kernel, look, run
 from edgeweave.fleet.namespaces import NamespaceLayout
-from edgeweave.net import NetSettings, ZenohTransport
+from edgeweave.net import (
+    Frame,
+    FrameHeader,
+    NetSettings,
+    Transport,
+    ZenohTransport,
+    frame_key,
+    specs_of,
+)
 from edgeweave.net.link import COORDINATOR_NAME, Links, LinkShape, RateTrace
+from edgeweave.net.shaped import ShapedTransport
 from tests.fleet.worlds import DEADLINE_SECONDS, assert_gone, wait_until
 
 pytestmark = pytest.mark.wire
 
+TAKER = str(Path(__file__).with_name("taker.py"))
+PATIENT = Timeouts(send=60.0)
 FULL_FRAME_BYTES, PAYLOAD_BYTES = 1514, 1448
 """What a full packet takes of a link, and what it carries."""
 
@@ -280,3 +296,98 @@ def test_a_recorded_rate_is_followed() -> None:
     ):
         size_bytes = int(2.0 * trace.mean * PAYLOAD_BYTES / FULL_FRAME_BYTES)
         assert seconds_to_carry(connection, size_bytes) == pytest.approx(2.0, rel=0.15)
+
+
+# Against emulated links
+
+
+class Sender:
+    """Sends frames to a process and waits until they are there."""
+
+    def __init__(self, transport: Transport, fleet: str) -> None:
+        self._transport = transport
+        self._fleet = fleet
+        self._done: queue.SimpleQueue[object] = queue.SimpleQueue()
+        transport.subscribe(
+            frame_key(fleet, "test", 1, -1, "done"),
+            self._done.put,
+            on_error=self._done.put,
+            expect=lambda header: None,
+            limit_bytes=1 << 16,
+        )
+
+    def seconds_to_carry(self, size_bytes: int) -> float:
+        tensors = {"x": torch.zeros(size_bytes, dtype=torch.uint8)}
+        header = FrameHeader("activation", self._transport.name, 0, 1, 0, 0, specs_of(tensors))
+        frame = Frame(header, tuple(tensors.values()))
+        started = time.perf_counter()
+        self._transport.send(frame_key(self._fleet, "test", 1, 0, "data"), frame, device="pi-1")
+        assert isinstance(self._done.get(timeout=DEADLINE_SECONDS), Frame)
+        return time.perf_counter() - started
+
+
+class Compared:
+    """The same link twice: shaped by the kernel, and emulated by the sender."""
+
+    def __init__(
+        self, layout: NamespaceLayout, shaped: ShapedTransport, kernel: Sender, emulated: Sender
+    ) -> None:
+        self._layout = layout
+        self._shaped = shaped
+        self._kernel = kernel
+        self._emulated = emulated
+
+    def ratio(self, shape: LinkShape, size_bytes: int, n_pairs: int = 5) -> float:
+        """Kernel / emulated: the medians of interleaved transfers."""
+        self._layout.reshape(to_pi(shape))
+        self._shaped.reshape(to_pi(shape))
+        pairs = [
+            (self._kernel.seconds_to_carry(size_bytes), self._emulated.seconds_to_carry(size_bytes))
+            for _ in range(n_pairs)
+        ]
+        ours, theirs = zip(*pairs, strict=True)
+        return statistics.median(ours) / statistics.median(theirs)
+
+
+@pytest.fixture(scope="module")
+def compared() -> Iterator[Compared]:
+    try:
+        look()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    links = to_pi(megabits(5))
+    with contextlib.ExitStack() as stack:
+        layout = stack.enter_context(NamespaceLayout(["pi-1"], links))
+
+        def join(fleet: str, listen: tuple[str, ...]) -> ZenohTransport:
+            net = NetSettings(fleet=fleet, listen=listen, insecure=True, timeouts=PATIENT)
+            return stack.enter_context(ZenohTransport("coordinator-1", net))
+
+        def take(fleet: str, listen: str, connect: str, *prefix: str) -> None:
+            command = [*prefix, sys.executable, TAKER, fleet, "pi-1", listen, connect]
+            stack.callback(stack.enter_context(Popen(command, stdin=subprocess.PIPE)).kill)
+
+        kernel = join("kernel", layout.listen(COORDINATOR_NAME))
+        take("kernel", *layout.listen("pi-1"), *kernel.endpoints(), *layout.prefix("pi-1"))
+        inner = join("emulated", ("tcp/127.0.0.1:0",))
+        take("emulated", "tcp/127.0.0.1:0", *inner.endpoints())
+        shaped = stack.enter_context(
+            ShapedTransport(inner, links, clock=SystemClock(), timeouts=PATIENT)
+        )
+        compared = Compared(layout, shaped, Sender(kernel, "kernel"), Sender(shaped, "emulated"))
+        compared.ratio(links.shape(COORDINATOR_NAME, "pi-1"), 1000, n_pairs=1)
+        yield compared
+
+
+@pytest.mark.parametrize("rate", [5, 20, 100])
+def test_the_kernel_and_the_emulator_agree_on_a_rate(compared: Compared, rate: int) -> None:
+    ratio = compared.ratio(megabits(rate), int(rate * 125e3 * 0.4))
+    assert ratio == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_kernel_and_the_emulator_agree_on_a_delay(compared: Compared, kernel: Kernel) -> None:
+    if kernel.netem:
+        pytest.skip(f"delay in the kernel needs netem: {kernel.netem}")
+    # One packet: a connection of the kernel's begins slowly on a long way, an emulated one does not.
+    ratio = compared.ratio(LinkShape(delay_seconds=0.2), 1000)
+    assert ratio == pytest.approx(1.0, abs=0.1)
