@@ -16,17 +16,19 @@ from edgeweave.net.remote import decode_error, encode_error
 
 PUBLIC = {
     "edgeweave": """
-        CaptureError CheckpointError ConfigError Device DeviceBusy DeviceError DeviceFailed
-        DeviceLost DeviceTimeout EdgeweaveError Evaluation Fleet FleetError FormatError LRSchedule
-        NetSettings Optimizer PipelineTrainer Plan PlanError Report Timeouts TlsFiles VersionError
-        WireError __version__
+        CaptureError Chaos CheckpointError ConfigError Device DeviceBusy DeviceError DeviceFailed
+        DeviceLost DeviceTimeout EdgeweaveError Evaluation Fleet FleetDescription FleetError
+        FormatError LRSchedule LinkShape Links NetSettings Optimizer PipelineTrainer Plan PlanError
+        Report Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
         Agent AgentSettings Assignment COORDINATOR Deploy Fault FrameId Greeting Inbox LinkProbe
         LinkTimings Optimizer Profile Release StageStatistics StateRequest TraceEvent UnitTimings
         as_mapping build decode_message encode_message state_bytes_per_trainable_byte tensor_frame
     """,
-    "edgeweave.fleet": "Device Fleet",
+    "edgeweave.fleet": """
+        Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
+    """,
     "edgeweave.train": """
         DeviceReport EpochRecord Evaluation LRSchedule PipelineTrainer Report measure_costs
     """,

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     )
     from edgeweave.core.timeouts import Timeouts
     from edgeweave.device import Optimizer
-    from edgeweave.fleet import Device, Fleet
-    from edgeweave.net import NetSettings, TlsFiles
+    from edgeweave.fleet import Chaos, Device, Fleet, FleetDescription, load_fleet, load_preset
+    from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
     from edgeweave.train import Evaluation, LRSchedule, PipelineTrainer, Report
 
 __all__ = [
     "CaptureError",
+    "Chaos",
     "CheckpointError",
     "ConfigError",
     "Device",
@@ -47,9 +48,12 @@ __all__ = [
     "EdgeweaveError",
     "Evaluation",
     "Fleet",
+    "FleetDescription",
     "FleetError",
     "FormatError",
     "LRSchedule",
+    "LinkShape",
+    "Links",
     "NetSettings",
     "Optimizer",
     "PipelineTrainer",
@@ -61,13 +65,19 @@ __all__ = [
     "VersionError",
     "WireError",
     "__version__",
+    "load_fleet",
+    "load_preset",
 ]
 
 _HOMES = {
+    "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
     "Evaluation": "edgeweave.train",
     "Fleet": "edgeweave.fleet",
+    "FleetDescription": "edgeweave.fleet",
     "LRSchedule": "edgeweave.train",
+    "LinkShape": "edgeweave.net",
+    "Links": "edgeweave.net",
     "NetSettings": "edgeweave.net",
     "Optimizer": "edgeweave.device",
     "PipelineTrainer": "edgeweave.train",
@@ -75,6 +85,8 @@ _HOMES = {
     "Report": "edgeweave.train",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
+    "load_fleet": "edgeweave.fleet",
+    "load_preset": "edgeweave.fleet",
 }
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgeweave.core.errors import ConfigError
 from edgeweave.fleet import PRESETS, Chaos, Device, FleetDescription, load_fleet, load_preset
 from edgeweave.net import GilbertElliott, Links, LinkShape, RateTrace
+from edgeweave.plan import Costs, Cut, DeviceCosts, Link, UnitFacts, partition
 
 WHOLE = """
 source = "made up for this test"
@@ -384,3 +385,42 @@ def test_a_preset_copied_into_a_file_is_the_same_fleet(name: str, tmp_path: Path
 def test_a_preset_that_is_not_there_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"^'laan' is not a preset\. Did you mean lan\?$"):
         load_preset("laan")
+
+
+def costs_on(description: FleetDescription) -> Costs:
+    """Four equal units, as long on each device as its speed and links make them."""
+
+    def link(source: str, target: str) -> Link:
+        shape = description.links.shape(source, target)
+        assert isinstance(shape.bytes_per_second, float)
+        return Link(shape.bytes_per_second, shape.delay_seconds)
+
+    names = [device.name for device in description.devices]
+    return Costs(
+        units=tuple(UnitFacts(f"unit {i}", 1 << 16, 1 << 16, 0, 1 << 16) for i in range(4)),
+        cuts=(Cut(forward_bytes=1 << 12, backward_bytes=1 << 12),) * 3,
+        devices=tuple(
+            DeviceCosts(
+                device.name,
+                (0.1 / device.speed,) * 4,
+                (0.2 / device.speed,) * 4,
+                device.memory_bytes,
+            )
+            for device in description.devices
+        ),
+        links={a: {b: link(a, b) for b in names if a != b} for a in names},
+        default_link=Link(1e9, 0.0),
+        optimizer_bytes_per_trainable_byte=0.0,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_model_is_planned_on_every_preset_and_gains_by_it(name: str) -> None:
+    costs = costs_on(load_preset(name))
+    plan = partition(costs, n_microbatches=8, schedule="1f1b")
+    alone = [
+        partition(costs, n_microbatches=8, schedule="1f1b", devices=[device.device]).step_seconds
+        for device in costs.devices
+    ]
+    assert len(plan.stages) >= 2
+    assert plan.step_seconds < min(alone)

@@ -45,6 +45,7 @@ def report_document(report: Report) -> dict[str, object]:
         "predicted_step_seconds": report.plan.step_seconds,
         "predicted_over_measured": report.predicted_over_measured,
         "devices": [_device(device) for device in report.devices],
+        "chaos": msgspec.to_builtins(report.chaos),
     }
 
 

@@ -6,24 +6,13 @@ from typing import Annotated
 
 import typer
 
-from edgeweave.cli.options import (
-    Connect,
-    Debug,
-    FleetName,
-    Insecure,
-    Json,
-    Listen,
-    Scout,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    Wait,
-)
+from edgeweave.cli.options import Debug, FleetName, Json, NetworkOptions, Wait, spread
 from edgeweave.cli.output import Output
 
 __all__ = ["join", "status"]
 
 
+@spread
 def join(
     *,
     name: Annotated[
@@ -31,9 +20,7 @@ def join(
         typer.Option("--name", envvar="EDGEWEAVE_NAME", help="Of this device. [default: host]"),
     ] = None,
     fleet: FleetName = "default",
-    connect: Connect = None,
-    listen: Listen = None,
-    scout: Scout = False,
+    options: NetworkOptions,
     speed: Annotated[
         float | None,
         typer.Option(
@@ -61,57 +48,27 @@ def join(
         ),
     ] = None,
     wait: Wait = 60.0,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    insecure: Insecure = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make this machine a device of a fleet, until Ctrl-C."""
     from edgeweave.cli import join as command  # noqa: PLC0415
-    from edgeweave.cli.network import Network, split_list  # noqa: PLC0415
 
-    network = Network(
-        fleet=fleet,
-        connect=split_list(connect),
-        listen=split_list(listen),
-        scout=scout,
-        insecure=insecure,
-        tls_ca=tls_ca,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    options = command.JoinOptions(network, name, speed, memory, device, threads, wait)
-    command.join(options, Output("join", as_json=json))
+    network = options.network(fleet)
+    settings = command.JoinOptions(network, name, speed, memory, device, threads, wait)
+    command.join(settings, Output("join", as_json=json))
 
 
+@spread
 def status(
     *,
     fleet: FleetName = "default",
-    connect: Connect = None,
-    listen: Listen = None,
-    scout: Scout = False,
+    options: NetworkOptions,
     wait: Wait = 2.0,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    insecure: Insecure = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show who is in a fleet, what each runs and what it works for."""
     from edgeweave.cli import status as command  # noqa: PLC0415
-    from edgeweave.cli.network import Network, split_list  # noqa: PLC0415
 
-    network = Network(
-        fleet=fleet,
-        connect=split_list(connect),
-        listen=split_list(listen),
-        scout=scout,
-        insecure=insecure,
-        tls_ca=tls_ca,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    command.status(network, Output("status", as_json=json), wait_seconds=wait)
+    command.status(options.network(fleet), Output("status", as_json=json), wait_seconds=wait)

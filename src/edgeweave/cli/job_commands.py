@@ -6,32 +6,25 @@ Options in, calls out. What a command does is imported when it runs: torch takes
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeweave.cli.options import (
-    Connect,
     Debug,
-    FleetKind,
-    Insecure,
     JobFile,
+    JobOptions,
     Json,
-    Listen,
-    Scout,
-    Set,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    Wait,
-    WantedDevices,
+    NetworkOptions,
+    fleet_overrides,
     overrides,
+    spread,
 )
 from edgeweave.cli.output import Output
 
 if TYPE_CHECKING:
+    from edgeweave.cli.jobs import FleetOptions
     from edgeweave.train.job import Job
 
 __all__ = ["demo", "plan", "profile", "train"]
@@ -55,41 +48,22 @@ def demo(
     run_demo(DemoOptions(out=out, seed=seed, quick=quick), Output("demo", as_json=json))
 
 
+@spread
 def profile(
     job: JobFile,
     *,
-    fleet: FleetKind = None,
-    devices: WantedDevices = None,
-    wait: Wait = 300.0,
-    settings: Set = None,
-    connect: Connect = None,
-    listen: Listen = None,
-    scout: Scout = False,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    insecure: Insecure = False,
+    options: JobOptions,
+    network: NetworkOptions,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure what every unit of a model takes on every device; train nothing."""
-    from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
-    from edgeweave.cli.network import Network, split_list  # noqa: PLC0415
     from edgeweave.cli.planning import profile as run_profile  # noqa: PLC0415
 
-    network = Network(
-        listen=split_list(listen),
-        scout=scout,
-        insecure=insecure,
-        tls_ca=tls_ca,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    loaded = _load(job, settings, fleet=fleet, connect=connect)
-    options = FleetOptions(network, devices, wait)
-    run_profile(loaded, options, Output("profile", as_json=json))
+    run_profile(*_load(job, options, network), Output("profile", as_json=json))
 
 
+@spread
 def plan(
     job: JobFile,
     *,
@@ -97,38 +71,18 @@ def plan(
         Path | None,
         typer.Option("--save", metavar="FILE", help="Keep the plan here, for train --plan."),
     ] = None,
-    fleet: FleetKind = None,
-    devices: WantedDevices = None,
-    wait: Wait = 300.0,
-    settings: Set = None,
-    connect: Connect = None,
-    listen: Listen = None,
-    scout: Scout = False,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    insecure: Insecure = False,
+    options: JobOptions,
+    network: NetworkOptions,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure, then show who would do what, how fast, and why; train nothing."""
-    from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
-    from edgeweave.cli.network import Network, split_list  # noqa: PLC0415
     from edgeweave.cli.planning import make_plan  # noqa: PLC0415
 
-    network = Network(
-        listen=split_list(listen),
-        scout=scout,
-        insecure=insecure,
-        tls_ca=tls_ca,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    loaded = _load(job, settings, fleet=fleet, connect=connect)
-    options = FleetOptions(network, devices, wait)
-    make_plan(loaded, options, Output("plan", as_json=json), save=save)
+    make_plan(*_load(job, options, network), Output("plan", as_json=json), save=save)
 
 
+@spread
 def train(
     job: JobFile,
     *,
@@ -143,56 +97,31 @@ def train(
         Path | None,
         typer.Option("--save", metavar="FILE", help="Write the weights here, as safetensors."),
     ] = None,
-    fleet: FleetKind = None,
-    devices: WantedDevices = None,
-    wait: Wait = 300.0,
-    settings: Set = None,
-    connect: Connect = None,
-    listen: Listen = None,
-    scout: Scout = False,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    insecure: Insecure = False,
+    options: JobOptions,
+    network: NetworkOptions,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Plan, show the plan, train, and show where the time went."""
-    from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
-    from edgeweave.cli.network import Network, split_list  # noqa: PLC0415
     from edgeweave.cli.training import TrainOptions  # noqa: PLC0415
     from edgeweave.cli.training import train as run_train  # noqa: PLC0415
 
-    network = Network(
-        listen=split_list(listen),
-        scout=scout,
-        insecure=insecure,
-        tls_ca=tls_ca,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    loaded = _load(job, settings, fleet=fleet, connect=connect)
-    options = FleetOptions(network, devices, wait)
+    loaded, fleet = _load(job, options, network)
     run_train(
         loaded,
-        TrainOptions(options, resume=resume, plan=plan, save=save),
+        TrainOptions(fleet, resume=resume, plan=plan, save=save),
         Output("train", as_json=json),
     )
 
 
-def _load(
-    path: Path,
-    settings: Sequence[str] | None,
-    *,
-    fleet: str | None,
-    connect: Sequence[str] | None,
-) -> Job:
-    """The job file under the environment under the command line."""
+def _load(path: Path, options: JobOptions, network: NetworkOptions) -> tuple[Job, FleetOptions]:
+    """The job file under the environment under the command line, and on whom it runs."""
+    from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
+    from edgeweave.fleet import PRESETS  # noqa: PLC0415
     from edgeweave.train.job import load_job  # noqa: PLC0415
 
-    told = overrides(settings)
-    if fleet is not None:
-        told["fleet.kind"] = fleet
-    if connect:
-        told["fleet.connect"] = ",".join(connect)
-    return load_job(path, environment=os.environ, overrides=told)
+    told = {**overrides(options.settings), **fleet_overrides(options.fleet, PRESETS)}
+    if network.connect:
+        told["fleet.connect"] = ",".join(network.connect)
+    job = load_job(path, environment=os.environ, overrides=told)
+    return job, FleetOptions(network.network(), options.devices, options.wait)

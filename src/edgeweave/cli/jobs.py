@@ -14,7 +14,7 @@ from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.device import Optimizer
-from edgeweave.fleet import Device, Fleet
+from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
 from edgeweave.train import LRSchedule, PipelineTrainer
 from edgeweave.train.job import Job, resolve_function
@@ -47,10 +47,11 @@ def open_session(
     job: Job, options: FleetOptions, output: Output, *, plan: Plan | None = None
 ) -> Iterator[Session]:
     """Read the data and build the model first, which costs no device anything if it fails."""
+    emulated = _emulated(job)
     data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
     output.say(data.description)
     model = _model(job)
-    with _fleet(job, options, output) as fleet:
+    with _fleet(job, emulated, options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
         yield Session(job, data, fleet, _trainer(job, model, fleet, plan))
 
@@ -106,13 +107,28 @@ def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) 
     )
 
 
+def _emulated(job: Job) -> FleetDescription | None:
+    """The devices, links and chaos to emulate; None if the job is for real devices."""
+    fleet = job.fleet
+    if fleet.kind == "lan":
+        return None
+    if fleet.file is not None:
+        return load_fleet(fleet.file)
+    if fleet.preset is not None:
+        return load_preset(fleet.preset)
+    return FleetDescription(
+        tuple(Device(each.name, each.speed, each.memory) for each in fleet.devices)
+    )
+
+
 @contextmanager
-def _fleet(job: Job, options: FleetOptions, output: Output) -> Iterator[Fleet]:
+def _fleet(
+    job: Job, emulated: FleetDescription | None, options: FleetOptions, output: Output
+) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        if job.fleet.kind == "local":
-            entries = job.fleet.devices
-            fleet = Fleet.local([Device(each.name, each.speed, each.memory) for each in entries])
-            with output.doing(f"starting {len(entries)} devices"):
+        if emulated is not None:
+            fleet = Fleet.described(emulated)
+            with output.doing(f"starting {len(emulated.devices)} devices"):
                 stack.enter_context(fleet)
         else:
             fleet = _lan(job, options, output)

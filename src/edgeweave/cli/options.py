@@ -1,32 +1,36 @@
-"""The options that several commands share: one name, one meaning, one environment variable."""
+"""The options that several commands share: one name, one meaning, one environment variable.
+
+Those that come together are fields of a dataclass; a command that takes one as a parameter, under
+``spread``, has all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import typer
 
+from edgeweave.cli.network import Network, split_list
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.words import suggest
 
 __all__ = [
-    "Connect",
     "Debug",
-    "FleetKind",
+    "FleetChoice",
     "FleetName",
-    "Insecure",
     "JobFile",
+    "JobOptions",
     "Json",
-    "Listen",
-    "Scout",
-    "Set",
-    "TlsCa",
-    "TlsCertificate",
-    "TlsKey",
+    "NetworkOptions",
     "Wait",
-    "WantedDevices",
+    "fleet_overrides",
     "overrides",
+    "spread",
 ]
 
 Json = Annotated[
@@ -40,12 +44,12 @@ FleetName = Annotated[
         "--fleet", envvar="EDGEWEAVE_FLEET_NAMESPACE", help="The name of the fleet to be in."
     ),
 ]
-FleetKind = Annotated[
+FleetChoice = Annotated[
     str | None,
     typer.Option(
         "--fleet",
-        metavar="local|lan",
-        help="Emulated devices on this machine, or real ones. Sets fleet.kind of the job.",
+        metavar="local|lan|FILE|PRESET",
+        help="Devices of the job emulated here, real ones, or those of a fleet.toml or a preset.",
     ),
 ]
 Connect = Annotated[
@@ -117,6 +121,96 @@ Set = Annotated[
         help="Change a setting of the job, such as train.epochs=1. May be repeated.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """How to reach others, and how they reach this process."""
+
+    connect: Connect = None
+    listen: Listen = None
+    scout: Scout = False
+    tls_ca: TlsCa = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
+    insecure: Insecure = False
+
+    def network(self, fleet: str = "default") -> Network:
+        """The same as a value."""
+        return Network(
+            fleet=fleet,
+            connect=split_list(self.connect),
+            listen=split_list(self.listen),
+            scout=self.scout,
+            insecure=self.insecure,
+            tls_ca=self.tls_ca,
+            tls_certificate=self.tls_certificate,
+            tls_key=self.tls_key,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What one may say about a job beside its file."""
+
+    fleet: FleetChoice = None
+    devices: WantedDevices = None
+    wait: Wait = 300.0
+    settings: Set = None
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the fields of its dataclass parameters as parameters of their own."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        kind = parameter.annotation
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            parameters.append(parameter)
+            continue
+        groups[name] = kind
+        hints = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def run(**values: object) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        command(**values)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def fleet_overrides(choice: str | None, presets: Sequence[str]) -> dict[str, str]:
+    """What ``--fleet`` says, by dotted name: it replaces what the job says of its fleet.
+
+    >>> fleet_overrides("lan", [])["fleet.kind"]
+    'lan'
+    """
+    if choice is None:
+        return {}
+    if choice in ("local", "lan"):
+        return {"fleet.kind": choice, "fleet.file": "none", "fleet.preset": "none"}
+    described = {"fleet.kind": "local", "fleet.devices": "[]"}
+    if choice in presets:
+        return {**described, "fleet.file": "none", "fleet.preset": choice}
+    if choice.endswith(".toml"):
+        return {**described, "fleet.preset": "none", "fleet.file": choice}
+    raise ConfigError(
+        f"--fleet takes local, lan, a file that ends in .toml, or a preset (got {choice!r}). "
+        f"{suggest(choice, ['local', 'lan', *presets])}"
+    )
 
 
 def overrides(settings: Sequence[str] | None) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -13,14 +13,22 @@ from typing import Self
 import msgspec
 
 from edgeweave.core.clock import Clock, SystemClock
-from edgeweave.core.errors import ConfigError, FleetError
+from edgeweave.core.errors import FleetError
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.device import AgentSettings, Greeting, decode_message, encode_message
-from edgeweave.device.process import ProcessSettings
+from edgeweave.device import Emulate, Greeting, decode_message, encode_message
+from edgeweave.fleet.chaos import Chaos
+from edgeweave.fleet.chaos_runner import ChaosRecord, ChaosRunner
+from edgeweave.fleet.description import FleetDescription
+from edgeweave.fleet.emulation import Emulation
+from edgeweave.fleet.local import LocalSetup
+from edgeweave.fleet.presence import COORDINATOR_PREFIX, OnWaiting, Wanted, wait_devices
 from edgeweave.fleet.processes import AgentProcesses
 from edgeweave.fleet.spec import Device
 from edgeweave.net import (
+    Links,
     NetSettings,
+    Priority,
+    ShapedTransport,
     Subscription,
     Transport,
     ZenohTransport,
@@ -30,14 +38,9 @@ from edgeweave.net import (
     device_of,
     hello_of,
 )
+from edgeweave.net._signed import Signature, sign
 
 __all__ = ["Fleet"]
-
-_COORDINATOR_PREFIX = "coordinator-"
-_POLL_SECONDS = 0.25
-
-OnWaiting = Callable[[tuple[str, ...], tuple[str, ...]], None]
-"""Told the endpoints at which the coordinator can be reached, and the devices there so far."""
 
 
 class Fleet:
@@ -55,7 +58,7 @@ class Fleet:
         self,
         net: NetSettings,
         *,
-        local: Sequence[Device] = (),
+        local: LocalSetup | None = None,
         wanted: Sequence[str] = (),
         n_devices: int = 1,
         clock: Clock | None = None,
@@ -64,31 +67,83 @@ class Fleet:
         on_waiting: OnWaiting | None = None,
     ) -> None:
         self._net = net
-        self._join = join or (lambda name: ZenohTransport(name, net))
-        self._local = tuple(local)
-        self._wanted = tuple(wanted)
-        self._n_devices = n_devices
+        self._join = join
+        self._local = local
         self._clock = clock or SystemClock()
         self._timeouts = net.timeouts
         # Starting a process imports torch, which takes a slow device many seconds.
         patience = self._timeouts.work if local else self._timeouts.connect
-        self._wait_seconds = patience if wait_seconds is None else wait_seconds
+        self._wanted = Wanted(
+            net.fleet,
+            tuple(wanted),
+            n_devices,
+            patience if wait_seconds is None else wait_seconds,
+        )
         self._on_waiting = on_waiting or (lambda _endpoints, _there: None)
         self._stack = ExitStack()
+        self._direct: Transport | None = None
         self._transport: Transport | None = None
         self._processes: AgentProcesses | None = None
+        self._reshape: Callable[[Links], None] = lambda _links: None
+        self._runner: ChaosRunner | None = None
         self._devices: tuple[str, ...] = ()
 
     @classmethod
-    def local(cls, devices: Sequence[Device], *, timeouts: Timeouts | None = None) -> Self:
-        """An emulated fleet: the real agent, once per device, over the loopback network."""
-        names = [device.name for device in devices]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(
-                f"a local fleet has at least one device and unique names (got {names})."
-            )
-        net = NetSettings(fleet=f"local-{secrets.token_hex(4)}", timeouts=timeouts or Timeouts())
-        return cls(net, local=devices, wanted=names, n_devices=len(names))
+    def local(
+        cls,
+        devices: Sequence[Device],
+        *,
+        links: Links | None = None,
+        chaos: Chaos | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> Self:
+        """An emulated fleet: the real agent, once per device, over the loopback network.
+
+        ``links`` shape what devices and coordinator send each other; without them, and without
+        ``chaos``, the loopback network is as fast as it is. ``ConfigError`` if either is about
+        somebody who is not in the fleet.
+        """
+        return cls._emulated(devices, links, chaos, timeouts, kernel=False)
+
+    @classmethod
+    def described(
+        cls,
+        description: FleetDescription,
+        *,
+        timeouts: Timeouts | None = None,
+        kernel: bool = False,
+    ) -> Self:
+        """The emulated fleet of a ``fleet.toml`` or a preset.
+
+        ``kernel`` puts each device into a network namespace of its own and lets the kernel shape
+        the links, which needs root; see ``NamespaceLayout`` for what is then different.
+
+        >>> with Fleet.described(load_preset("equal-lan")) as fleet:  # doctest: +SKIP
+        ...     fleet.devices
+        ('fast-1', 'fast-2', 'slow')
+        """
+        return cls._emulated(
+            description.devices, description.links, description.chaos, timeouts, kernel=kernel
+        )
+
+    @classmethod
+    def _emulated(
+        cls,
+        devices: Sequence[Device],
+        links: Links | None,
+        chaos: Chaos | None,
+        timeouts: Timeouts | None,
+        *,
+        kernel: bool,
+    ) -> Self:
+        times = timeouts or Timeouts()
+        local = LocalSetup.of(devices, links, chaos, kernel=kernel, stop_seconds=times.stop)
+        return cls(
+            NetSettings(fleet=f"local-{secrets.token_hex(4)}", timeouts=times),
+            local=local,
+            wanted=local.names,
+            n_devices=len(local.names),
+        )
 
     @classmethod
     def lan(
@@ -135,7 +190,7 @@ class Fleet:
     @property
     def is_local(self) -> bool:
         """Whether the devices are emulated on this machine, sharing its cores."""
-        return bool(self._local)
+        return self._local is not None
 
     @property
     def name(self) -> str:
@@ -161,19 +216,42 @@ class Fleet:
             raise FleetError(f"{device} is not a process of this machine's fleet.")
         return self._processes.pid(device)
 
+    @property
+    def chaos_log(self) -> tuple[ChaosRecord, ...]:
+        """What the script of this fleet has done so far; kept when the fleet ends."""
+        return () if self._runner is None else self._runner.log
+
+    def step_begins(self, step: int) -> None:
+        """Told by whoever trains, before each step: what is scripted for it happens now."""
+        if self._runner is not None:
+            self._runner.step_begins(step)
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            name = _COORDINATOR_PREFIX + secrets.token_hex(4)
-            self._transport = stack.enter_context(self._join(name))
+            name = COORDINATOR_PREFIX + secrets.token_hex(4)
+            self._transport = self._direct = self._joined(name, stack)
+            if self._local is not None and self._local.is_shaped:
+                shaped = ShapedTransport(
+                    self._direct, self._local.links, clock=self._clock, timeouts=self._timeouts
+                )
+                self._transport = stack.enter_context(shaped)
+                self._reshape = shaped.reshape
             alive = control_key(self.name, name, "alive")
             stack.callback(self._transport.announce(alive).close)
-            if self._local:
-                settings = [self._settings_of(device) for device in self._local]
-                self._processes = stack.enter_context(
-                    AgentProcesses(settings, stop_seconds=self._timeouts.stop)
-                )
-            self._devices = self._wait_devices()
+            if self._local is not None:
+                agents = self._local.agents(self.name, self._endpoints(), self._timeouts)
+                self._processes = stack.enter_context(agents)
+            self._devices = wait_devices(
+                self._wanted,
+                self._transport,
+                self._clock,
+                endpoints=self._endpoints(),
+                check=self._check_processes,
+                on_waiting=self._on_waiting,
+            )
             self._check_versions()
+            if self._local is not None and self._local.chaos:
+                self._runner = self._begin_chaos(self._local, stack)
             self._stack = stack.pop_all()
         return self
 
@@ -184,6 +262,7 @@ class Fleet:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+        self._direct = None
         self._transport = None
         self._processes = None
 
@@ -237,73 +316,57 @@ class Fleet:
             control_pattern(self.name, "alive"), timeout_seconds=self._timeouts.request
         )
         names = (device_of(key) for key in keys)
-        return tuple(sorted(name for name in names if not name.startswith(_COORDINATOR_PREFIX)))
+        return tuple(sorted(name for name in names if not name.startswith(COORDINATOR_PREFIX)))
 
-    def _settings_of(self, device: Device) -> ProcessSettings:
-        return ProcessSettings(
-            agent=AgentSettings(
-                name=device.name,
-                fleet=self.name,
-                speed=device.speed,
-                memory_limit_bytes=device.memory_bytes,
-            ),
-            net=NetSettings(fleet=self.name, connect=self._endpoints(), timeouts=self._timeouts),
-            timeouts=self._timeouts,
-            until_stdin_closes=True,
+    def _joined(self, name: str, stack: ExitStack) -> Transport:
+        """The coordinator's transport; in kernel mode on the network of the layout."""
+        if self._join is not None:
+            return stack.enter_context(self._join(name))
+        net = self._net
+        if self._local is not None and self._local.layout is not None:
+            stack.enter_context(self._local.layout)
+            self._reshape = self._local.layout.reshape
+            net = self._local.coordinator_net(net)
+        return stack.enter_context(ZenohTransport(name, net))
+
+    def _begin_chaos(self, local: LocalSetup, stack: ExitStack) -> ChaosRunner:
+        world = local.world()
+        emulation = Emulation(
+            world,
+            send_signal=lambda device, number: os.kill(self.pid(device), number),
+            tell=self._tell,
+            reshape=self._reshape,
+            tells_links=local.layout is None,
+        )
+        runner = ChaosRunner(local.chaos, world, emulation.change, self._clock)
+        stack.callback(lambda: emulation.release(runner.world))
+        return stack.enter_context(runner)
+
+    def _tell(self, device: str, message: Emulate) -> None:
+        """Beside the shaped links, or one that is down would keep itself down.
+
+        Signed as the device's own: nothing holds back what it sends to itself.
+        """
+        assert self._direct is not None
+        payload, seconds = encode_message(message), self._timeouts.request
+        if self._transport is not self._direct:
+            payload = sign(Signature(device, seconds, Priority.CONTROL), payload)
+        self._direct.request(
+            control_key(self.name, device, "emulate"),
+            payload,
+            device=device,
+            timeout_seconds=seconds,
+            priority=Priority.CONTROL,
         )
 
-    def _wait_devices(self) -> tuple[str, ...]:
-        """Wait for liveliness tokens; a local agent that ends early is reported at once."""
-        if not self._n_devices and not self._wanted:
-            return ()
-        changed = threading.Condition()
-        there: set[str] = set()
-
-        def note(key: str, alive: bool) -> None:
-            device = device_of(key)
-            if not device.startswith(_COORDINATOR_PREFIX):
-                with changed:
-                    (there.add if alive else there.discard)(device)
-                    changed.notify_all()
-
-        def enough() -> bool:
-            return there.issuperset(self._wanted) and len(there) >= self._n_devices
-
-        deadline = self._clock.now() + self._wait_seconds
-        told: tuple[str, ...] | None = None
-        watch = self.transport.watch(control_pattern(self.name, "alive"), note)
-        try:
-            while True:
-                with changed:
-                    complete, now = enough(), tuple(sorted(there))
-                if now != told:  # outside the lock: the hook is not ours
-                    told = now
-                    self._on_waiting(self._endpoints(), now)
-                if complete:
-                    return self._wanted or now
-                if self._processes is not None:
-                    self._processes.check()
-                if self._clock.now() > deadline:
-                    raise self._absent(set(now))
-                with changed:
-                    changed.wait_for(enough, _POLL_SECONDS)
-        finally:
-            watch.close()
-
-    def _absent(self, there: set[str]) -> FleetError:
-        missing = sorted(set(self._wanted) - there)
-        wanted = ", ".join(missing) if missing else f"{self._n_devices} devices"
-        joined = ", ".join(sorted(there)) or "none"
-        options = "".join(f" --connect {endpoint}" for endpoint in self._endpoints())
-        return FleetError(
-            f"the fleet {self.name!r} lacks {wanted} after {self._wait_seconds:.0f} s "
-            f"(there: {joined}). On each device run: edgeweave join --fleet {self.name}{options}"
-        )
+    def _check_processes(self) -> None:
+        if self._processes is not None:
+            self._processes.check()
 
     def _endpoints(self) -> tuple[str, ...]:
         """Where this process can be reached, on a network."""
-        transport = self.transport
-        return transport.endpoints() if isinstance(transport, ZenohTransport) else ()
+        direct = self._direct
+        return direct.endpoints() if isinstance(direct, ZenohTransport) else ()
 
     def _check_versions(self) -> None:
         mine = hello_of(self.transport.name)

@@ -2,7 +2,7 @@
 
     [model]      factory, args              [data]   source, path, normalise
     [loss]       function                   [train]  batch_size, n_microbatches, epochs, ...
-    [metrics]    name = function            [fleet]  kind, devices, connect, namespace
+    [metrics]    name = function            [fleet]  kind, devices, file, preset, connect, ...
     [optimizer]  name, and its options      [lr_schedule]  name, interval, options
 
 A value comes from the command line, else from the environment (``EDGEWEAVE_TRAIN_BATCH_SIZE`` sets
@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.words import suggest
+from edgeweave.fleet import PRESETS
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
@@ -173,6 +175,13 @@ class FleetSection:
         default=(), metadata=key("a list of endpoints", ["tcp/10.0.0.5:7447"])
     )
     namespace: Name = field(default="default", metadata=key("the name of the fleet", "default"))
+    file: Path | None = field(
+        default=None, metadata=key("the file of an emulated fleet", "fleet.toml")
+    )
+    preset: Name | None = field(
+        default=None,
+        metadata=key("the name of an emulated fleet that comes with Edgeweave", PRESETS[0]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +300,33 @@ def _check(job: Job, path: Path) -> None:
             f"{path}: fleet.devices have different names ({twice[0]!r} comes {len(twice)} times). "
             "Rename one."
         )
-    if fleet.kind == "local" and not names:
+    _check_emulated(fleet, path)
+
+
+def _check_emulated(fleet: FleetSection, path: Path) -> None:
+    """A fleet is described in one place."""
+    described = {
+        "fleet.devices": bool(fleet.devices),
+        "fleet.file": fleet.file is not None,
+        "fleet.preset": fleet.preset is not None,
+    }
+    given = [name for name, is_given in described.items() if is_given]
+    if fleet.kind == "lan" and given not in ([], ["fleet.devices"]):
+        raise ConfigError(
+            f"{path}: {given[-1]} describes an emulated fleet (fleet.kind is lan). Leave it out, "
+            'or write kind = "local".'
+        )
+    if len(given) > 1:
+        raise ConfigError(
+            f"{path}: a fleet is described once ({' and '.join(given)} given). Leave one out."
+        )
+    if fleet.kind == "local" and not given:
         raise ConfigError(
             f"{path}: a local fleet has at least one device (fleet.devices is empty). "
             'Write devices = [{name = "pi-a", speed = 0.5}] in [fleet].'
+        )
+    if fleet.preset is not None and fleet.preset not in PRESETS:
+        raise ConfigError(
+            f"{path}: fleet.preset is the name of a fleet that comes with Edgeweave "
+            f"(got {fleet.preset!r}). {suggest(fleet.preset, PRESETS)}"
         )

@@ -9,6 +9,7 @@ from statistics import median
 import msgspec
 
 from edgeweave.device import StageStatistics, TraceEvent
+from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Plan
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
@@ -100,6 +101,8 @@ class Report:
     step_seconds: tuple[float, ...]
     """Wall time of each full step of this call."""
     devices: tuple[DeviceReport, ...]
+    chaos: tuple[ChaosRecord, ...] = ()
+    """What a script did to the emulated fleet during this call."""
 
     @property
     def samples_per_second(self) -> float:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
-from edgeweave.fleet import Fleet
+from edgeweave.fleet import ChaosRecord, Fleet
 from edgeweave.plan import SCHEDULES, Costs, Plan, partition
 from edgeweave.program import Captured, LossFunction, capture
 from edgeweave.train.batches import (
@@ -173,7 +173,7 @@ class PipelineTrainer:
                 epochs * n_batches(train_set, batch_size), done=fit.history.step, shown=progress
             ) as bar,
         ):
-            started = self._fleet.clock.now()
+            started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
             while fit.history.cursor.epoch < epochs:
                 batches = epoch_batches(
                     train_set, batch_size, seed=self._seed, cursor=fit.history.cursor
@@ -185,7 +185,8 @@ class PipelineTrainer:
                     validation = self._evaluated(run, validate, fit.history.step, batch_size)
                 bar.epoch(fit.end_epoch(run, validation))
             self._weights.fetch(run)
-            return self._report(run, plan, fit.history, started)
+            chaos = self._fleet.chaos_log[n_before:]
+            return self._report(run, plan, fit.history, started, chaos)
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
         """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
@@ -261,7 +262,12 @@ class PipelineTrainer:
         }
 
     def _report(
-        self, run: PipelineRun, plan: Plan, history: History, started_seconds: float
+        self,
+        run: PipelineRun,
+        plan: Plan,
+        history: History,
+        started_seconds: float,
+        chaos: tuple[ChaosRecord, ...],
     ) -> Report:
         offsets = {device: self._clock_offset(device) for device in plan.devices}
         return Report(
@@ -274,6 +280,7 @@ class PipelineTrainer:
             devices=device_reports(
                 run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
             ),
+            chaos=chaos,
         )
 
     def _clock_offset(self, device: str) -> float:
