@@ -1,7 +1,9 @@
-"""Run a benchmark: ``python -m benchmarks efficiency [--quick] [--json]``, or ``--all``.
+"""Run a benchmark: ``python -m benchmarks wire [--quick] [--json]``, or ``--all``; or ``--page``.
 
 Without ``--quick`` the full result is written to ``benchmarks/results/NAME.json``, which is
-committed. With ``--json`` the last line of output is one JSON object with the metrics.
+committed, and its picture to ``docs/images``. ``--page`` writes ``docs/reference-benchmarks.md``
+from the results that are there, which ``--all`` does too. With ``--json`` the last line of output
+is one JSON object with the metrics.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import json
 import sys
 
+from benchmarks import page
 from benchmarks.harness import NAMES, Result, write
 
 __all__ = ["main"]
@@ -20,13 +23,15 @@ def main(arguments: list[str]) -> int:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", nargs="?", choices=NAMES, help="which claim to measure")
-    parser.add_argument("--all", action="store_true", help="run every benchmark")
+    parser.add_argument("--all", action="store_true", help="run every benchmark, then --page")
+    parser.add_argument("--page", action="store_true", help="write the page from kept results")
     parser.add_argument("--quick", action="store_true", help="less work, at most 60 s on 2 cores")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args(arguments)
-    if options.all == (options.name is not None):
-        parser.error("name one benchmark, or pass --all")
-    for name in NAMES if options.all else [options.name]:
+    if options.all + options.page + (options.name is not None) != 1:
+        parser.error("name one benchmark, or pass --all or --page")
+    names = NAMES if options.all else [options.name] if options.name else []
+    for name in names:
         run = importlib.import_module(f"benchmarks.{name}").run
         result: Result = run(quick=options.quick)
         for line in result.lines:
@@ -35,6 +40,8 @@ def main(arguments: list[str]) -> int:
             write(result)
         if options.json:
             print(json.dumps(result.summary()))
+    if options.page or (options.all and not options.quick):
+        page.write()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark records, and where its result goes."""
+"""What every benchmark records, how two things are compared, and where a result goes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,85 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 
-__all__ = ["NAMES", "Result", "write"]
+from benchmarks.claims import CLAIMS
 
-NAMES = ("efficiency",)
+__all__ = ["NAMES", "Result", "Spread", "interleaved", "ratios", "read", "spread", "write"]
 
-_RESULTS = Path(__file__).parent / "results"
+NAMES = tuple(CLAIMS)
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A series in four numbers. With one sample the quartiles are that sample."""
+
+    median: float
+    low_quartile: float
+    high_quartile: float
+    n: int
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Median and quartiles.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
+    Spread(median=3.0, low_quartile=2.0, high_quartile=4.0, n=5)
+    """
+    if len(samples) < 2:
+        (only,) = samples
+        return Spread(only, only, only, 1)
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return Spread(median(samples), low, high, len(samples))
+
+
+def interleaved(
+    n_turns: int, contestants: Mapping[str, Callable[[], float]]
+) -> dict[str, list[float]]:
+    """Measure each contestant once a turn: A B A B ... What disturbs the machine hits both.
+
+    >>> interleaved(2, {"a": lambda: 1.0, "b": lambda: 2.0})
+    {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(n_turns):
+        for name, measure in contestants.items():
+            samples[name].append(measure())
+    return samples
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """One ratio for each turn; neighbours in time are compared with each other only.
+
+    >>> ratios([2.0, 3.0], [1.0, 2.0])
+    [2.0, 1.5]
+    """
+    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
 def _machine() -> dict[str, Any]:
     return {
         "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "load_before": os.getloadavg()[0],
+        "load_before": _load_before,
+        "load_after": os.getloadavg()[0],
     }
+
+
+_load_before = os.getloadavg()[0]
 
 
 def _commit() -> str:
@@ -46,15 +103,28 @@ def _processor() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Metrics under the keys the issues name, lines for people, and the raw samples behind both."""
+    """Metrics under the keys of ``CLAIMS``, lines for people, and the raw samples behind both.
+
+    The samples under a metric's own key are what the metric is the median of. ``settings`` has the
+    seed, or the seeds, and everything else that was chosen.
+    """
 
     name: str
     quick: bool
-    metrics: dict[str, float | bool]
+    metrics: dict[str, float]
     lines: tuple[str, ...]
     samples: dict[str, list[float]]
     settings: dict[str, Any]
     machine: dict[str, Any] = field(default_factory=_machine)
+
+    def __post_init__(self) -> None:
+        unknown = self.metrics.keys() - {metric.key for metric in CLAIMS[self.name].metrics}
+        if unknown or "seed" not in self.settings:
+            raise ValueError(
+                f"a result of {self.name} has the metrics of CLAIMS and a seed in its settings "
+                f"(unknown: {', '.join(sorted(unknown)) or 'none'}; settings: "
+                f"{', '.join(self.settings)}). Add what is missing."
+            )
 
     def summary(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -66,11 +136,31 @@ class Result:
             "machine": self.machine,
         }
 
+    def document(self) -> dict[str, Any]:
+        """What is kept: the summary, and every series with its median and quartiles."""
+        series = {}
+        for name, samples in self.samples.items():
+            whole = spread(samples)
+            series[name] = {
+                "median": whole.median,
+                "quartiles": [whole.low_quartile, whole.high_quartile],
+                "samples": samples,
+            }
+        return {**self.summary(), "series": series}
+
 
 def write(result: Result) -> Path:
     """Keep a full result."""
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{result.name}.json"
-    content = {**result.summary(), "samples": result.samples}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result.name}.json"
+    path.write_text(json.dumps(result.document(), indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The kept result of a benchmark, or None if it has none yet."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document

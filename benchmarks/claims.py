@@ -1,0 +1,124 @@
+"""What is claimed: every metric by its key, what it means, and what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["CLAIMS", "Claim", "Metric"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of a benchmark. Without ``least`` and ``most`` it is shown and not judged."""
+
+    key: str
+    meaning: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def target(self) -> str:
+        """The bounds in words."""
+        if self.least is not None and self.most is not None:
+            return f"{self.least:g} to {self.most:g}"
+        if self.least is not None:
+            return f"at least {self.least:g}"
+        return "-" if self.most is None else f"at most {self.most:g}"
+
+    def is_met(self, value: float) -> bool | None:
+        """Whether ``value`` keeps the bounds; None where there are none."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or value >= self.least) and (
+            self.most is None or value <= self.most
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One benchmark: its metrics in the order shown, and which of them its picture shows."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    drawn: tuple[str, ...]
+    """Keys of metrics that have raw samples under the same key."""
+    drawn_unit: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """With ``rows``: shown as a matrix of the metrics ``<column>_<row>``."""
+    rows: Mapping[str, str] = field(default_factory=dict)
+
+
+_SIZES = {"16kb": "16 KB", "256kb": "256 KB", "1mb": "1 MB", "8mb": "8 MB"}
+_WIRE_CASES = {
+    f"{size}{suffix}": f"{words}, {mode}"
+    for suffix, mode in {"": "TCP", "_tls": "TLS"}.items()
+    for size, words in _SIZES.items()
+}
+_WIRE_COLUMNS = {
+    "throughput_vs_raw_socket": "throughput, ours / raw",
+    "throughput_mb_per_second": "ours, MB/s",
+    "round_trip_vs_raw_socket": "round trip, ours / raw",
+    "round_trip_ms": "ours, ms",
+    "cpu_vs_raw_socket": "CPU, ours / raw",
+    "cpu_seconds_per_gb": "ours, CPU s per GB",
+}
+
+
+_EFFICIENCY = Claim(
+    name="efficiency",
+    title="A pipeline keeps its devices' own speed",
+    metrics=(
+        Metric("efficiency", "fleet / sum of its devices alone", least=0.85),
+        Metric("predicted_over_measured", "step time, plan / measured", least=0.9, most=1.1),
+        Metric("agent_overhead_mb", "agent beyond torch and its stage, MB", most=80),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
+_PEERS = Claim(
+    name="peers",
+    title="The same work, done by others",
+    metrics=(
+        Metric("vs_torch_pipelining", "throughput, ours / torch, 2 processes, 1F1B", least=1.0),
+        Metric("vs_torch_pipelining_gpipe", "the same, GPipe"),
+        Metric("vs_torch_pipelining_3", "the same, 3 processes, 1F1B"),
+        Metric("vs_torch_pipelining_3_gpipe", "the same, 3 processes, GPipe"),
+        Metric(
+            "loss_difference_vs_torch", "largest relative difference of a step's loss", most=1e-3
+        ),
+        Metric("vs_equal_split_1_1_0p1", "throughput, our plan / equal split", least=6.0),
+        Metric("vs_one_device_1_1_0p1", "throughput, our plan / the fastest device alone"),
+        Metric(
+            "losses_bit_equal", "our plan, equal split, one device: same losses (1 is yes)", 1, 1
+        ),
+        Metric("predicted_over_measured_1_1_0p1", "step time of our plan, predicted / measured"),
+    ),
+    drawn=(
+        "vs_torch_pipelining",
+        "vs_torch_pipelining_gpipe",
+        "vs_torch_pipelining_3",
+        "vs_torch_pipelining_3_gpipe",
+        "vs_equal_split_1_1_0p1",
+        "vs_one_device_1_1_0p1",
+    ),
+    drawn_unit="throughput, ours / theirs",
+)
+
+_WIRE = Claim(
+    name="wire",
+    title="Frames beside a raw socket",
+    metrics=tuple(
+        Metric(f"{column}_{case}", f"{meaning}, {words}")
+        for column, meaning in _WIRE_COLUMNS.items()
+        for case, words in _WIRE_CASES.items()
+    ),
+    drawn=tuple(f"throughput_vs_raw_socket_{case}" for case in _WIRE_CASES),
+    drawn_unit="throughput, ours / raw socket",
+    columns=_WIRE_COLUMNS,
+    rows=_WIRE_CASES,
+)
+
+CLAIMS: Mapping[str, Claim] = {claim.name: claim for claim in (_EFFICIENCY, _PEERS, _WIRE)}
