@@ -388,6 +388,6 @@ def test_the_kernel_and_the_emulator_agree_on_a_rate(compared: Compared, rate: i
 def test_the_kernel_and_the_emulator_agree_on_a_delay(compared: Compared, kernel: Kernel) -> None:
     if kernel.netem:
         pytest.skip(f"delay in the kernel needs netem: {kernel.netem}")
-    # One packet: a connection of the kernel's begins slowly on a long way, an emulated one does not.
+    # One packet: on a long way a connection of the kernel begins slowly, an emulated one at once.
     ratio = compared.ratio(LinkShape(delay_seconds=0.2), 1000)
     assert ratio == pytest.approx(1.0, abs=0.1)
