@@ -19,7 +19,15 @@ from edgeweave.core.errors import (
     PlanError,
     WireError,
 )
-from edgeweave.net import Frame, FrameHeader, Priority, control_key, control_pattern, frame_key
+from edgeweave.net import (
+    Frame,
+    FrameHeader,
+    Priority,
+    Reliability,
+    control_key,
+    control_pattern,
+    frame_key,
+)
 
 from .conftest import DEADLINE_SECONDS, TIMEOUTS, Inbox, News, Pair, make_frame
 
@@ -232,6 +240,26 @@ def test_statistics_count_frames_and_payload_bytes(pair: Pair) -> None:
     assert (received.frames_refused, received.callbacks_failed) == (0, 0)
 
 
+def test_a_loss_tolerant_frame_arrives_whole(pair: Pair) -> None:
+    inbox = Inbox()
+    inbox.subscribe(pair.b, KEY)
+    sent = make_frame(step=3, x=torch.arange(250.0))
+    pair.a.send(KEY, sent, device="b", reliability=Reliability.LOSS_TOLERANT)
+    received = inbox.next_frame()
+    assert received.header == sent.header
+    assert torch.equal(received.tensors[0], sent.tensors[0])
+
+
+def test_a_loss_tolerant_frame_of_more_than_a_datagram_is_refused(pair: Pair) -> None:
+    inbox = Inbox()
+    inbox.subscribe(pair.b, KEY)
+    with pytest.raises(ConfigError, match="at most 1200 bytes, header included"):
+        pair.a.send(
+            KEY, make_frame(x=torch.ones(300)), device="b", reliability=Reliability.LOSS_TOLERANT
+        )
+    assert pair.a.statistics().frames_sent == 0
+
+
 # Requests
 
 
@@ -250,6 +278,24 @@ def test_a_request_and_its_answer_may_have_any_size(pair: Pair, size: int) -> No
         answer = pair.b.request(key_of("a", "echo"), buffer, device="a", timeout_seconds=20)
         assert type(answer) is bytes
         assert answer == payload
+
+
+@pytest.mark.parametrize("limit_bytes", [100, 100_000])
+def test_a_request_above_the_limit_of_its_key_is_refused_and_one_at_it_is_answered(
+    pair: Pair, limit_bytes: int
+) -> None:
+    served: list[int] = []
+
+    def take(payload: bytes) -> bytes:
+        served.append(len(payload))
+        return b"taken"
+
+    key = key_of("a", "take")
+    pair.a.serve(key, take, limit_bytes=limit_bytes)
+    with pytest.raises(WireError, match=f"a request to {key} is at most"):
+        pair.b.request(key, bytes(limit_bytes + 2000), device="a", timeout_seconds=20)
+    assert pair.b.request(key, bytes(limit_bytes), device="a", timeout_seconds=20) == b"taken"
+    assert served == [limit_bytes]
 
 
 def test_two_requests_at_once_each_get_their_answer(pair: Pair) -> None:

@@ -30,7 +30,7 @@ __all__ = ["MOST_WAITING_BYTES", "Shaper"]
 _log = logging.getLogger(__name__)
 
 MOST_WAITING_BYTES: Final = 256 * 1024
-"""What may wait at a link before senders do; one message may be larger."""
+"""What may wait at a link, by priority, before senders do; one message may be larger."""
 
 _LONGEST_WAIT_SECONDS = 60.0
 
@@ -83,7 +83,7 @@ class Shaper:
             failure = self._failures.pop(target, None)
             if failure is not None:
                 raise failure
-            self._wait_for_room(queue, device, key, message.size_bytes)
+            self._wait_for_room(queue, device, key, message)
             if message.reliability is Reliability.LOSS_TOLERANT:
                 if queue.model.lose_datagram():
                     message.deliver = None
@@ -142,6 +142,7 @@ class Shaper:
         with self.changed:
             self._look(self._clock.now())
             arrived = self._arrived()
+            self.changed.notify_all()  # time has passed: who waits may have waited long enough
         for target, message in arrived:
             self._deliver(target, message)
         return len(arrived)
@@ -204,11 +205,12 @@ class Shaper:
                 self._failures.setdefault(target, failure)
             self.changed.notify_all()
 
-    def _wait_for_room(self, queue: LinkQueue, device: str, key: str, size_bytes: int) -> None:
+    def _wait_for_room(self, queue: LinkQueue, device: str, key: str, message: Message) -> None:
         since, begun_bytes = self._clock.now(), queue.begun_bytes
         while True:
             self._check_open()
-            if not queue.waiting_bytes or queue.waiting_bytes + size_bytes <= MOST_WAITING_BYTES:
+            waiting_bytes = queue.waiting_bytes[message.priority]
+            if not waiting_bytes or waiting_bytes + message.size_bytes <= MOST_WAITING_BYTES:
                 return
             now = self._clock.now()
             if queue.begun_bytes != begun_bytes:

@@ -51,8 +51,8 @@ class LinkQueue:
 
     def __init__(self, model: LinkModel) -> None:
         self.model = model
-        self.waiting_bytes = 0
-        """Offered and not begun."""
+        self.waiting_bytes = dict.fromkeys(Priority, 0)
+        """Offered and not begun, by priority: the urgent need not wait for room of others."""
         self.begun_bytes = 0
         """Begun since the beginning: it grows while the link takes anything."""
         self.n_under_way = 0
@@ -65,7 +65,7 @@ class LinkQueue:
     def offer(self, now: float, message: Message) -> None:
         """Let a message wait for its turn."""
         message.offered_at = now
-        self.waiting_bytes += message.left_bytes
+        self.waiting_bytes[message.priority] += message.left_bytes
         self.n_under_way += 1
         self._lanes[message.priority].append(message)
 
@@ -75,7 +75,7 @@ class LinkQueue:
         if message not in lane:
             return False
         lane.remove(message)
-        self.waiting_bytes -= message.left_bytes
+        self.waiting_bytes[message.priority] -= message.left_bytes
         self.n_under_way -= 1
         return True
 
@@ -93,7 +93,7 @@ class LinkQueue:
                 turn_bytes = int(min(message.left_bytes, max(soon_bytes, _TURN_BYTES)))
                 passage = self.model.carry(start, turn_bytes)
             message.left_bytes -= turn_bytes
-            self.waiting_bytes -= turn_bytes
+            self.waiting_bytes[message.priority] -= turn_bytes
             self.begun_bytes += turn_bytes
             if not message.left_bytes:
                 gone.append((passage.arrives_at, lane.popleft()))
