@@ -98,6 +98,53 @@ def test_a_device_with_too_little_memory_ends_with_the_code_of_plans(
     assert "limit: 256 B" in capsys.readouterr().err
 
 
+FLEET = """
+[[devices]]
+name = "small"
+speed = 0.9
+
+[links.default]
+rate = "100Mbit/s"
+delay = "1ms"
+
+[[chaos]]
+event = "slow"
+device = "small"
+speed = 0.5
+at_step = 1
+"""
+
+
+def test_a_job_trains_on_the_fleet_of_a_file_and_its_chaos_is_reported(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(FLEET)
+    trained, shown = _run(capsys, "train", str(job), "--fleet", str(fleet))
+    assert "devices: small" in shown
+    assert trained["plan"]["stages"][0]["device"] == "small"
+    (event,) = trained["report"]["chaos"]
+    assert (event["what"], event["step"]) == ("slow small to 0.5", 1)
+
+
+@pytest.mark.slow
+def test_a_job_is_planned_on_a_preset(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned, shown = _run(capsys, "plan", str(job), "--fleet", "equal-lan")
+    assert "devices: fast-1, fast-2, slow" in shown
+    assert "slow" not in {stage["device"] for stage in planned["plan"]["stages"]}
+
+
+def test_a_fleet_nobody_knows_is_refused_before_anything_starts(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(job), "--fleet", "raspberry"]) == 2
+    assert "--fleet takes local, lan, a file that ends in .toml" in capsys.readouterr().err
+    assert main(["demo", "--fleet", "raspberry"]) == 2
+    assert "--fleet takes a file that ends in .toml, or a preset" in capsys.readouterr().err
+    assert main(["plan", str(job), "--fleet", "lan", "--kernel"]) == 2
+    assert "--kernel shapes the links of emulated devices" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_training_resumes_from_a_checkpoint(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

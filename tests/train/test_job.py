@@ -218,6 +218,19 @@ def test_paths_of_the_command_line_start_from_the_current_folder(
         ({"lr_schedule.T_max": "9"}, r"job\.toml: lr_schedule\.name is needed"),
         ({"lr_schedule.name": "Optimizer"}, r"class in torch\.optim\.lr_scheduler \(got 'Optimi"),
         ({"fleet.devices": "[]"}, r"a local fleet has at least one device"),
+        ({"fleet.preset": "lan"}, r"described once \(fleet\.devices and fleet\.preset given\)"),
+        (
+            {"fleet.devices": "[]", "fleet.file": "a.toml", "fleet.preset": "lan"},
+            r"described once \(fleet\.file and fleet\.preset given\)\. Leave one out",
+        ),
+        (
+            {"fleet.devices": "[]", "fleet.preset": "laan"},
+            r"comes with Edgeweave \(got 'laan'\)\. Did you mean lan\?",
+        ),
+        (
+            {"fleet.kind": "lan", "fleet.file": "a.toml"},
+            r"fleet\.file describes an emulated fleet \(fleet\.kind is lan\)",
+        ),
         ({"fleet.devices": '[{name = "a"}, {name = "a"}]'}, r"\('a' comes 2 times\)\. Rename one"),
         ({"fleet.devices": '[{name = "a", sped = 1}]'}, r"unknown field sped - at \$\[0\]"),
         ({"fleet.devices": '[{name = "a", speed = 0}]'}, r"Expected float > 0\.0 - at \$\[0\]\.sp"),
@@ -341,6 +354,14 @@ def jobs(draw: st.DrawFn) -> Job:
             draw(words.filter(bool)),
         ),
     )
+
+
+@pytest.mark.parametrize("key", ["file", "preset"])
+def test_a_fleet_of_its_own_file_or_of_a_preset_needs_no_devices(tmp_path: Path, key: str) -> None:
+    text = SMALL[: SMALL.index("devices")] + f'{key} = "lan"'
+    job = read(tmp_path, text)
+    assert job.fleet == FleetSection(**{key: tmp_path / "lan" if key == "file" else "lan"})
+    assert read(tmp_path, dump_job(job)) == job
 
 
 @given(job=jobs())

@@ -1,4 +1,4 @@
-"""``edgeweave demo``: one small model over three unequal devices, against each of them alone.
+"""``edgeweave demo``: one small model over unequal devices, against each of them alone.
 
 Everything it shows is measured in the run itself. A device alone gets the whole batch at once,
 which suits it best: it has nobody to overlap with, so pieces only cost it.
@@ -18,8 +18,9 @@ from edgeweave.cli.documents import explanation_document, plan_document, report_
 from edgeweave.cli.output import Output, encode_document, write_file
 from edgeweave.cli.tables import Alone, alone_table, devices_table, plan_table, step_line
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.words import suggest
 from edgeweave.device import Optimizer
-from edgeweave.fleet import Device, Fleet
+from edgeweave.fleet import PRESETS, Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.observe import draw_timeline, perfetto_trace
 from edgeweave.plan import Costs, Plan, explain, partition
 from edgeweave.train import PipelineTrainer, Report
@@ -48,6 +49,8 @@ class DemoOptions:
     out: Path
     seed: int = 0
     quick: bool = False
+    fleet: str | None = None
+    """A fleet file or a preset instead of the demo's own devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,14 @@ class _Result:
 
 def run_demo(options: DemoOptions, output: Output) -> None:
     """Train, compare, show, and keep a picture, a trace and the report."""
-    devices = _DEVICES[1:] if options.quick else _DEVICES
+    emulated = _emulated(options)
     data = load_source("digits", path=None)
     output.say(data.description)
-    output.say("fleet: " + ", ".join(f"{each.name} ({each.speed:g} of a core)" for each in devices))
+    devices = (f"{each.name} ({each.speed:g} of a core)" for each in emulated.devices)
+    output.say(f"fleet: {', '.join(devices)}")
     with ExitStack() as stack:
         with output.doing("starting the devices"):
-            fleet = stack.enter_context(Fleet.local(devices))
+            fleet = stack.enter_context(Fleet.described(emulated))
         result = _run(fleet, data, options, output)
     _show(result, output)
     document = {
@@ -77,6 +81,19 @@ def run_demo(options: DemoOptions, output: Output) -> None:
     }
     files = _save(result.report, document, options.out, output)
     output.finish({**document, "files": files})
+
+
+def _emulated(options: DemoOptions) -> FleetDescription:
+    if options.fleet is None:
+        return FleetDescription(_DEVICES[1:] if options.quick else _DEVICES)
+    if options.fleet in PRESETS:
+        return load_preset(options.fleet)
+    if options.fleet.endswith(".toml"):
+        return load_fleet(Path(options.fleet))
+    raise ConfigError(
+        f"--fleet takes a file that ends in .toml, or a preset (got {options.fleet!r}). "
+        f"{suggest(options.fleet, PRESETS)}"
+    )
 
 
 def _run(fleet: Fleet, data: DataPair, options: DemoOptions, output: Output) -> _Result:

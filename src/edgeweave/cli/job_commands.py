@@ -13,6 +13,7 @@ import typer
 
 from edgeweave.cli.options import (
     Debug,
+    EmulatedChoice,
     JobFile,
     JobOptions,
     Json,
@@ -35,6 +36,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where picture, trace and report go.")
     ] = Path("edgeweave-runs/demo"),
+    fleet: EmulatedChoice = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and shuffling.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two devices, one epoch: only to see that it works.")
@@ -42,10 +44,11 @@ def demo(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a small CNN over three unequal emulated devices, and compare with each alone."""
+    """Train a small CNN over unequal emulated devices, and compare with each alone."""
     from edgeweave.cli.demo import DemoOptions, run_demo  # noqa: PLC0415
 
-    run_demo(DemoOptions(out=out, seed=seed, quick=quick), Output("demo", as_json=json))
+    options = DemoOptions(out=out, seed=seed, quick=quick, fleet=fleet)
+    run_demo(options, Output("demo", as_json=json))
 
 
 @spread
@@ -124,4 +127,4 @@ def _load(path: Path, options: JobOptions, network: NetworkOptions) -> tuple[Job
     if network.connect:
         told["fleet.connect"] = ",".join(network.connect)
     job = load_job(path, environment=os.environ, overrides=told)
-    return job, FleetOptions(network.network(), options.devices, options.wait)
+    return job, FleetOptions(network.network(), options.devices, options.wait, options.kernel)

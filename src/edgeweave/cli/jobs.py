@@ -30,6 +30,7 @@ class FleetOptions:
     network: Network
     n_devices: int | None = None
     wait_seconds: float = 300.0
+    kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def open_session(
     job: Job, options: FleetOptions, output: Output, *, plan: Plan | None = None
 ) -> Iterator[Session]:
     """Read the data and build the model first, which costs no device anything if it fails."""
-    emulated = _emulated(job)
+    emulated = _emulated(job, options)
     data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
     output.say(data.description)
     model = _model(job)
@@ -107,10 +108,14 @@ def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) 
     )
 
 
-def _emulated(job: Job) -> FleetDescription | None:
+def _emulated(job: Job, options: FleetOptions) -> FleetDescription | None:
     """The devices, links and chaos to emulate; None if the job is for real devices."""
     fleet = job.fleet
     if fleet.kind == "lan":
+        if options.kernel:
+            raise ConfigError(
+                "--kernel shapes the links of emulated devices (fleet.kind is lan). Leave it out."
+            )
         return None
     if fleet.file is not None:
         return load_fleet(fleet.file)
@@ -127,7 +132,7 @@ def _fleet(
 ) -> Iterator[Fleet]:
     with ExitStack() as stack:
         if emulated is not None:
-            fleet = Fleet.described(emulated)
+            fleet = Fleet.described(emulated, kernel=options.kernel)
             with output.doing(f"starting {len(emulated.devices)} devices"):
                 stack.enter_context(fleet)
         else:

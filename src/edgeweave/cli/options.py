@@ -21,7 +21,7 @@ from edgeweave.core.words import suggest
 
 __all__ = [
     "Debug",
-    "FleetChoice",
+    "EmulatedChoice",
     "FleetName",
     "JobFile",
     "JobOptions",
@@ -43,6 +43,10 @@ FleetName = Annotated[
     typer.Option(
         "--fleet", envvar="EDGEWEAVE_FLEET_NAMESPACE", help="The name of the fleet to be in."
     ),
+]
+EmulatedChoice = Annotated[
+    str | None,
+    typer.Option("--fleet", metavar="FILE|PRESET", help="The devices of a fleet.toml or a preset."),
 ]
 FleetChoice = Annotated[
     str | None,
@@ -104,6 +108,14 @@ Wait = Annotated[
     float,
     typer.Option("--wait", min=0.0, help="Seconds to wait for others to be there."),
 ]
+Kernel = Annotated[
+    bool,
+    typer.Option(
+        "--kernel",
+        envvar="EDGEWEAVE_KERNEL",
+        help="Emulated devices in network namespaces, links shaped by the kernel. Needs root.",
+    ),
+]
 WantedDevices = Annotated[
     int | None,
     typer.Option(
@@ -157,6 +169,7 @@ class JobOptions:
     devices: WantedDevices = None
     wait: Wait = 300.0
     settings: Set = None
+    kernel: Kernel = False
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -31,6 +31,9 @@ from edgeweave.program import (
 __all__ = ["measure_costs"]
 
 _PROBE_BYTES = 1 << 20
+_FIRST_PROBE_BYTES = 1 << 16
+_PROBE_SECONDS = 1.0
+"""Where the large probe takes longer, the small one was slow enough to tell the rate."""
 _UNSEEN = Link(bytes_per_second=1e8, latency_seconds=1e-3)
 
 
@@ -115,12 +118,15 @@ def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
 def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
     links: dict[str, dict[str, Link]] = {name: {} for name in names}
     for source, target in permutations(names, 2):
-        answer = fleet.ask(
-            source,
-            "measure",
-            LinkProbe(target, _PROBE_BYTES),
-            timeout_seconds=fleet.timeouts.work,
-        )
-        timings = decode_message(answer, LinkTimings)
+        timings = _probed(fleet, source, target, _FIRST_PROBE_BYTES)
+        if timings.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
+            timings = _probed(fleet, source, target, _PROBE_BYTES)
         links[source][target] = Link(timings.bytes_per_second, timings.latency_seconds)
     return links
+
+
+def _probed(fleet: Fleet, source: str, target: str, size_bytes: int) -> LinkTimings:
+    answer = fleet.ask(
+        source, "measure", LinkProbe(target, size_bytes), timeout_seconds=fleet.timeouts.work
+    )
+    return decode_message(answer, LinkTimings)
