@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from edgeweave.device import (
     Agent,
     AgentSettings,
     Deploy,
+    Emulate,
     Fault,
     Greeting,
     LinkProbe,
@@ -40,7 +42,15 @@ from edgeweave.device import (
     decode_message,
     encode_message,
 )
-from edgeweave.net import Frame, MemoryFabric, control_key, frame_key, frame_pattern
+from edgeweave.net import (
+    Frame,
+    Links,
+    LinkShape,
+    MemoryFabric,
+    control_key,
+    frame_key,
+    frame_pattern,
+)
 from edgeweave.net.remote import decode_error
 from edgeweave.program import (
     Program,
@@ -139,10 +149,12 @@ def mlp_first_of_two() -> Program:
 
 
 @contextlib.contextmanager
-def bench_of(settings: AgentSettings, timeouts: Timeouts = TIMEOUTS) -> Iterator[Bench]:
+def bench_of(
+    settings: AgentSettings, timeouts: Timeouts = TIMEOUTS, **options: Callable[..., Any]
+) -> Iterator[Bench]:
     with MemoryFabric(timeouts=timeouts) as fabric:
         made = Bench(fabric)
-        with Agent(settings, fabric.join(settings.name), timeouts=timeouts):
+        with Agent(settings, fabric.join(settings.name), timeouts=timeouts, **options):
             yield made
 
 
@@ -423,6 +435,51 @@ def test_an_agent_that_stops_ends_its_run_and_its_threads() -> None:
         bench.deploy()
         assert "edgeweave-stage-0" in {thread.name for thread in threading.enumerate()}
     assert set(threading.enumerate()) <= before
+
+
+def test_an_emulated_device_changes_its_speed_and_says_so() -> None:
+    with bench_of(AgentSettings("pi-a", speed=0.9)) as bench:
+        assert bench.ask("emulate", Emulate(speed=0.3)) == b""
+        assert bench.greeting().speed == 0.3
+        assert bench.ask("emulate", Emulate()) == b""
+        assert bench.greeting().speed == 0.3
+
+
+def test_a_profile_after_a_change_of_speed_is_that_of_the_slower_device() -> None:
+    n_units = len(without_outputs(whole_mlp()).unit_numbers)
+    timings = UnitTimings((1.0,) * n_units, (3.0,) * n_units, 5.0)
+    message = Profile(encode_program(whole_mlp()), b"", 4, 1, assignment(0).optimizer)
+    tasks = {"profile": lambda _: encode_message(timings)}
+    settings = AgentSettings("pi-a", speed=0.8)
+    with bench_of(settings, run_task=lambda name, data: tasks[name](data)) as bench:
+        bench.ask("emulate", Emulate(speed=0.2))
+        found = decode_message(bench.ask("profile", message), UnitTimings)
+    assert found == UnitTimings((4.0,) * n_units, (12.0,) * n_units, 20.0)
+
+
+def test_a_device_of_an_emulated_fleet_changes_its_links() -> None:
+    reshaped: list[Links] = []
+    links = Links(LinkShape(bytes_per_second=1e6), seed=3)
+    with bench_of(AgentSettings("pi-a", threads=1), reshape=reshaped.append) as bench:
+        bench.ask("emulate", Emulate(links=links))
+    assert reshaped == [links]
+
+
+def test_a_real_device_refuses_to_be_another(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="only an emulated device changes its speed"):
+        bench.ask("emulate", Emulate(speed=0.5))
+    with pytest.raises(ConfigError) as refused:
+        bench.ask("emulate", Emulate(links=Links()))
+    assert str(refused.value) == (
+        "only a device of an emulated fleet changes its links (pi-a has real ones). "
+        "Start it with Fleet.local(links=...)."
+    )
+
+
+def test_a_request_larger_than_its_verb_needs_is_refused(bench: Bench) -> None:
+    key = control_key("default", "pi-a", "hello")
+    with pytest.raises(WireError, match=r"a request to .*/hello is at most 1\.0 MiB"):
+        bench.me.request(key, bytes((1 << 20) + 1), device="pi-a", timeout_seconds=LONG)
 
 
 def test_an_emulated_device_rehearses_and_changes_nothing_by_it() -> None:

@@ -13,6 +13,7 @@ from edgeweave.core.errors import WireError
 from edgeweave.device import (
     Assignment,
     Deploy,
+    Emulate,
     Fault,
     Greeting,
     LinkProbe,
@@ -28,7 +29,7 @@ from edgeweave.device import (
     encode_message,
 )
 from edgeweave.device.messages import COORDINATOR
-from edgeweave.net import hello_of
+from edgeweave.net import Links, LinkShape, hello_of
 
 ASSIGNMENT = Assignment(
     run="run-1",
@@ -55,6 +56,8 @@ MESSAGES = [
     Profile(b"graph", b"tensors", 8, 5, Optimizer("SGD", lr=0.1)),
     UnitTimings((0.1, 0.2), (0.3, 0.4), 1e-9),
     LinkProbe("pi-b", 1 << 20),
+    Emulate(0.5, Links.of({("pi-a", "pi-b"): LinkShape(1e6, 0.02, loss=0.1)}, seed=3)),
+    Emulate(),
     LinkTimings(0.001, 1e7),
     StateRequest("run-1", 7, "weights"),
     Release("run-1"),

@@ -14,23 +14,19 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.net.link import Links, LinkShape, link_name
 from edgeweave.net.link_model import LinkModel
-from edgeweave.net.link_queue import LinkQueue, Message
+from edgeweave.net.link_queue import MOST_WAITING_BYTES, LinkQueue, Message
 from edgeweave.net.remote import closed_error, stuck_link_error
 from edgeweave.net.transport import Reliability
 
-__all__ = ["MOST_WAITING_BYTES", "Shaper"]
+__all__ = ["Shaper"]
 
 _log = logging.getLogger(__name__)
-
-MOST_WAITING_BYTES: Final = 256 * 1024
-"""What may wait at a link, by priority, before senders do; one message may be larger."""
 
 _LONGEST_WAIT_SECONDS = 60.0
 
@@ -171,11 +167,15 @@ class Shaper:
     def _look(self, now: float) -> float:
         """Give turns to what waits; when something happens next."""
         for target, queue in self._queues.items():
-            begun_bytes = queue.begun_bytes
+            waiting = queue.waiting_bytes.copy()
             for arrives_at, message in queue.advance(now):
                 entry = (arrives_at, next(self._numbers), target, message)
                 heapq.heappush(self._on_the_way, entry)
-            if queue.begun_bytes != begun_bytes:
+            # Not for every turn: those who wait for room would wake up to find none.
+            if any(
+                left < min(waiting[priority], MOST_WAITING_BYTES)
+                for priority, left in queue.waiting_bytes.items()
+            ):
                 self.changed.notify_all()
         next_at = min((queue.next_at() for queue in self._queues.values()), default=math.inf)
         arrival = self._on_the_way[0][0] if self._on_the_way else math.inf
@@ -209,8 +209,7 @@ class Shaper:
         since, begun_bytes = self._clock.now(), queue.begun_bytes
         while True:
             self._check_open()
-            waiting_bytes = queue.waiting_bytes[message.priority]
-            if not waiting_bytes or waiting_bytes + message.size_bytes <= MOST_WAITING_BYTES:
+            if queue.has_room(message):
                 return
             now = self._clock.now()
             if queue.begun_bytes != begun_bytes:

@@ -10,10 +10,13 @@ from typing import Final
 from edgeweave.net.link_model import PACKET_BYTES, LinkModel
 from edgeweave.net.transport import Priority, Reliability
 
-__all__ = ["LinkQueue", "Message"]
+__all__ = ["MOST_WAITING_BYTES", "LinkQueue", "Message"]
 
 _TURN_BYTES: Final = 44 * PACKET_BYTES
 """What goes in one turn, before a message of a higher priority may overtake: almost 64 kB."""
+
+MOST_WAITING_BYTES: Final = 256 * 1024
+"""What may wait at a link, by priority, before senders do; one message may be larger."""
 
 _AHEAD_SECONDS: Final = 0.005
 """Turns are given out this much ahead, and on fast links last that long: up to 200 wake-ups a
@@ -68,6 +71,11 @@ class LinkQueue:
         self.waiting_bytes[message.priority] += message.left_bytes
         self.n_under_way += 1
         self._lanes[message.priority].append(message)
+
+    def has_room(self, message: Message) -> bool:
+        """Whether a message may be offered without too much waiting before it."""
+        waiting_bytes = self.waiting_bytes[message.priority]
+        return not waiting_bytes or waiting_bytes + message.size_bytes <= MOST_WAITING_BYTES
 
     def withdraw(self, message: Message) -> bool:
         """Take a message back of which something still waits; whether that was so."""
