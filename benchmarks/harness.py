@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+import edgeweave
 from benchmarks.claims import CLAIMS
 
 __all__ = ["NAMES", "Result", "Spread", "interleaved", "ratios", "read", "spread", "write"]
 
 NAMES = tuple(CLAIMS)
 
-RESULTS = Path(__file__).parent / "results"
+_ROOT = Path(__file__).resolve().parent.parent
+RESULTS = _ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 def _machine() -> dict[str, Any]:
     return {
-        "commit": _commit(),
+        "commit": _commit_before,
+        "edgeweave": _package(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -84,7 +87,10 @@ def _machine() -> dict[str, Any]:
     }
 
 
-_load_before = os.getloadavg()[0]
+def _package() -> str:
+    """Which edgeweave was measured: ``src`` of this checkout, or the folder it came from."""
+    found = Path(edgeweave.__file__).resolve().parent
+    return "src" if found == _ROOT / "src" / "edgeweave" else str(found)
 
 
 def _commit() -> str:
@@ -99,6 +105,11 @@ def _processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+# As they are when a benchmark begins: the checkout may move while it runs.
+_load_before = os.getloadavg()[0]
+_commit_before = _commit()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,9 +115,11 @@ def _number(value: float) -> str:
 
 def _measured(document: Mapping[str, Any]) -> str:
     machine = document["machine"]
+    package = machine.get("edgeweave", "src")
+    elsewhere = "" if package == "src" else f" The package was not this checkout's: {package}."
     return (
         f"Measured at commit `{machine['commit']}` on {machine.get('date', 'an unknown day')}: "
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
         f"torch {machine['torch']}, load average before {machine['load_before']:.2f}. "
-        f"Raw samples: `benchmarks/results/{document['name']}.json`."
+        f"Raw samples: `benchmarks/results/{document['name']}.json`.{elsewhere}"
     )
