@@ -131,3 +131,47 @@ def test_statistics_count_what_came_and_what_waits() -> None:
     assert (found.waiting, found.received, found.failed) == (1, 2, False)
     inbox.fail(FleetError("over"))
     assert inbox.statistics().failed
+
+
+FORWARD = [FrameId("input", -1, 0, 1), FrameId("activation", 0, 0, 1)]
+BACKWARD = [FrameId("gradient", 2, 0, 0)]
+
+
+def test_the_first_option_whose_frames_are_all_here_is_chosen_and_left_in_place() -> None:
+    inbox = Inbox(capacity=4)
+    inbox.put(frame("input", -1, microbatch=1))
+    inbox.put(frame("gradient", 2))
+    assert inbox.first_of([FORWARD, BACKWARD], timeout_seconds=0, late=too_late) == 1
+    inbox.put(frame("activation", 0, microbatch=1))
+    assert inbox.first_of([FORWARD, BACKWARD], timeout_seconds=0, late=too_late) == 0
+    assert inbox.statistics().waiting == 3
+
+
+def test_waiting_for_options_ends_with_the_first_that_becomes_possible() -> None:
+    inbox = Inbox(capacity=4)
+    chosen: list[int] = []
+    waiter = threading.Thread(
+        target=lambda: chosen.append(
+            inbox.first_of([FORWARD, BACKWARD], timeout_seconds=LONG, late=too_late)
+        )
+    )
+    waiter.start()
+    inbox.put(frame("activation", 0, microbatch=1))
+    inbox.put(frame("gradient", 2))
+    waiter.join(LONG)
+    assert chosen == [1]
+
+
+def test_waiting_for_options_too_long_names_what_the_first_lacks() -> None:
+    inbox = Inbox(capacity=4)
+    inbox.put(frame("input", -1, microbatch=1))
+    with pytest.raises(DeviceTimeout, match="waited for activation"):
+        inbox.first_of([FORWARD, BACKWARD], timeout_seconds=0, late=too_late)
+
+
+def test_waiting_for_options_raises_what_ended_the_inbox() -> None:
+    inbox = Inbox(capacity=4)
+    inbox.put(frame("gradient", 2))
+    inbox.fail(FleetError("gone"))
+    with pytest.raises(FleetError, match="gone"):
+        inbox.first_of([BACKWARD], timeout_seconds=0, late=too_late)

@@ -7,6 +7,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
         "SCHEDULES",
         "Action",
+        "Agenda",
         "Backward",
         "Costs",
         "Cut",

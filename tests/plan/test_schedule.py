@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.plan import SCHEDULES, Backward, Forward, Reduce, Update, actions, in_flight
+from edgeweave.plan import (
+    SCHEDULES,
+    Action,
+    Agenda,
+    Backward,
+    Forward,
+    Reduce,
+    Update,
+    actions,
+    in_flight,
+)
 
 names = st.sampled_from(sorted(SCHEDULES))
 stages = st.integers(1, 7)
@@ -97,6 +107,75 @@ def test_the_stages_together_never_wait_for_each_other_for_ever(
         able = [stage for stage in range(n_stages) if programs[stage] and ready(stage)]
         assert able, f"stuck before {[program[:1] for program in programs]}"
         done.update((stage, programs[stage].pop(0)) for stage in able)
+
+
+def agenda(stage: int, n_stages: int, n: int, extra: int = 0, *, may_swap: bool = True) -> Agenda:
+    order = actions("1f1b", stage, n_stages, n, extra_in_flight=extra, reduce=True)
+    return Agenda(order, may_swap=may_swap)
+
+
+def test_a_backward_may_be_done_while_the_next_forward_waits_for_its_input() -> None:
+    stage = agenda(0, 2, 3)
+    stage.take(Forward(0))
+    assert stage.choices() == (Forward(1), Backward(0))
+    stage.take(Backward(0))
+    assert stage.choices() == (Forward(1),)
+
+
+def test_a_forward_is_never_done_in_place_of_a_backward() -> None:
+    stage = agenda(0, 2, 3)
+    stage.take(Forward(0))
+    stage.take(Forward(1))
+    assert stage.choices() == (Backward(0),)
+
+
+def test_a_strict_agenda_offers_one_action_at_a_time() -> None:
+    stage = agenda(0, 3, 4, may_swap=False)
+    taken = []
+    while choices := stage.choices():
+        (only,) = choices
+        stage.take(only)
+        taken.append(only)
+    assert taken == list(actions("1f1b", 0, 3, 4, reduce=True))
+
+
+@given(stages, microbatches, extras, st.data())
+def test_however_stages_choose_all_is_done_in_order_and_no_more_is_held(
+    n_stages: int, n: int, extra: int, data: st.DataObject
+) -> None:
+    places = [agenda(stage, n_stages, n, extra) for stage in range(n_stages)]
+    taken: list[list[Action]] = [[] for _ in places]
+    done: set[tuple[int, Action]] = set()
+
+    def ready(stage: int, action: Action) -> bool:
+        if isinstance(action, Forward):
+            return stage == 0 or (stage - 1, action) in done
+        if isinstance(action, Backward):
+            return stage == n_stages - 1 or (stage + 1, action) in done
+        return True
+
+    while any(place.choices() for place in places):
+        able = [
+            (stage, action)
+            for stage, place in enumerate(places)
+            for action in place.choices()
+            if ready(stage, action)
+        ]
+        assert able, f"stuck after {taken}"
+        stage, action = data.draw(st.sampled_from(able))
+        places[stage].take(action)
+        taken[stage].append(action)
+        done.add((stage, action))
+    for stage, order in enumerate(taken):
+        assert [a.microbatch for a in order if isinstance(a, Forward)] == list(range(n))
+        assert [a.microbatch for a in order if isinstance(a, Backward)] == list(range(n))
+        assert order[-2:] == [Reduce(), Update()]
+        held = peak = 0
+        for a in order:
+            held += isinstance(a, Forward) - isinstance(a, Backward)
+            peak = max(peak, held)
+        assert held == 0
+        assert peak <= in_flight("1f1b", stage, n_stages, n, extra)
 
 
 def test_an_unknown_schedule_is_refused_with_the_known_names() -> None:

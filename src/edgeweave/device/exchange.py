@@ -12,7 +12,7 @@ left the pipeline.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -150,6 +150,11 @@ class StageExchange:
         seconds = self._timeouts.idle if idle else self._timeouts.frame
         key = FrameId(kind, sender, round, microbatch)
         return self.inbox.wait(key, timeout_seconds=seconds, late=self._late)
+
+    def first_of(self, options: Sequence[Sequence[FrameId]]) -> int:
+        """Wait until all frames of one option are here, and say which; ``wait`` takes them."""
+        seconds = self._timeouts.frame
+        return self.inbox.first_of(options, timeout_seconds=seconds, late=self._late)
 
     def send(
         self,

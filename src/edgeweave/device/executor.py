@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
@@ -21,11 +21,12 @@ import torch
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
 from edgeweave.device.exchange import StageExchange, as_mapping
+from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame
-from edgeweave.plan import Backward, Forward, Reduce, actions
+from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions
 from edgeweave.program import Moment, StageProgram, encode_state, is_external
 
 __all__ = ["Executor", "RunEnded"]
@@ -67,7 +68,11 @@ class Executor:
         self._rounds = 0
         self._ended = False
         self._samples: dict[int, int] = {}
-        self._needs_input = any(is_external(value.name) for value in stage.program.inputs)
+        self._forward_senders: list[tuple[str, int]] = []
+        if any(is_external(value.name) for value in stage.program.inputs):
+            self._forward_senders.append(("input", COORDINATOR))
+        if assignment.stage > 0:
+            self._forward_senders.append(("activation", assignment.stage - 1))
         self._needs_reduce = bool(assignment.tied) or assignment.clip_grad_norm is not None
         self.events: deque[TraceEvent] = deque(maxlen=_MAX_EVENTS)
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
@@ -168,14 +173,18 @@ class Executor:
     def _train(self, number: int, step: int, n_microbatches: int, begin: Frame) -> None:
         assignment = self._assignment
         total = begin.header.scalars["total_samples"]
-        for action in actions(
+        order = actions(
             assignment.schedule,
             assignment.stage,
             assignment.n_stages,
             n_microbatches,
             extra_in_flight=assignment.extra_in_flight,
             reduce=self._needs_reduce,
-        ):
+        )
+        agenda = Agenda(order, may_swap=assignment.schedule == "1f1b")
+        while choices := agenda.choices():
+            action = self._choose(number, step, choices)
+            agenda.take(action)
             if isinstance(action, Forward):
                 self._forward(number, Moment(step, action.microbatch))
             elif isinstance(action, Backward):
@@ -184,6 +193,23 @@ class Executor:
                 self._reduce(number, step)
             else:
                 self._update(step, begin.header.scalars)
+
+    def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
+        """The first choice whose frames are here; waits for one if none is."""
+        if len(choices) == 1:
+            return choices[0]
+        with self._timed("wait", step, -1):
+            return choices[self._exchange.first_of([self._needs(number, c) for c in choices])]
+
+    def _needs(self, number: int, action: Action) -> list[FrameId]:
+        """The frames that an action takes."""
+        stage = self._assignment.stage
+        if isinstance(action, Forward):
+            senders = self._forward_senders
+            return [FrameId(kind, sender, number, action.microbatch) for kind, sender in senders]
+        if isinstance(action, Backward) and not self._assignment.is_last:
+            return [FrameId("gradient", stage + 1, number, action.microbatch)]
+        return []
 
     def _forward(self, number: int, moment: Moment) -> None:
         inputs, samples = self._inputs(number, moment)
@@ -206,10 +232,7 @@ class Executor:
     def _inputs(self, number: int, moment: Moment) -> tuple[dict[str, torch.Tensor], int]:
         inputs: dict[str, torch.Tensor] = {}
         samples = 0
-        senders = [("input", COORDINATOR)] if self._needs_input else []
-        if self._assignment.stage > 0:
-            senders.append(("activation", self._assignment.stage - 1))
-        for kind, sender in senders:
+        for kind, sender in self._forward_senders:
             with self._timed("wait", moment.step, moment.microbatch):
                 frame = self._exchange.wait(kind, sender, number, moment.microbatch)
             inputs.update(as_mapping(frame))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,6 +77,34 @@ class Inbox:
             if not arrived:
                 raise late(key)
             return self._frames.pop(key)
+
+    def first_of(
+        self,
+        options: Sequence[Sequence[FrameId]],
+        *,
+        timeout_seconds: float,
+        late: Callable[[FrameId], EdgeweaveError],
+    ) -> int:
+        """Wait until all frames of one option are here; the first such option. Takes none out.
+
+        When the time is over, raises ``late`` of the first frame that the first option lacks.
+        """
+
+        def ready() -> int | None:
+            return next(
+                (i for i, keys in enumerate(options) if all(k in self._frames for k in keys)), None
+            )
+
+        with self._changed:
+            self._changed.wait_for(
+                lambda: ready() is not None or self._error is not None, timeout_seconds
+            )
+            if self._error is not None:
+                raise self._error
+            found = ready()
+            if found is None:
+                raise late(next(key for key in options[0] if key not in self._frames))
+            return found
 
     def fail(self, error: EdgeweaveError) -> None:
         """Make every wait, now and later, raise ``error``. The first error stays."""

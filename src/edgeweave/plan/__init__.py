@@ -7,6 +7,7 @@ from edgeweave.plan.partition import best_plans, partition
 from edgeweave.plan.schedule import (
     SCHEDULES,
     Action,
+    Agenda,
     Backward,
     Forward,
     Reduce,
@@ -20,6 +21,7 @@ from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 __all__ = [
     "SCHEDULES",
     "Action",
+    "Agenda",
     "Backward",
     "Costs",
     "Cut",

@@ -4,6 +4,10 @@ A schedule knows its place (stage, number of stages) and the number of microbatc
 time: whoever runs it waits where an action needs something that has not come yet. Backward runs in
 ascending order of microbatches in every schedule, because gradients add up in that order in the
 run that is not split. GPipe: arXiv:1811.06965; 1F1B with flush: PipeDream-Flush, arXiv:2006.09503.
+
+The simulation keeps to the order. A device does so while everything comes in time; where the next
+forward's input is late, ``Agenda`` lets it do a backward that could follow anyway. No number
+changes by that, and no more microbatches are held.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from edgeweave.core.errors import ConfigError
 __all__ = [
     "SCHEDULES",
     "Action",
+    "Agenda",
     "Backward",
     "Forward",
     "Reduce",
@@ -164,6 +169,42 @@ def in_flight(
         held += isinstance(action, Forward) - isinstance(action, Backward)
         peak = max(peak, held)
     return peak
+
+
+class Agenda:
+    """What one stage may do next in one step, for a device that need not wait for what is late.
+
+    >>> agenda = Agenda(one_f_one_b(0, 2, 3), may_swap=True)
+    >>> for _ in range(3):
+    ...     agenda.take(agenda.choices()[0])
+    >>> agenda.choices()
+    (Forward(microbatch=2), Backward(microbatch=1))
+    """
+
+    def __init__(self, order: Iterator[Action], *, may_swap: bool) -> None:
+        self._left = list(order)
+        self._may_swap = may_swap
+        self._forwards_done = 0
+
+    def choices(self) -> tuple[Action, ...]:
+        """The next action of the order, and what may be done instead; none at the end.
+
+        Instead of a forward: the next backward, if its forward is done. Never the other way round,
+        which would hold more microbatches than the order does.
+        """
+        if not self._left:
+            return ()
+        following = self._left[0]
+        if self._may_swap and isinstance(following, Forward):
+            backward = next((a for a in self._left if isinstance(a, Backward)), None)
+            if backward is not None and backward.microbatch < self._forwards_done:
+                return following, backward
+        return (following,)
+
+    def take(self, action: Action) -> None:
+        """Note that one of the choices is done."""
+        self._left.remove(action)
+        self._forwards_done += isinstance(action, Forward)
 
 
 def _bounded(limit: int, n_microbatches: int, *, reduce: bool) -> Iterator[Action]:
