@@ -56,13 +56,12 @@ def run(*, quick: bool) -> Result:
         for _ in range(turns):
             for name, chosen in plans.items():
                 trainer.plan = chosen
-                # Alone there is no pipeline to fill, so every step counts; the fleet's first does
-                # not, which begins with nothing under way.
-                n_steps = steps + 1 if name == "fleet" else max(steps // 2, 1)
+                # A step is timed to its last loss: the first has no backward of another before it.
+                n_steps = 1 + (steps if name == "fleet" else max(steps // 2, 1))
                 outcome = trainer.fit(
                     _dataset(batch_size * n_steps), batch_size=batch_size, epochs=1, progress=False
                 )
-                samples[name].extend(outcome.step_seconds[name == "fleet" :])
+                samples[name].extend(outcome.step_seconds[1:])
                 report = report or outcome  # the first: memory of agents with no past
     assert report is not None
     throughput = {name: batch_size / median(seconds) for name, seconds in samples.items()}

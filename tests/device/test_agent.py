@@ -457,6 +457,28 @@ def test_a_profile_after_a_change_of_speed_is_that_of_the_slower_device() -> Non
     assert found == UnitTimings((4.0,) * n_units, (12.0,) * n_units, 20.0)
 
 
+def test_an_emulated_device_takes_over_what_another_of_its_host_measured() -> None:
+    n_units = len(without_outputs(whole_mlp()).unit_numbers)
+    full_speed = UnitTimings((1.0,) * n_units, (3.0,) * n_units, 5.0)
+    graph = encode_program(whole_mlp())
+    message = Profile(graph, b"", 4, 1, assignment(0).optimizer, full_speed)
+    with bench_of(AgentSettings("pi-a", speed=0.25), run_task=no_task) as bench:
+        found = decode_message(bench.ask("profile", message), UnitTimings)
+    assert found == UnitTimings((4.0,) * n_units, (12.0,) * n_units, 20.0)
+
+
+def no_task(name: str, _data: bytes) -> bytes:
+    raise AssertionError(f"{name} was run")
+
+
+def test_a_real_device_measures_itself(bench: Bench) -> None:
+    full_speed = UnitTimings((1.0,), (1.0,), 0.0)
+    graph = encode_program(whole_mlp())
+    message = Profile(graph, b"", 4, 1, assignment(0).optimizer, full_speed)
+    with pytest.raises(ConfigError, match=r"pi-a is a real one.*Let it measure"):
+        bench.ask("profile", message)
+
+
 def test_a_device_of_an_emulated_fleet_changes_its_links() -> None:
     reshaped: list[Links] = []
     links = Links(LinkShape(bytes_per_second=1e6), seed=3)

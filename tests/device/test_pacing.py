@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from edgeweave.core.errors import WireError
 from edgeweave.device.messages import UnitTimings
 from edgeweave.device.pacing import UnitMemory
 from edgeweave.program import Program, capture, cut, without_outputs
@@ -42,3 +43,8 @@ def test_another_microbatch_size_is_another_measurement(memory: UnitMemory) -> N
 def test_units_of_another_model_are_not_known(memory: UnitMemory) -> None:
     (whole,) = cut(without_outputs(program_of(6)), ())
     assert memory.recall(whole, 16) is None
+
+
+def test_a_profile_of_another_number_of_units_is_refused(memory: UnitMemory) -> None:
+    with pytest.raises(WireError, match=r"one time for each of 4 units \(got \[1, 4\]\)"):
+        memory.learn(program_of(8), 16, UnitTimings((1.0,) * 4, (1.0,), 0.0))

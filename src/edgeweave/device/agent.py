@@ -174,13 +174,22 @@ class Agent:
         return encode_message(LinkTimings(latency_seconds=small / 2, bytes_per_second=rate))
 
     def _profile(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Profile)
+        speed = self._settings.speed
+        if speed is None and message.full_speed is not None:
+            raise ConfigError(
+                f"only an emulated device takes over what another measured "
+                f"({self._settings.name} is a real one). Let it measure."
+            )
         with self._working("profiling"):
-            answer = self._place.run_task("profile", payload)
-            if self._settings.speed is None:
-                return answer
-            message = decode_message(payload, Profile)
+            if message.full_speed is None or speed is None:
+                answer = self._place.run_task("profile", payload)
+                timings = decode_message(answer, UnitTimings)
+            else:
+                timings = message.full_speed.stretched(1 / speed)
+            if speed is None:
+                return encode_message(timings)
             program = decode_program(message.graph, examine=lambda _checked: None)
-            timings = decode_message(answer, UnitTimings)
             self._place.units.learn(program, message.microbatch_size, timings)
             return encode_message(timings.stretched(self._place.slowdown()))
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["peak_bytes", "release_freed", "reset_peak", "resident_bytes"]
+__all__ = ["keep_freed", "peak_bytes", "release_freed", "reset_peak", "resident_bytes"]
+
+_MALLOC_OPTIONS = {
+    -1: 1 << 30,  # M_TRIM_THRESHOLD: free memory at the end of the heap that is kept
+    -3: 32 << 20,  # M_MMAP_THRESHOLD: the most glibc allows; smaller blocks come from the heap
+}
 
 
 def resident_bytes() -> int:
@@ -32,6 +37,19 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not Linux, or not permitted: the peak then counts from the start
         return
+
+
+def keep_freed() -> None:
+    """Let the allocator keep what one microbatch frees for the next (glibc; elsewhere nothing).
+
+    By default glibc returns every large tensor to the system and faults it in again: up to 200,000
+    page faults in a step of ResNet-18 were seen, and half of the time spent on them. To be called
+    before threads start; ``release_freed`` still gives everything back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def release_freed() -> None:

@@ -112,13 +112,19 @@ class Deploy(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Time every unit of a program. ``tensors``: buffers and constants; weights are made up."""
+    """Time every unit of a program. ``tensors``: buffers and constants; weights are made up.
+
+    ``full_speed`` spares an emulated device the measuring: what another device of the same host
+    measured, as the host takes it. Devices of one host then differ by their speeds alone, not by
+    what else the host did while each was measured.
+    """
 
     graph: bytes
     tensors: bytes
     microbatch_size: int
     repetitions: int
     optimizer: Optimizer
+    full_speed: UnitTimings | None = None
 
 
 class Weigh(msgspec.Struct, frozen=True):

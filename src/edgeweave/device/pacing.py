@@ -11,6 +11,7 @@ import hashlib
 
 import msgspec
 
+from edgeweave.core.errors import WireError
 from edgeweave.device.messages import UnitTimings
 from edgeweave.program import Program, cut, without_outputs
 
@@ -24,10 +25,19 @@ class UnitMemory:
         self._seconds: dict[tuple[str, int], tuple[float, float]] = {}
 
     def learn(self, program: Program, microbatch_size: int, timings: UnitTimings) -> None:
-        """Remember the profile of a whole program; a later one replaces it."""
+        """Remember the profile of a whole program; a later one replaces it.
+
+        ``WireError`` if it is not of as many units as the program has.
+        """
         (whole,) = cut(without_outputs(program), ())
+        keys = _fingerprints(whole)
+        counts = {len(timings.forward_seconds), len(timings.backward_seconds)}
+        if counts != {len(keys)}:
+            raise WireError(
+                f"a profile has one time for each of {len(keys)} units (got {sorted(counts)})."
+            )
         measured = zip(timings.forward_seconds, timings.backward_seconds, strict=True)
-        for key, seconds in zip(_fingerprints(whole).values(), measured, strict=True):
+        for key, seconds in zip(keys.values(), measured, strict=True):
             self._seconds[key, microbatch_size] = seconds
 
     def recall(self, stage: Program, microbatch_size: int) -> tuple[float, float] | None:

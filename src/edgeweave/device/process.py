@@ -16,6 +16,7 @@ import msgspec
 from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.core.timeouts import Timeouts
+from edgeweave.device import memory
 from edgeweave.device.agent import Agent
 from edgeweave.device.nursery import Nursery
 from edgeweave.device.settings import AgentSettings
@@ -55,6 +56,7 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
     """Serve one device until stdin closes, SIGTERM or Ctrl-C; ``ready`` is called once it does."""
     name = settings.agent.name
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    memory.keep_freed()
     try:
         with (
             Nursery(name, tasks(settings.agent), timeout_seconds=settings.timeouts.work) as nursery,

@@ -18,6 +18,8 @@ __all__ = ["NetSettings", "TlsFiles", "check_exposure", "zenoh_config"]
 _LARGEST_MESSAGE_BYTES = 1024 * 1024
 """Zenoh refuses to put together more than this; ours are pieces of 64 kB and headers of 256 KiB."""
 
+_QUEUED_BATCHES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -109,6 +111,8 @@ def _values(settings: NetSettings, listen: tuple[Locator, ...]) -> dict[str, obj
         "transport/link/tx/lease": round(settings.lease_seconds * 1e3),
         # Past this Zenoh closes the link, and drops what was waiting, without an error.
         queue: round(timeouts.send * 1e6),
+        # Pieces that may wait: the 2 of Zenoh's default make every sender wait for every piece.
+        "transport/link/tx/queue/size/data": _QUEUED_BATCHES,
         "transport/link/rx/max_message_size": _LARGEST_MESSAGE_BYTES,
         # Frames are host memory already; the pool alone would be 16 MiB.
         "transport/shared_memory/enabled": False,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import permutations
 
+import msgspec
 import torch
 
 from edgeweave.core.errors import PlanError
@@ -48,9 +50,8 @@ def measure_costs(
 ) -> Costs:
     """Profile the program on every device and every link between two of them.
 
-    Devices of a local fleet share this machine's cores and are measured one after the other, real
-    ones at the same time. Each device runs every unit once per repetition: the whole program for
-    ``repetitions + 1`` microbatches.
+    Devices of a local fleet share this machine: one of them measures for all. Real ones measure at
+    the same time. Who measures runs the whole program for ``repetitions + 1`` microbatches.
     """
     names = tuple(devices) or fleet.devices
     program = without_outputs(captured.program)
@@ -96,14 +97,35 @@ def _profile(
     graph, tensors = _without_weights(captured)
     message = Profile(graph, tensors, microbatch_size, repetitions, optimizer)
 
-    def ask(name: str) -> bytes:
+    def ask(name: str, message: Profile = message) -> bytes:
         try:
             return fleet.ask(name, "profile", message, timeout_seconds=fleet.timeouts.work)
         except PlanError as error:
             raise PlanError(f"{name}: {error}") from error
 
-    answers = fleet.for_each(names, ask, one_at_a_time=fleet.is_local)
-    return {name: decode_message(answer, UnitTimings) for name, answer in answers.items()}
+    if not fleet.is_local:
+        answers = fleet.for_each(names, ask, one_at_a_time=False)
+        return {name: decode_message(answer, UnitTimings) for name, answer in answers.items()}
+    return _profile_once(fleet, names, ask, message)
+
+
+def _profile_once(
+    fleet: Fleet,
+    names: Sequence[str],
+    ask: Callable[[str, Profile], bytes],
+    message: Profile,
+) -> dict[str, UnitTimings]:
+    """Emulated devices share a host: one measures for all, each takes it at its own speed."""
+    greetings = {name: fleet.greet(name) for name in names}
+    speeds = {name: greeting.speed or 1.0 for name, greeting in greetings.items()}
+    limits = {name: each.memory_limit_bytes or math.inf for name, each in greetings.items()}
+    first = max(names, key=lambda name: (limits[name], speeds[name]))
+    measured = decode_message(ask(first, message), UnitTimings)
+    taken_over = msgspec.structs.replace(message, full_speed=measured.stretched(speeds[first]))
+    return {
+        name: measured if name == first else decode_message(ask(name, taken_over), UnitTimings)
+        for name in names
+    }
 
 
 def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
