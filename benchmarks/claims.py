@@ -83,6 +83,9 @@ _PEERS = Claim(
     title="The same work, done by others",
     metrics=(
         Metric("vs_torch_pipelining", "throughput, ours / torch, 2 processes, 1F1B", least=1.0),
+        Metric(
+            "vs_torch_pipelining_same_allocator", "the same, torch given our allocator settings"
+        ),
         Metric("vs_torch_pipelining_gpipe", "the same, GPipe"),
         Metric("vs_torch_pipelining_3", "the same, 3 processes, 1F1B"),
         Metric("vs_torch_pipelining_3_gpipe", "the same, 3 processes, GPipe"),
@@ -98,6 +101,7 @@ _PEERS = Claim(
     ),
     drawn=(
         "vs_torch_pipelining",
+        "vs_torch_pipelining_same_allocator",
         "vs_torch_pipelining_gpipe",
         "vs_torch_pipelining_3",
         "vs_torch_pipelining_3_gpipe",
@@ -121,4 +125,26 @@ _WIRE = Claim(
     rows=_WIRE_CASES,
 )
 
-CLAIMS: Mapping[str, Claim] = {claim.name: claim for claim in (_EFFICIENCY, _PEERS, _WIRE)}
+_EMULATOR = Claim(
+    name="emulator",
+    title="An emulated fleet is what was asked for",
+    metrics=(
+        Metric("speed_error_max", "speed got / asked, largest error of 8", most=0.05),
+        Metric("rate_error_max", "rate, largest error of 12 links", most=0.1),
+        Metric("delay_error_max", "one-way delay", most=0.1),
+        Metric("jitter_error_max", "jitter", most=0.1),
+        Metric("loss_error_max", "loss", most=0.1),
+        Metric("within_limits", "all of these are met (1 is yes)", 1, 1),
+        Metric(
+            "simulate_error_max", "step time, predicted / measured, worst of 10 fleets", most=0.1
+        ),
+        Metric("simulate_error_median", "the same, median fleet"),
+        Metric("simulate_within_10_percent", "fleets predicted within 10 %", least=10),
+    ),
+    drawn=(),
+    drawn_unit="got / asked, and measured against predicted steps",
+)
+
+CLAIMS: Mapping[str, Claim] = {
+    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _WIRE)
+}

@@ -56,7 +56,7 @@ class Work:
     momentum: float
     seed: int
     extra_in_flight: int = 0
-    """Ours only: microbatches a stage may hold beyond what 1F1B needs."""
+    """Ours only: microbatches a stage may hold beyond what 1F1B needs. The planner's own is 2."""
 
     @property
     def n_stages(self) -> int:
