@@ -3,6 +3,8 @@
 {{metrics}}    the table of metrics, targets and whether they were met
 {{measured}}   commit, date, machine, torch
 {{picture}}    the picture, where there is one
+{{truth}}      the emulator's: what was asked and what was got
+{{fleets}}     the emulator's: steps predicted and measured
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import emulator_table
 from benchmarks.claims import CLAIMS, Claim, Metric
 from benchmarks.harness import read
 from benchmarks.pictures import draw
@@ -37,7 +40,9 @@ def write() -> None:
     """Write the page and the pictures."""
     for claim in CLAIMS.values():
         document = read(claim.name)
-        if document is not None and claim.drawn:
+        if document is not None and claim.name == "emulator":
+            _picture(claim).write_bytes(emulator_table.draw(document))
+        elif document is not None and claim.drawn:
             _picture(claim).write_bytes(draw(claim, document))
     PAGE.write_text(page(), encoding="utf-8")
 
@@ -52,6 +57,8 @@ def _section(claim: Claim, document: Mapping[str, Any] | None) -> str:
     put_in: dict[str, Callable[[], str]] = {
         "metrics": lambda: (_matrix if claim.rows else _table)(claim, document),
         "measured": lambda: _measured(document),
+        "truth": lambda: emulator_table.truth_table(document),
+        "fleets": lambda: emulator_table.fleet_table(document),
         "picture": lambda: f"![{claim.title}: {claim.drawn_unit}](images/{_picture(claim).name})",
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: put_in[found[1]](), _text(claim.name))

@@ -1,0 +1,109 @@
+"""Speed asked and got: one device training alone, paced, beside the same agent unpaced.
+
+Full speed is what ``edgeweave join --threads 1`` is on this host: the real agent, without a speed,
+with one thread, in a fleet of its own. It and the paced device take turns, each as a whole stack:
+coordinator, frames, schedule, optimizer. What waits computes nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from statistics import mean, median
+
+from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+import edgeweave as ew
+from benchmarks.emulator_runs import OPTIMIZER, Deployed, Training, alone, captured_of
+from benchmarks.emulator_table import Row
+from benchmarks.resnet import resnet18
+from edgeweave.device import AgentSettings
+from edgeweave.device.process import ProcessSettings
+from edgeweave.fleet.processes import AgentProcesses
+from edgeweave.net import NetSettings
+from edgeweave.train.costs import measure_costs
+
+__all__ = ["CASES", "measure_speeds"]
+
+_START_SECONDS = 60.0
+_BURST_SECONDS = 1.0
+_FULL = "unpaced"
+
+
+def _mobilenet() -> MobileNetV2ForImageClassification:
+    config = MobileNetV2Config(  # type: ignore[call-arg]  # the stubs know no inherited options
+        image_size=32, num_labels=10
+    )
+    return MobileNetV2ForImageClassification(config)
+
+
+CASES: Mapping[str, tuple[Training, tuple[float, ...]]] = {
+    "MobileNetV2, 8 samples": (Training(_mobilenet, 8, 2), (0.05, 0.2, 0.4, 0.7)),
+    "ResNet-18, 4 samples": (Training(lambda: resnet18(0), 4, 2), (0.1, 0.3, 0.5, 0.8)),
+}
+"""By name: the work of a device, and the speeds it is asked for."""
+
+
+def measure_speeds(*, quick: bool) -> tuple[list[Row], dict[str, list[float]]]:
+    """A row for each speed, and every turn's ratio under the row's name."""
+    rows, samples = [], {}
+    for name, (training, speeds) in CASES.items():
+        chosen = speeds[1::2] if quick else speeds
+        for speed, ratios in _speeds_of(training, chosen, 3 if quick else 5).items():
+            combination = f"{name}, speed {speed:g}"
+            rows.append(Row(combination, "speed", speed, median(ratios)))
+            samples[combination] = ratios
+    return rows, samples
+
+
+def _speeds_of(
+    training: Training, speeds: tuple[float, ...], turns: int
+) -> dict[float, list[float]]:
+    captured = captured_of(training)
+    names = {speed: f"paced-{index}" for index, speed in enumerate(speeds)}
+    devices = [ew.Device(name, speed=speed) for speed, name in names.items()]
+    with ExitStack() as stack:
+        real = stack.enter_context(_real_fleet())
+        emulated = stack.enter_context(ew.Fleet.local(devices))
+        measure_costs(
+            emulated, captured, microbatch_size=training.microbatch_size, optimizer=OPTIMIZER
+        )
+
+        def deployed(fleet: ew.Fleet, device: str) -> Deployed:
+            plan = alone(device, captured, training.n_microbatches)
+            return stack.enter_context(Deployed(fleet, captured, plan, training))
+
+        full = deployed(real, _FULL)
+        paced = {speed: deployed(emulated, name) for speed, name in names.items()}
+        seconds = median(full.steps(8))
+        counts = {
+            speed: max(1, round(_BURST_SECONDS * speed / seconds)) for speed in (1.0, *speeds)
+        }
+        ratios: dict[float, list[float]] = {speed: [] for speed in speeds}
+        for _ in range(turns):
+            for speed, device in paced.items():
+                at_full = mean(full.steps(max(4, counts[1.0] // 2)))
+                ratios[speed].append(at_full / mean(device.steps(counts[speed])))
+    return ratios
+
+
+@contextmanager
+def _real_fleet() -> Iterator[ew.Fleet]:
+    """One agent as ``edgeweave join`` starts it, which nothing holds back."""
+    net = NetSettings(fleet=f"real-{secrets.token_hex(4)}")
+    with ExitStack() as stack:
+        agents = stack.enter_context(ExitStack())
+
+        def start(endpoints: tuple[str, ...], there: tuple[str, ...]) -> None:
+            if not there:
+                settings = ProcessSettings(
+                    agent=AgentSettings(name=_FULL, fleet=net.fleet, threads=1),
+                    net=NetSettings(fleet=net.fleet, connect=endpoints),
+                    until_stdin_closes=True,
+                )
+                agents.enter_context(AgentProcesses([settings], stop_seconds=5.0))
+
+        yield stack.enter_context(
+            ew.Fleet.lan(net, devices=[_FULL], wait_seconds=_START_SECONDS, on_waiting=start)
+        )
