@@ -22,8 +22,8 @@ PUBLIC = {
         Report Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
-        Agent AgentSettings Assignment COORDINATOR Deploy Fault FrameId Greeting Inbox LinkProbe
-        LinkTimings Optimizer Profile Release StageStatistics StateRequest TraceEvent UnitTimings
+        Agent AgentSettings Assignment COORDINATOR Deploy Emulate Fault FrameId Greeting Inbox
+        LinkProbe LinkTimings Optimizer Profile Release StageStatistics StateRequest TraceEvent UnitTimings
         as_mapping build decode_message encode_message state_bytes_per_trainable_byte tensor_frame
     """,
     "edgeweave.fleet": """
