@@ -137,7 +137,7 @@ def _measure(line: Line, case: Case, trace: RateTrace, *, quick: bool) -> Iterat
     line.shape(shape)
     settle = shape.delay_seconds + 8 * shape.jitter_seconds + 0.05
     rate = trace.mean if case.megabits is None else case.megabits * _MEGABIT
-    got = _rate(line, rate, 1.5 if quick else 4.0) / (1 - case.share_lost)
+    got = _rate(line, rate, 1.5 if quick else 3.0) / (1 - case.share_lost)
     yield Row(str(case), "rate", rate / _MEGABIT, got / _MEGABIT, "Mbit/s")
     frames = _delay_frames(case, quick=quick)
     latencies = np.array(_latencies(line, frames, 0.0025, settle)) - base
@@ -176,7 +176,7 @@ def gaps(numbers: Sequence[int], n_sent: int) -> list[int]:
 
 
 def _delay_frames(case: Case, *, quick: bool) -> int:
-    most = 1600 if case.jitter_ms else 300
+    most = 1200 if case.jitter_ms else 200
     return most // 2 if quick else most
 
 
