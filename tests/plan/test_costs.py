@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.plan import Costs, Cut, DeviceCosts, Link, UnitFacts
-from edgeweave.plan.costs import crossings, stage_seconds
+from edgeweave.plan import COORDINATOR_NAME, Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
+from edgeweave.plan.costs import crossings, feeding, stage_seconds
 
 from .worlds import equal_costs, with_links
 
@@ -34,6 +34,32 @@ def test_the_two_directions_of_a_cut_use_their_own_links_and_bytes() -> None:
     there, back = crossings(costs, "d0", "d1", 0)
     assert (there.src, there.dst, there.transfer_seconds) == ("d0", "d1", 1.5)
     assert (back.src, back.dst, back.transfer_seconds) == ("d1", "d0", 6.25)
+
+
+def test_a_stage_is_fed_what_any_of_its_units_uses_once() -> None:
+    feeds = (Feed("input:0", 30, (0, 1)), Feed("target:0", 10, (2,)))
+    costs = replace(equal_costs(3, 1), feeds=feeds)
+    costs = with_links(costs, {(COORDINATOR_NAME, "d0"): Link(10, 0.5)})
+    whole, front = feeding(costs, "d0", 0, 3), feeding(costs, "d0", 0, 2)
+    assert whole is not None
+    assert (whole.src, whole.occupied_seconds, whole.latency_seconds) == ("coordinator", 4.0, 0.5)
+    assert front is not None
+    assert front.transfer_seconds == 3.5
+    assert feeding(replace(costs, feeds=feeds[1:]), "d0", 0, 2) is None
+
+
+def test_costs_that_were_saved_without_feeds_have_none() -> None:
+    costs = equal_costs(2, 2)
+    saved = msgspec.json.decode(msgspec.json.encode(costs))
+    del saved["feeds"]
+    assert msgspec.json.decode(msgspec.json.encode(saved), type=Costs) == costs
+
+
+def test_a_feed_of_a_unit_that_is_not_there_is_refused() -> None:
+    feeds = (Feed("target:0", 1, (1, 2)),)
+    assert message_of(lambda: replace(equal_costs(2, 1), feeds=feeds)) == (
+        "'target:0' must be used by some of the units 0 to 1 (got (1, 2)). Measure the model again."
+    )
 
 
 def test_a_link_that_is_not_listed_is_the_default_link() -> None:

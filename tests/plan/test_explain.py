@@ -8,11 +8,13 @@ from hypothesis import given, settings
 
 from edgeweave.core.errors import PlanError
 from edgeweave.plan import (
+    COORDINATOR_NAME,
     Costs,
     Cut,
     DeviceCosts,
     DeviceShare,
     Explanation,
+    Feed,
     LeftOut,
     Link,
     explain,
@@ -35,6 +37,17 @@ def test_the_bottleneck_may_be_one_direction_of_a_link() -> None:
     explanation = explain(one_unit_each(costs), costs)
     assert (explanation.bottleneck, explanation.bottleneck_kind) == ("d1 -> d0", "link")
     assert explanation.bottleneck_seconds == 10.0
+
+
+def test_the_bottleneck_may_be_the_link_from_the_coordinator() -> None:
+    costs = with_links(equal_costs(1, 1), {(COORDINATOR_NAME, "d0"): Link(1.0, 0.0)})
+    costs = replace(costs, feeds=(Feed("input:0", 10, (0,)),))
+    explanation = explain(one_unit_each(costs), costs)
+    assert (explanation.bottleneck, explanation.bottleneck_kind) == ("coordinator -> d0", "link")
+    assert explanation.lines()[0] == (
+        "A step of 4 microbatches takes 41 s; the bottleneck is the link from the coordinator to "
+        "d0 with 10 s for each microbatch."
+    )
 
 
 def test_each_device_says_what_it_does_and_what_it_adds() -> None:

@@ -5,6 +5,7 @@ from edgeweave import plan
 
 def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
+        "COORDINATOR_NAME",
         "SCHEDULES",
         "Action",
         "Agenda",
@@ -15,6 +16,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "DeviceShare",
         "Event",
         "Explanation",
+        "Feed",
         "Forward",
         "LeftOut",
         "Link",
@@ -33,5 +35,6 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "simulate",
         "stage_memory_bytes",
         "to_json",
+        "window",
     ]
     assert all(hasattr(plan, name) for name in plan.__all__)

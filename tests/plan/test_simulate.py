@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.plan import (
+    COORDINATOR_NAME,
     SCHEDULES,
     Costs,
     Cut,
     Event,
+    Feed,
     Link,
     Plan,
     Timeline,
     actions,
+    in_flight,
     partition,
     simulate,
 )
@@ -196,16 +199,21 @@ def test_devices_run_the_actions_of_their_schedule(world: tuple[Plan, Costs]) ->
             for event in timeline.events
             if event.stage == stage and event.kind != "send"
         ]
-        order = actions(
-            plan.schedule,
-            stage,
-            len(plan.stages),
-            plan.n_microbatches,
-            extra_in_flight=plan.extra_in_flight,
-        )
-        assert ran == [
-            (type(action).__name__.lower(), getattr(action, "microbatch", None)) for action in order
+        place = (plan.schedule, stage, len(plan.stages), plan.n_microbatches)
+        order = [
+            (type(action).__name__.lower(), getattr(action, "microbatch", None))
+            for action in actions(*place, extra_in_flight=plan.extra_in_flight)
         ]
+        if plan.schedule == "gpipe":
+            assert ran == order
+        for kind in ("forward", "backward", "update"):
+            assert [each for each in ran if each[0] == kind] == [
+                each for each in order if each[0] == kind
+            ]
+        held = 0
+        for kind, _ in ran:
+            held += (kind == "forward") - (kind == "backward")
+            assert held <= in_flight(*place, plan.extra_in_flight)
 
 
 @given(plans())
@@ -218,9 +226,85 @@ def test_nothing_is_used_before_it_has_arrived(world: tuple[Plan, Costs]) -> Non
         if event.kind != "send"
     }
     sends = [event for event in timeline.events if event.kind == "send"]
-    assert len(sends) == 2 * 2 * plan.n_microbatches * (len(plan.stages) - 1)
+    fed = [
+        stage
+        for stage in plan.stages
+        if any({*range(stage.first_unit, stage.stop_unit)} & {*f.units} for f in costs.feeds)
+    ]
+    per_microbatch = 2 * (len(plan.stages) - 1) + len(fed)
+    assert len(sends) == 2 * plan.n_microbatches * per_microbatch
     for send in sends:
         behind = plan.devices.index(str(send.receiver))
         kind = "forward" if behind > send.stage else "backward"
         latency = costs.link(send.device, str(send.receiver)).latency_seconds
         assert starts[kind, behind, send.step, send.microbatch] >= send.stop_seconds + latency
+
+
+@given(plans())
+def test_the_coordinator_sends_no_more_than_its_window(world: tuple[Plan, Costs]) -> None:
+    plan, costs = world
+    timeline = simulate(plan, costs)
+    last = len(plan.stages) - 1
+    back = costs.link(plan.devices[last], COORDINATOR_NAME).latency_seconds
+    results = {
+        (event.step, event.microbatch): event.stop_seconds + back
+        for event in timeline.events
+        if (event.kind, event.stage) == ("forward", last)
+    }
+    held = len(plan.stages) + plan.extra_in_flight + 2
+    for event in timeline.events:
+        if event.device == COORDINATOR_NAME and event.microbatch is not None:
+            before = (event.step, event.microbatch - held)
+            if event.step and event.microbatch < held:
+                before = (event.step - 1, plan.n_microbatches - 1)
+            assert event.start_seconds >= results.get(before, 0.0)
+
+
+def fed(costs: Costs, units: tuple[int, ...], links: dict[tuple[str, str], Link]) -> Costs:
+    return replace(with_links(costs, links), feeds=(Feed("input:0", 10, units),))
+
+
+def test_a_slow_link_from_the_coordinator_bounds_a_step() -> None:
+    costs = fed(equal_costs(1, 1), (0,), {(COORDINATOR_NAME, "d0"): Link(1.0, 0.0)})
+    timeline = simulate(one_unit_each(costs, n_microbatches=4), costs)
+    assert spans_of(timeline, "forward", 0)[:4] == [(10, 11), (20, 21), (30, 31), (40, 41)]
+    # The last forward ends at 41, and lets the next step's inputs go while the backward runs.
+    assert spans_of(timeline, "forward", 0)[4] == (51, 52)
+    assert spans_of(timeline, "update", 0) == [(42, 42), (83, 83)]
+    assert timeline.step_seconds == 41
+
+
+def test_a_result_lets_the_next_microbatch_go() -> None:
+    links = {
+        (COORDINATOR_NAME, "d0"): Link(1e18, 5.0),
+        ("d0", COORDINATOR_NAME): Link(1e18, 3.0),
+    }
+    costs = fed(equal_costs(1, 1), (0,), links)
+    timeline = simulate(one_unit_each(costs, n_microbatches=4), costs)
+    # Three are under way at first; the result of the first is known at 9, and 5 s later the last
+    # is there. Its result is known at 18, when the next step begins.
+    starts = [start for start, _ in spans_of(timeline, "forward", 0)]
+    assert starts == [5, 7, 9, 14, 23, 25, 27, 32]
+    assert timeline.step_seconds == 18
+
+
+def test_targets_go_straight_to_the_stage_with_the_loss() -> None:
+    costs = fed(equal_costs(2, 2), (1,), {(COORDINATOR_NAME, "d1"): Link(1.0, 0.0)})
+    timeline = simulate(one_unit_each(costs, n_microbatches=4), costs)
+    assert spans_of(timeline, "send", -1)[:4] == [(0, 10), (10, 20), (20, 30), (30, 40)]
+    assert spans_of(timeline, "forward", 1)[:4] == [(10, 11), (20, 21), (30, 31), (40, 41)]
+    assert timeline.step_seconds == 41
+
+
+def test_what_two_stages_use_is_sent_to_both_and_once_to_each() -> None:
+    costs = fed(equal_costs(3, 2), (0, 1, 2), {})
+    plan = plan_of(costs, ("d0", "d1"), (0, 1, 3), n_microbatches=1)
+    sends = [e for e in simulate(plan, costs, n_steps=1).events if e.device == COORDINATOR_NAME]
+    assert [(send.stage, send.receiver) for send in sends] == [(-1, "d0"), (-1, "d1")]
+
+
+def test_a_backward_goes_before_a_forward_whose_input_is_late() -> None:
+    costs = fed(equal_costs(2, 2), (0,), {(COORDINATOR_NAME, "d0"): Link(1.0, 0.0)})
+    timeline = simulate(one_unit_each(costs, n_microbatches=3), costs, n_steps=1)
+    assert spans_of(timeline, "forward", 0) == [(10, 11), (20, 21), (30, 31)]
+    assert spans_of(timeline, "backward", 0) == [(13, 14), (23, 24), (33, 34)]

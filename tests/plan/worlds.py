@@ -9,7 +9,18 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from edgeweave.plan import Costs, Cut, DeviceCosts, Link, Plan, Stage, UnitFacts, in_flight
+from edgeweave.plan import (
+    COORDINATOR_NAME,
+    Costs,
+    Cut,
+    DeviceCosts,
+    Feed,
+    Link,
+    Plan,
+    Stage,
+    UnitFacts,
+    in_flight,
+)
 
 FREE_LINK = Link(bytes_per_second=1e9, latency_seconds=0.0)
 EMPTY_CUT = Cut(forward_bytes=0, backward_bytes=0)
@@ -96,6 +107,23 @@ class Placement:
                 return False
         return True
 
+    def feeds(self, costs: Costs) -> list[tuple[float, float]]:
+        """For each stage: how long its feeds keep a link busy, and the latency if there are any."""
+        found = []
+        for name, first, stop in self.spans():
+            used = [f.size_bytes for f in costs.feeds if {*range(first, stop)} & {*f.units}]
+            link = costs.link(COORDINATOR_NAME, name)
+            found.append((sum(used) / link.bytes_per_second, link.latency_seconds * bool(used)))
+        return found
+
+    def period(self, costs: Costs) -> float:
+        """The largest of all times and of what a link is busy with feeds."""
+        return max(*self.times(costs), *(seconds for seconds, _ in self.feeds(costs)))
+
+    def latency(self, costs: Costs) -> float:
+        """All times and the way of the first stage's feeds."""
+        return sum(self.times(costs)) + sum(self.feeds(costs)[0])
+
     def times(self, costs: Costs) -> list[float]:
         """The computing of every stage, and the transfers of every cut in both directions."""
         times = []
@@ -141,6 +169,8 @@ def small_costs(draw: st.DrawFn, *, max_units: int = 5, max_devices: int = 3) ->
         return UnitFacts(f"unit{index}", parameter_bytes, trainable_bytes, draw(sizes), draw(sizes))
 
     links = st.builds(Link, st.sampled_from([0.5, 1.0, 2.0, 8.0]), st.sampled_from([0.0, 1.0, 4.0]))
+    used = st.sets(st.integers(0, n_units - 1), max_size=2).map(lambda u: tuple(sorted(u)))
+    feeds = st.builds(Feed, st.just("input:0"), sizes, used)
     limits = st.one_of(st.none(), st.integers(10, 160))
     names = [f"d{d}" for d in range(n_devices)]
     costs = Costs(
@@ -155,6 +185,8 @@ def small_costs(draw: st.DrawFn, *, max_units: int = 5, max_devices: int = 3) ->
         links={},
         default_link=draw(links),
         optimizer_bytes_per_trainable_byte=draw(st.sampled_from([0.0, 1.0, 2.0])),
+        feeds=draw(st.lists(feeds, max_size=2).map(tuple)),
     )
-    pairs = [(src, dst) for src in names for dst in names if src != dst]
+    ends = [COORDINATOR_NAME, *names]
+    pairs = [(src, dst) for src in ends for dst in ends if src != dst]
     return with_links(costs, {pair: draw(links) for pair in pairs})

@@ -9,17 +9,22 @@ import torch
 
 from edgeweave.program import (
     Captured,
+    InputBytes,
     Moment,
     StageProgram,
+    Value,
+    cut,
     cut_bytes,
     flatten_inputs,
+    input_bytes,
+    is_external,
     unit_bytes,
     without_outputs,
 )
 from edgeweave.program.graph import StateSpec
 from edgeweave.program.units import live_bytes
 from tests.models import ZOO
-from tests.program.graphs import node, program, two_layers, weight
+from tests.program.graphs import BATCH, node, program, two_layers, weight
 from tests.program.running import Pipeline, n_bytes
 
 Capture = Callable[[str], Captured]
@@ -51,6 +56,32 @@ def test_the_bytes_of_every_cut_are_those_of_the_tensors_that_cross(
 
 def _external(name: str) -> dict[str, torch.Tensor]:
     return flatten_inputs(*ZOO[name].batch(3))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_inputs_of_every_unit_are_those_the_stage_is_sent(captured: Capture, name: str) -> None:
+    program = without_outputs(captured(name).program)
+    external = _external(name)
+    found = input_bytes(program, 3)
+    assert {n: fed.size for n, fed in found.items()} == {n: external[n].nbytes for n in found}
+    units = program.unit_numbers
+    for unit, stage in zip(units, cut(program, units[1:]), strict=True):
+        sent = {value.name for value in stage.inputs if is_external(value.name)}
+        assert sent == {n for n, fed in found.items() if unit in fed.units}
+
+
+def test_a_target_belongs_to_the_unit_with_the_loss_and_what_nobody_needs_to_none() -> None:
+    row = (BATCH, 4)
+    whole = program(
+        node("tanh.default", ("input:0",), "a"),
+        node("exp.default", ("input:1",), "unused"),
+        node("tanh.default", ("a",), "b", unit=1),
+        node("mse_loss.default", ("b", "target:0"), "loss", unit=2),
+        inputs=tuple(Value(name, "float32", row) for name in ("input:0", "input:1", "target:0")),
+        loss="loss",
+    )
+    found = input_bytes(whole, 2)
+    assert found == {"input:0": InputBytes(32, (0,)), "target:0": InputBytes(32, (2,))}
 
 
 def test_a_cut_counts_a_skip_connection_that_passes_over_it() -> None:

@@ -144,9 +144,14 @@ def test_costs_have_a_number_for_each_unit_device_and_link(fleet: ew.Fleet) -> N
     assert (len(costs.units), len(costs.cuts)) == (n, n - 1)
     assert [device.device for device in costs.devices] == ["a", "b", "c"]
     assert {s: sorted(links) for s, links in costs.links.items()} == {
-        "a": ["b", "c"],
-        "b": ["a", "c"],
-        "c": ["a", "b"],
+        "coordinator": ["a", "b", "c"],
+        "a": ["b", "c", "coordinator"],
+        "b": ["a", "c", "coordinator"],
+        "c": ["a", "b", "coordinator"],
+    }
+    assert {feed.name: feed.units for feed in costs.feeds} == {
+        "input:0": (0,),
+        "target:0": (n - 1,),
     }
     assert costs.optimizer_bytes_per_trainable_byte == 2
     trainable = sum(p.nbytes for p in CNN.model().parameters())

@@ -1,6 +1,14 @@
 """Where to cut a model and on whom to run it: costs in, a plan out."""
 
-from edgeweave.plan.costs import Costs, Cut, DeviceCosts, Link, UnitFacts
+from edgeweave.plan.costs import (
+    COORDINATOR_NAME,
+    Costs,
+    Cut,
+    DeviceCosts,
+    Feed,
+    Link,
+    UnitFacts,
+)
 from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.partition import best_plans, partition
@@ -14,11 +22,13 @@ from edgeweave.plan.schedule import (
     Update,
     actions,
     in_flight,
+    window,
 )
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 
 __all__ = [
+    "COORDINATOR_NAME",
     "SCHEDULES",
     "Action",
     "Agenda",
@@ -29,6 +39,7 @@ __all__ = [
     "DeviceShare",
     "Event",
     "Explanation",
+    "Feed",
     "Forward",
     "LeftOut",
     "Link",
@@ -47,4 +58,5 @@ __all__ = [
     "simulate",
     "stage_memory_bytes",
     "to_json",
+    "window",
 ]

@@ -1,4 +1,4 @@
-"""What planning knows: units, the cuts between them, devices, and the links between devices.
+"""What planning knows: units, what they are fed, the cuts between them, devices, and all links.
 
 A plan is a function of these values and of nothing else. Who measured or predicted them is not
 known here, nor are codecs: bytes are bytes on the wire. A parameter that two units share (tied
@@ -15,16 +15,22 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.plan._checks import require_not_negative
 
 __all__ = [
+    "COORDINATOR_NAME",
     "Costs",
     "Crossing",
     "Cut",
     "DeviceCosts",
+    "Feed",
     "Link",
     "StageSeconds",
     "UnitFacts",
     "crossings",
+    "feeding",
     "stage_seconds",
 ]
+
+COORDINATOR_NAME = "coordinator"
+"""How ``Costs.links`` names the owner of the data, who is no device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,21 @@ class Cut:
     def __post_init__(self) -> None:
         _require_not_negative(self.forward_bytes, "forward_bytes of a cut")
         _require_not_negative(self.backward_bytes, "backward_bytes of a cut")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """An input or target, of so many bytes for each microbatch, and the units that use it.
+
+    The coordinator sends it to every stage that holds one of them, once, whatever lies between.
+    """
+
+    name: str
+    size_bytes: int
+    units: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _require_not_negative(self.size_bytes, f"size_bytes of {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +139,11 @@ class Link:
 class Costs:
     """Everything a plan is made from.
 
-    ``cuts[i]`` lies between unit ``i`` and unit ``i + 1``. ``links[src][dst]`` is one direction;
-    what is not in there is ``default_link``. Adam with float32 state keeps
-    ``optimizer_bytes_per_trainable_byte=2``, SGD with momentum 1, plain SGD 0.
+    ``cuts[i]`` lies between unit ``i`` and unit ``i + 1``. ``links[src][dst]`` is one direction,
+    ``COORDINATOR_NAME`` an end like the devices; what is not in there is ``default_link``. Adam
+    with float32 state keeps ``optimizer_bytes_per_trainable_byte=2``, SGD with momentum 1, plain
+    SGD 0. Without ``feeds`` the data are where they are used, and the coordinator's links count for
+    nothing.
     """
 
     units: tuple[UnitFacts, ...]
@@ -129,6 +152,7 @@ class Costs:
     links: dict[str, dict[str, Link]]
     default_link: Link
     optimizer_bytes_per_trainable_byte: float
+    feeds: tuple[Feed, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.units or not self.devices:
@@ -144,6 +168,7 @@ class Costs:
         for device in self.devices:
             self._check_unit_counts(device)
         self._check_names()
+        self._check_feeds()
         _require_not_negative(
             self.optimizer_bytes_per_trainable_byte, "optimizer_bytes_per_trainable_byte"
         )
@@ -183,6 +208,14 @@ class Costs:
                 f"device names must differ (twice: {', '.join(repeated)}). Rename one of them."
             )
 
+    def _check_feeds(self) -> None:
+        for feed in self.feeds:
+            if not all(0 <= unit < len(self.units) for unit in feed.units):
+                raise ConfigError(
+                    f"{feed.name!r} must be used by some of the units 0 to {len(self.units) - 1} "
+                    f"(got {feed.units}). Measure the model again."
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
@@ -211,7 +244,7 @@ def stage_seconds(costs: Costs, device: str, first: int, stop: int) -> StageSeco
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """One direction of a cut between two devices, for each microbatch."""
+    """What one link carries for each microbatch."""
 
     src: str
     dst: str
@@ -222,6 +255,18 @@ class Crossing:
     def transfer_seconds(self) -> float:
         """Until the message is there."""
         return self.occupied_seconds + self.latency_seconds
+
+
+def feeding(costs: Costs, device: str, first: int, stop: int) -> Crossing | None:
+    """What the coordinator sends to units ``first`` to ``stop - 1`` on a device, if anything."""
+    sizes = [
+        feed.size_bytes for feed in costs.feeds if any(first <= unit < stop for unit in feed.units)
+    ]
+    if not sizes:
+        return None
+    link = costs.link(COORDINATOR_NAME, device)
+    seconds = link.occupied_seconds(sum(sizes))
+    return Crossing(COORDINATOR_NAME, device, seconds, link.latency_seconds)
 
 
 def crossings(costs: Costs, src: str, dst: str, cut: int) -> tuple[Crossing, Crossing]:

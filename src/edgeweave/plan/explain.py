@@ -13,7 +13,13 @@ from typing import Literal
 
 from edgeweave.core.errors import PlanError
 from edgeweave.core.units import format_bytes, format_seconds
-from edgeweave.plan.costs import Costs, crossings, stage_seconds
+from edgeweave.plan.costs import (
+    COORDINATOR_NAME,
+    Costs,
+    crossings,
+    feeding,
+    stage_seconds,
+)
 from edgeweave.plan.partition import partition
 from edgeweave.plan.simulate import Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage
@@ -84,8 +90,8 @@ class LeftOut:
 class Explanation:
     """The answers about one plan, as plain data.
 
-    ``bottleneck`` is a device (``pi-3``) or one direction of a link (``pi-1 -> pi-2``), and
-    ``bottleneck_seconds`` what it takes for each microbatch.
+    ``bottleneck`` is a device (``pi-3``) or one direction of a link (``pi-1 -> pi-2``,
+    ``coordinator -> pi-1``), and ``bottleneck_seconds`` what it takes for each microbatch.
     """
 
     n_microbatches: int
@@ -109,12 +115,19 @@ class Explanation:
         """Sentences for a person, the most important first."""
         first = (
             f"A step of {self.n_microbatches} microbatches takes "
-            f"{format_seconds(self.step_seconds)}; the bottleneck is {self.bottleneck} with "
+            f"{format_seconds(self.step_seconds)}; the bottleneck is {self._bottleneck()} with "
             f"{format_seconds(self.bottleneck_seconds)} for each microbatch."
         )
         shares = (share.line() for share in self.devices)
         left_out = (device.line() for device in self.left_out)
         return (first, self._single_line(), *shares, *left_out)
+
+    def _bottleneck(self) -> str:
+        if self.bottleneck_kind == "device":
+            return self.bottleneck
+        source, _, target = self.bottleneck.partition(" -> ")
+        source = f"the {source}" if source == COORDINATOR_NAME else source
+        return f"the link from {source} to {target}"
 
     def _single_line(self) -> str:
         if self.best_single_seconds is None:
@@ -201,6 +214,9 @@ def _bottleneck(plan: Plan, costs: Costs) -> tuple[float, Literal["device", "lin
     for stage in plan.stages:
         seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
         found.append((seconds.microbatch, "device", stage.device))
+        fed = feeding(costs, stage.device, stage.first_unit, stage.stop_unit)
+        if fed is not None:
+            found.append((fed.occupied_seconds, "link", f"{fed.src} -> {fed.dst}"))
     for front, behind in pairwise(plan.stages):
         for way in crossings(costs, front.device, behind.device, front.stop_unit - 1):
             found.append((way.transfer_seconds, "link", f"{way.src} -> {way.dst}"))

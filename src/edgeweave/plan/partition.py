@@ -44,7 +44,8 @@ def best_plans(
     """The exact best plan for each number of devices that has one, fewest devices first.
 
     ``"throughput"`` minimises the period, the largest of all stages' computing and all transfers;
-    ``"latency"`` minimises their sum, what one microbatch takes there and back. ``pin_first`` names
+    ``"latency"`` minimises what one microbatch takes there and back, their sum without what is fed
+    to later stages. ``pin_first`` names
     the device that must hold the first unit.
     """
     costs = considered(costs, keep=pin_first)

@@ -136,8 +136,19 @@ def _distinct_splits(
 def _table(
     grid: Grid, fitting: Fitting, join: Join, *, latency: bool, period: float = np.inf
 ) -> Table:
-    """Solve for times joined so, with or without latencies, no part of it longer than a period."""
-    compute = np.where(grid.compute_seconds <= period, grid.compute_seconds, np.inf)
+    """Solve for times joined so, with or without latencies, no part of it longer than a period.
+
+    Feeds are sent ahead: they bound the period by how long they keep a link busy, and only those of
+    the first stage add to what one microbatch takes.
+    """
+    feeds = grid.feed_seconds()
+    compute = np.where(
+        np.maximum(grid.compute_seconds, feeds) <= period, grid.compute_seconds, np.inf
+    )
+    if join is np.maximum:
+        compute = np.maximum(compute, feeds)
+    else:
+        compute[:, 0] += feeds[:, 0] + grid.feed_latency_seconds()[:, 0] * latency
     transfer = grid.transfer_seconds(join, latency=latency)
     if np.isfinite(period):
         occupied = grid.transfer_seconds(np.maximum, latency=False)

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from itertools import pairwise
 from math import ceil, inf
 
-from edgeweave.plan.costs import Costs, Crossing, crossings, stage_seconds
+from edgeweave.plan.costs import (
+    COORDINATOR_NAME,
+    Costs,
+    Crossing,
+    crossings,
+    feeding,
+    stage_seconds,
+)
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.simulate import with_simulated_step
 from edgeweave.plan.splits import Microbatching, Split
@@ -78,7 +85,8 @@ def _period_seconds(split: Split, costs: Costs) -> float:
     transfers = [
         crossing.transfer_seconds for pair in _crossings(split, costs) for crossing in pair
     ]
-    return max(compute + transfers)
+    feeds = [fed.occupied_seconds for fed in _feeds(split, costs) if fed is not None]
+    return max(compute + transfers + feeds)
 
 
 def _crossings(split: Split, costs: Costs) -> list[tuple[Crossing, Crossing]]:
@@ -87,6 +95,10 @@ def _crossings(split: Split, costs: Costs) -> list[tuple[Crossing, Crossing]]:
         crossings(costs, src, dst, stop - 1)
         for (src, dst), stop in zip(neighbours, split.bounds[1:-1], strict=True)
     ]
+
+
+def _feeds(split: Split, costs: Costs) -> list[Crossing | None]:
+    return [feeding(costs, *place) for place in split.stages()]
 
 
 def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> float:
@@ -100,6 +112,8 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
     ``around`` is what the first microbatch needs to reach the stage and the last to return from
     it. A stage that holds few microbatches waits for the round trip behind it as often as its
     places are filled; a link carries one message after another.
+
+    With feeds, a step may begin while the one before drains, see ``_fed_seconds_at_least``.
     """
     compute_seconds = [stage_seconds(costs, *place).microbatch for place in split.stages()]
     pairs = _crossings(split, costs)
@@ -116,4 +130,40 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
             behind -= round_trip
             occupied = max(crossing.occupied_seconds for crossing in pairs[index])
             least = max(least, around + (n - 1) * occupied + compute_seconds[index + 1])
-    return least
+    return max(least, _fed_seconds_at_least(split, costs, run, least))
+
+
+def _fed_seconds_at_least(split: Split, costs: Costs, run: Microbatching, least: float) -> float:
+    """What a step takes at least because the coordinator feeds it.
+
+    Feeds begin to leave one result after the last forward of the step before. What that step has
+    left to do is the backward of what the first stage holds, one after another through all stages:
+
+    ::
+
+        last F -> result -> feeds of this step -> all from the first forward to the update
+        last F -> the backwards still held -> update of the step before
+    """
+    feeds = _feeds(split, costs)
+    if not any(feeds):
+        return 0.0
+    seconds = [stage_seconds(costs, *place) for place in split.stages()]
+    pairs = _crossings(split, costs)
+    result = costs.link(split.devices[-1], COORDINATOR_NAME).latency_seconds
+    backwards = [each.backward for each in seconds]
+    returns = [back.transfer_seconds for _, back in pairs]
+    longest = max([*backwards, *(back.occupied_seconds for _, back in pairs)])
+    held = run.in_flight(len(seconds) - 1)
+    drain = sum(backwards) + sum(returns) + (held - 1) * longest
+    first = 0.0 if feeds[0] is None else feeds[0].transfer_seconds
+    found = result + first + least - drain
+    forward = 0.0
+    for index in reversed(range(len(seconds))):
+        forward += seconds[index].forward
+        if index < len(pairs):
+            forward += pairs[index][0].transfer_seconds
+        fed = feeds[index]
+        if fed is not None:
+            arrived = run.n_microbatches * fed.occupied_seconds + fed.latency_seconds
+            found = max(found, result + arrived + forward - (held - 1) * longest)
+    return found

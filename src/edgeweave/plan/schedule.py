@@ -5,14 +5,14 @@ time: whoever runs it waits where an action needs something that has not come ye
 ascending order of microbatches in every schedule, because gradients add up in that order in the
 run that is not split. GPipe: arXiv:1811.06965; 1F1B with flush: PipeDream-Flush, arXiv:2006.09503.
 
-The simulation keeps to the order. A device does so while everything comes in time; where the next
-forward's input is late, ``Agenda`` lets it do a backward that could follow anyway. No number
-changes by that, and no more microbatches are held.
+A device keeps to the order while everything comes in time; where the next forward's input is late,
+``Agenda`` lets it do a backward that could follow anyway. No number changes by that, and no more
+microbatches are held. The simulation does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -33,7 +33,10 @@ __all__ = [
     "gpipe",
     "in_flight",
     "one_f_one_b",
+    "window",
 ]
+
+_SPARE_WINDOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,17 @@ def actions(
     return schedule(stage, n_stages, n_microbatches, extra_in_flight=extra_in_flight, reduce=reduce)
 
 
+def window(n_stages: int, extra_in_flight: int) -> int:
+    """The most microbatches that the coordinator has sent and not seen the result of.
+
+    What the first stage holds at most, and some on their way to it.
+
+    >>> window(3, 0)
+    5
+    """
+    return n_stages + extra_in_flight + _SPARE_WINDOW
+
+
 @lru_cache(maxsize=1024)
 def in_flight(
     schedule_name: str, stage: int, n_stages: int, n_microbatches: int, extra_in_flight: int
@@ -181,10 +195,12 @@ class Agenda:
     (Forward(microbatch=2), Backward(microbatch=1))
     """
 
-    def __init__(self, order: Iterator[Action], *, may_swap: bool) -> None:
-        self._left = list(order)
+    def __init__(self, order: Iterable[Action], *, may_swap: bool) -> None:
+        self._order = tuple(order)
+        self._position = 0
         self._may_swap = may_swap
         self._forwards_done = 0
+        self._backwards_done = 0
 
     def choices(self) -> tuple[Action, ...]:
         """The next action of the order, and what may be done instead; none at the end.
@@ -192,19 +208,28 @@ class Agenda:
         Instead of a forward: the next backward, if its forward is done. Never the other way round,
         which would hold more microbatches than the order does.
         """
-        if not self._left:
+        if self._position == len(self._order):
             return ()
-        following = self._left[0]
-        if self._may_swap and isinstance(following, Forward):
-            backward = next((a for a in self._left if isinstance(a, Backward)), None)
-            if backward is not None and backward.microbatch < self._forwards_done:
-                return following, backward
+        following = self._order[self._position]
+        if (
+            self._may_swap
+            and isinstance(following, Forward)
+            and self._backwards_done < self._forwards_done
+        ):
+            return following, Backward(self._backwards_done)
         return (following,)
 
     def take(self, action: Action) -> None:
         """Note that one of the choices is done."""
-        self._left.remove(action)
         self._forwards_done += isinstance(action, Forward)
+        self._backwards_done += isinstance(action, Backward)
+        if action == self._order[self._position]:
+            self._position += 1
+        while self._position < len(self._order):
+            following = self._order[self._position]
+            if not isinstance(following, Backward) or following.microbatch >= self._backwards_done:
+                return
+            self._position += 1
 
 
 def _bounded(limit: int, n_microbatches: int, *, reduce: bool) -> Iterator[Action]:

@@ -1,44 +1,57 @@
 """Run a plan on a virtual clock: when does each device compute, send and wait?
 
-The actions come from the same schedule generators that the devices run. A device executes them in
-order; ``Forward`` waits for the output of the stage before, ``Backward`` for the gradient from the
+The actions come from the same agendas that the devices run: ``Forward`` waits for the output of the
+stage before and for what the coordinator feeds the stage, ``Backward`` for the gradient from the
 stage behind. Sending goes on beside computing, and a link carries one message at a time in each
 direction::
 
-    device 0   [ F0 ][ F1 ][ F2 ]                    [ B0 ]
-                     \\     \\                         /
-    link 0->1         [==0==][==1==][==2==]          /      busy for bytes / rate
-                             \\                      /
-    device 1                  ..[ F0 ][ B0 ]       /        there after the latency too
-                                            \\     /
-    link 1->0                                [==0==]
+    coordinator  [==0==][==1==]               [==2==]          a window of microbatches under way:
+                       \\     \\              /       \\          the result of 0 lets 2 go
+    device 0            [ F0 ][ F1 ]        /         [ F2 ]
+                            \\     \\       /
+    link 0->1                [==0==][==1==]                    busy for bytes / rate
+                                  \\   /
+    device 1                       [F0]...                     there after the latency too
 
-A device begins its next step when its own ``Update`` is done: inputs are prefetched and nobody
-waits for all. Not modelled: ``Reduce``, coding, and devices that slow each other down.
+A step begins when the coordinator has the last result of the one before; nobody waits for all
+updates. Without feeds there is no coordinator: a device begins its next step when its own update is
+done. Not modelled: ``Reduce``, coding, the few bytes of results, what the coordinator itself takes
+to load data, and devices that slow each other down.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from itertools import pairwise
+from math import inf
 from typing import Literal
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.plan.costs import Costs, Crossing, StageSeconds, crossings, stage_seconds
-from edgeweave.plan.schedule import Action, Backward, Forward, actions
+from edgeweave.plan.costs import (
+    COORDINATOR_NAME,
+    Costs,
+    Crossing,
+    crossings,
+    feeding,
+    stage_seconds,
+)
+from edgeweave.plan.schedule import Action, Agenda, Backward, Forward, Update, actions, window
 from edgeweave.plan.stages import Plan
 
 __all__ = ["Event", "Timeline", "simulate", "with_simulated_step"]
 
 Kind = Literal["forward", "backward", "update", "send"]
-_Key = tuple[Kind, int, int | None]
-_Task = tuple[Kind, int, int | None, float]
+_Key = tuple[str, int, int]
 _Row = tuple[str, int, Kind, int, int | None, float, float, str | None]
+_KINDS: dict[type[Action], Kind] = {Forward: "forward", Backward: "backward", Update: "update"}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """A device computes, or the link from it to ``receiver`` carries a message.
+
+    The coordinator, which only sends, is stage -1.
 
     A send stops when the link is free again; the message is there one latency later. ``kind`` says
     nothing about a send's direction, ``receiver`` does.
@@ -101,130 +114,186 @@ def simulate(plan: Plan, costs: Costs, *, n_steps: int = 2) -> Timeline:
     """
     if n_steps < 1:
         raise ConfigError(f"n_steps must be positive (got {n_steps}). Simulate at least one.")
-    workers = _run(plan, costs, n_steps)
-    rows = sorted((row for worker in workers for row in worker.rows), key=_row_order)
+    run = _Run(plan, costs, n_steps)
     return Timeline(
-        events=tuple(Event(*row) for row in rows),
+        events=tuple(Event(*row) for row in sorted(run.rows, key=_row_order)),
         devices=plan.devices,
         n_steps=n_steps,
-        step_seconds=_last_interval(workers[0].update_stops),
+        step_seconds=_last_interval(run.update_stops),
     )
 
 
 def with_simulated_step(plan: Plan, costs: Costs) -> Plan:
     """The plan with the ``step_seconds`` that ``simulate`` finds, for those who need no event."""
-    step_seconds = _last_interval(_run(plan, costs, n_steps=2)[0].update_stops)
+    step_seconds = _last_interval(_Run(plan, costs, n_steps=2).update_stops)
     return replace(plan, step_seconds=step_seconds)
 
 
 class _Wire:
-    """One direction between neighbours, which carries a message at a time."""
+    """A link, which carries a message at a time."""
 
-    def __init__(self, crossing: Crossing, receiver: _Worker) -> None:
-        self.receiver = receiver
+    def __init__(self, crossing: Crossing) -> None:
+        self.receiver = crossing.dst
         self._occupied_seconds = crossing.occupied_seconds
         self._latency_seconds = crossing.latency_seconds
         self._free_at = 0.0
 
-    def carry(self, key: _Key, ready_at: float) -> tuple[float, float]:
+    def carry(self, ready_at: float) -> tuple[float, float, float]:
+        """When a message begins to leave, has left, and is there."""
         start = max(ready_at, self._free_at)
         self._free_at = start + self._occupied_seconds
-        self.receiver.arrivals[key] = self._free_at + self._latency_seconds
-        return start, self._free_at
+        return start, self._free_at, self._free_at + self._latency_seconds
 
 
 class _Worker:
-    """One stage's device: its tasks in order, and how far it is."""
+    """One stage's device: what it has, and what it does next."""
 
-    def __init__(self, stage: int, device: str, tasks: list[_Task]) -> None:
+    def __init__(self, plan: Plan, costs: Costs, index: int) -> None:
+        stage = plan.stages[index]
+        self.index = index
+        self.device = stage.device
+        self.is_last = index == len(plan.stages) - 1
+        self.free_at = 0.0
+        self.step = 0
+        self.begins: dict[int, float] = {}
         self.arrivals: dict[_Key, float] = {}
+        self.feed: _Wire | None = None
+        self.there: _Wire | None = None
+        self.back: _Wire | None = None
+        self._seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
+        self._may_swap = plan.schedule == "1f1b"
+        self._order = tuple(
+            actions(
+                plan.schedule,
+                index,
+                len(plan.stages),
+                plan.n_microbatches,
+                extra_in_flight=plan.extra_in_flight,
+            )
+        )
+        self._agenda = Agenda(self._order, may_swap=self._may_swap)
+
+    def take(self, now: float) -> tuple[Action, float] | None:
+        """What is begun now and the seconds it takes; nothing if something is missing."""
+        if self.begins.get(self.step, inf) > now:
+            return None
+        for action in self._agenda.choices():
+            if all(self.arrivals.get(key, inf) <= now for key in self._needs(action)):
+                self._agenda.take(action)
+                return action, self._seconds_of(action)
+        return None
+
+    def next_step(self) -> None:
+        self.step += 1
+        self._agenda = Agenda(self._order, may_swap=self._may_swap)
+
+    def _needs(self, action: Action) -> list[_Key]:
+        """The messages without which an action cannot begin."""
+        if isinstance(action, Forward):
+            kinds = ["feed"] * (self.feed is not None) + ["there"] * (self.index > 0)
+            return [(kind, self.step, action.microbatch) for kind in kinds]
+        if isinstance(action, Backward) and not self.is_last:
+            return [("back", self.step, action.microbatch)]
+        return []
+
+    def _seconds_of(self, action: Action) -> float:
+        if isinstance(action, Forward):
+            return self._seconds.forward
+        return self._seconds.backward if isinstance(action, Backward) else self._seconds.update
+
+
+class _Run:
+    """Everybody's clock. ``rows`` are the events, by who began them; read them when it has run."""
+
+    def __init__(self, plan: Plan, costs: Costs, n_steps: int) -> None:
         self.rows: list[_Row] = []
         self.update_stops: list[float] = []
-        self.wires: dict[Kind, _Wire] = {}
-        self.waits_for: set[Kind] = set()
-        self._stage = stage
-        self.device = device
-        self._tasks = tasks
-        self._position = 0
-        self._now = 0.0
+        self._n_steps = n_steps
+        self._n_microbatches = plan.n_microbatches
+        self._workers = [_Worker(plan, costs, index) for index in range(len(plan.stages))]
+        self._wakes: list[tuple[float, int]] = []
+        for (front, behind), stage in zip(pairwise(self._workers), plan.stages, strict=False):
+            there, back = crossings(costs, front.device, behind.device, stage.stop_unit - 1)
+            front.there, behind.back = _Wire(there), _Wire(back)
+        for worker, stage in zip(self._workers, plan.stages, strict=True):
+            fed = feeding(costs, stage.device, stage.first_unit, stage.stop_unit)
+            worker.feed = None if fed is None else _Wire(fed)
+        self._is_fed = bool(costs.feeds)
+        self._window = window(len(plan.stages), plan.extra_in_flight)
+        self._begin_seconds = [
+            costs.link(COORDINATOR_NAME, device).latency_seconds for device in plan.devices
+        ]
+        self._result_seconds = costs.link(plan.devices[-1], COORDINATOR_NAME).latency_seconds
+        if self._is_fed:
+            self._begin(0, 0.0)
+        else:
+            for worker in self._workers:
+                worker.begins = dict.fromkeys(range(n_steps), 0.0)
+                self._wake(worker, 0.0)
+        self._run()
 
-    @property
-    def done(self) -> bool:
-        return self._position == len(self._tasks)
+    def _run(self) -> None:
+        while self._wakes:
+            now, index = heappop(self._wakes)
+            worker = self._workers[index]
+            if worker.free_at <= now and (taken := worker.take(now)) is not None:
+                self._compute(worker, *taken, now)
+        done = all(worker.step == self._n_steps for worker in self._workers)
+        assert done, "the schedule waits for itself"
 
-    def advance(self) -> bool:
-        """Compute until something is missing; say whether there was anything to compute."""
-        began_at = self._position
-        while not self.done:
-            kind, step, microbatch, seconds = self._tasks[self._position]
-            start = self._now
-            if kind in self.waits_for:
-                arrival = self.arrivals.pop((kind, step, microbatch), None)
-                if arrival is None:
-                    break
-                start = max(start, arrival)
-            self._now = stop = start + seconds
-            self.rows.append((self.device, self._stage, kind, step, microbatch, start, stop, None))
-            self._finish(kind, step, microbatch)
-            self._position += 1
-        return self._position > began_at
+    def _compute(self, worker: _Worker, action: Action, seconds: float, now: float) -> None:
+        worker.free_at = stop = now + seconds
+        self._wake(worker, stop)
+        step, microbatch = worker.step, getattr(action, "microbatch", None)
+        kind = _KINDS[type(action)]
+        self.rows.append((worker.device, worker.index, kind, step, microbatch, now, stop, None))
+        if microbatch is None:
+            worker.next_step()
+            if worker.index == 0:
+                self.update_stops.append(stop)
+        elif isinstance(action, Backward):
+            if worker.back is not None:
+                receiver = self._workers[worker.index - 1]
+                self._send(worker, worker.back, receiver, ("back", step, microbatch), stop)
+        elif worker.there is not None:
+            receiver = self._workers[worker.index + 1]
+            self._send(worker, worker.there, receiver, ("there", step, microbatch), stop)
+        elif self._is_fed:
+            self._result(step, microbatch, stop + self._result_seconds)
 
-    def _finish(self, kind: Kind, step: int, microbatch: int | None) -> None:
-        wire = self.wires.get(kind)
-        if wire is not None:
-            start, stop = wire.carry((kind, step, microbatch), self._now)
-            receiver = wire.receiver.device
-            self.rows.append(
-                (self.device, self._stage, "send", step, microbatch, start, stop, receiver)
-            )
-        elif kind == "update":
-            self.update_stops.append(self._now)
+    def _begin(self, step: int, now: float) -> None:
+        """The coordinator begins a step: it announces it, and fills its window."""
+        for worker, seconds in zip(self._workers, self._begin_seconds, strict=True):
+            worker.begins[step] = now + seconds
+            self._wake(worker, now + seconds)
+        for microbatch in range(min(self._window, self._n_microbatches)):
+            self._feed(step, microbatch, now)
 
+    def _result(self, step: int, microbatch: int, now: float) -> None:
+        """The coordinator learns of a microbatch, and sends the one that takes its place."""
+        if microbatch + self._window < self._n_microbatches:
+            self._feed(step, microbatch + self._window, now)
+        if microbatch + 1 == self._n_microbatches and step + 1 < self._n_steps:
+            self._begin(step + 1, now)
 
-def _run(plan: Plan, costs: Costs, n_steps: int) -> list[_Worker]:
-    workers = [
-        _Worker(index, stage.device, _tasks(plan, costs, index, n_steps))
-        for index, stage in enumerate(plan.stages)
-    ]
-    for (front, behind), stage in zip(pairwise(workers), plan.stages, strict=False):
-        _connect(front, behind, costs, cut=stage.stop_unit - 1)
-    there_and_back = [*workers, *reversed(workers)]
-    while sum(worker.advance() for worker in there_and_back):
-        pass
-    assert all(worker.done for worker in workers), "the schedule waits for itself"
-    return workers
+    def _feed(self, step: int, microbatch: int, now: float) -> None:
+        for worker in self._workers:
+            if worker.feed is not None:
+                self._send(None, worker.feed, worker, ("feed", step, microbatch), now)
 
+    def _send(
+        self, sender: _Worker | None, wire: _Wire, receiver: _Worker, key: _Key, now: float
+    ) -> None:
+        start, stop, arrival = wire.carry(now)
+        receiver.arrivals[key] = arrival
+        self._wake(receiver, arrival)
+        device, stage = (COORDINATOR_NAME, -1) if sender is None else (sender.device, sender.index)
+        _, step, microbatch = key
+        self.rows.append((device, stage, "send", step, microbatch, start, stop, wire.receiver))
 
-def _connect(front: _Worker, behind: _Worker, costs: Costs, *, cut: int) -> None:
-    """What the front's forward makes the one behind waits for, and the other way round."""
-    there, back = crossings(costs, front.device, behind.device, cut)
-    front.wires["forward"] = _Wire(there, behind)
-    behind.wires["backward"] = _Wire(back, front)
-    behind.waits_for.add("forward")
-    front.waits_for.add("backward")
-
-
-def _tasks(plan: Plan, costs: Costs, index: int, n_steps: int) -> list[_Task]:
-    stage = plan.stages[index]
-    seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
-    order = list(
-        actions(
-            plan.schedule,
-            index,
-            len(plan.stages),
-            plan.n_microbatches,
-            extra_in_flight=plan.extra_in_flight,
-        )
-    )
-    return [_task(action, step, seconds) for step in range(n_steps) for action in order]
-
-
-def _task(action: Action, step: int, seconds: StageSeconds) -> _Task:
-    if isinstance(action, Forward):
-        return ("forward", step, action.microbatch, seconds.forward)
-    if isinstance(action, Backward):
-        return ("backward", step, action.microbatch, seconds.backward)
-    return ("update", step, None, seconds.update)
+    def _wake(self, worker: _Worker, at: float) -> None:
+        """Let a worker look at this moment what it can do."""
+        heappush(self._wakes, (at, worker.index))
 
 
 def _row_order(row: _Row) -> tuple[float, int, float]:

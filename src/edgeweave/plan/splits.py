@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeweave.plan.costs import Costs
+from edgeweave.plan.costs import COORDINATOR_NAME, Costs, Link
 from edgeweave.plan.schedule import in_flight
 
 __all__ = ["Grid", "Microbatching", "Split", "solve"]
@@ -102,6 +102,24 @@ class Grid:
                     back_bytes / back.bytes_per_second + back.latency_seconds * latency,
                 )
         return transfer
+
+    def feed_seconds(self) -> Floats:
+        """Entry ``[d, i, j]``: how long a span's feeds keep the coordinator's link busy."""
+        sizes = np.zeros((self.n_units, self.n_units + 1))
+        for feed in self._costs.feeds:
+            used = np.isin(np.arange(self.n_units), feed.units)
+            sizes += feed.size_bytes * (_spans(used) > 0)
+        rates = [link.bytes_per_second for link in self._links_to_devices()]
+        return np.asarray(sizes[None] / np.array(rates)[:, None, None])
+
+    def feed_latency_seconds(self) -> Floats:
+        """Entry ``[d, i, j]``: the latency of a span's feeds; 0 where nothing is fed."""
+        latencies = [link.latency_seconds for link in self._links_to_devices()]
+        fed = np.isin(np.arange(self.n_units), [u for f in self._costs.feeds for u in f.units])
+        return np.asarray(np.array(latencies)[:, None, None] * (_spans(fed) > 0)[None])
+
+    def _links_to_devices(self) -> list[Link]:
+        return [self._costs.link(COORDINATOR_NAME, name) for name in self.names]
 
     def _spans_of_weights(self) -> Floats:
         units = self._costs.units

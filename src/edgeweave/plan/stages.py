@@ -47,8 +47,9 @@ class Plan:
     """Stages in the order of the pipeline, and how a step runs through them.
 
     ``period_seconds`` is what a microbatch takes in the steady state, the largest of the stages'
-    computing and the links' transfers; ``step_seconds`` is a whole step as simulated, with the
-    pipeline's filling and draining and the optimizer's step.
+    computing, the links' transfers, and the time that feeding a stage keeps a link busy.
+    ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
+    optimizer's step.
     """
 
     stages: tuple[Stage, ...]

@@ -4,7 +4,14 @@ from edgeweave.program.capture import Captured, LossFunction, capture, flatten_i
 from edgeweave.program.check import check, value_bytes
 from edgeweave.program.cut import cut, shared_parameters, without_outputs
 from edgeweave.program.evaluation import evaluation
-from edgeweave.program.footprint import CutBytes, UnitBytes, cut_bytes, unit_bytes
+from edgeweave.program.footprint import (
+    CutBytes,
+    InputBytes,
+    UnitBytes,
+    cut_bytes,
+    input_bytes,
+    unit_bytes,
+)
 from edgeweave.program.format import (
     Examine,
     decode,
@@ -24,6 +31,7 @@ __all__ = [
     "Captured",
     "CutBytes",
     "Examine",
+    "InputBytes",
     "LossFunction",
     "Moment",
     "Program",
@@ -44,6 +52,7 @@ __all__ = [
     "encode_state",
     "evaluation",
     "flatten_inputs",
+    "input_bytes",
     "is_external",
     "made_up",
     "shared_parameters",

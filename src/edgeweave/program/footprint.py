@@ -1,4 +1,4 @@
-"""What a program costs in bytes, by unit and by cut, without running it."""
+"""What a program costs in bytes, by unit, cut and input, without running it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeweave.program.graph import SHARED_UNIT, Node, Program
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.units import is_external
 
-__all__ = ["CutBytes", "UnitBytes", "cut_bytes", "unit_bytes"]
+__all__ = ["CutBytes", "InputBytes", "UnitBytes", "cut_bytes", "input_bytes", "unit_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,14 @@ class CutBytes:
 
     forward: int
     backward: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputBytes:
+    """Bytes of one input or target for one microbatch, and the units that use it, ascending."""
+
+    size: int
+    units: tuple[int, ...]
 
 
 def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
@@ -87,6 +95,24 @@ def cut_bytes(program: Program, batch: int) -> dict[int, CutBytes]:
             backward=sum(value_bytes(value, batch) for value in crossing if value.requires_grad),
         )
     return found
+
+
+def input_bytes(program: Program, batch: int) -> dict[str, InputBytes]:
+    """Every input and target that a unit needs, by name; those that nobody needs are not sent."""
+    final = set(program.results())
+    users: dict[str, set[int]] = {
+        value.name: {program.unit_numbers[-1]} if value.name in final else set()
+        for value in program.inputs
+        if is_external(value.name)
+    }
+    for node in needed(program.nodes, final):
+        for name in users.keys() & set(node.inputs()):
+            users[name].add(node.unit)
+    return {
+        value.name: InputBytes(value_bytes(value, batch), tuple(sorted(users[value.name])))
+        for value in program.inputs
+        if users.get(value.name)
+    }
 
 
 def _state_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -20,12 +20,14 @@ from edgeweave.device import (
     state_bytes_per_trainable_byte,
 )
 from edgeweave.fleet import Fleet
-from edgeweave.plan import Costs, Cut, DeviceCosts, Link, UnitFacts
+from edgeweave.net import control_key
+from edgeweave.plan import COORDINATOR_NAME, Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
 from edgeweave.program import (
     Captured,
     cut_bytes,
     encode_program,
     encode_state,
+    input_bytes,
     unit_bytes,
     without_outputs,
 )
@@ -36,6 +38,8 @@ _PROBE_BYTES = 1 << 20
 _FIRST_PROBE_BYTES = 1 << 16
 _PROBE_SECONDS = 1.0
 """Where the large probe takes longer, the small one was slow enough to tell the rate."""
+_SAMPLES = 3
+_SHORTEST_SECONDS = 1e-6
 _UNSEEN = Link(bytes_per_second=1e8, latency_seconds=1e-3)
 
 
@@ -48,7 +52,7 @@ def measure_costs(
     repetitions: int = 8,
     devices: Sequence[str] = (),
 ) -> Costs:
-    """Profile the program on every device and every link between two of them.
+    """Profile the program on every device, and every link between two of them and from here.
 
     Devices of a local fleet share this machine: one of them measures for all. Real ones measure at
     the same time. Who measures runs the whole program for ``repetitions + 1`` microbatches.
@@ -83,6 +87,10 @@ def measure_costs(
         links=_links(fleet, names),
         default_link=_UNSEEN,
         optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(optimizer),
+        feeds=tuple(
+            Feed(name, fed.size, fed.units)
+            for name, fed in input_bytes(program, microbatch_size).items()
+        ),
     )
 
 
@@ -138,13 +146,40 @@ def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
 
 
 def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
-    links: dict[str, dict[str, Link]] = {name: {} for name in names}
+    """Every link between devices, and the coordinator's own.
+
+    On the way back to the coordinator go only results, whose size is as good as nothing: its rate
+    is that of the way there, its latency half of what a request takes.
+    """
+    links: dict[str, dict[str, Link]] = {name: {} for name in (COORDINATOR_NAME, *names)}
     for source, target in permutations(names, 2):
         timings = _probed(fleet, source, target, _FIRST_PROBE_BYTES)
         if timings.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
             timings = _probed(fleet, source, target, _PROBE_BYTES)
         links[source][target] = Link(timings.bytes_per_second, timings.latency_seconds)
+    for target in names:
+        link = _own_probed(fleet, target, _FIRST_PROBE_BYTES)
+        if link.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
+            link = _own_probed(fleet, target, _PROBE_BYTES)
+        links[COORDINATOR_NAME][target] = links[target][COORDINATOR_NAME] = link
     return links
+
+
+def _own_probed(fleet: Fleet, target: str, size_bytes: int) -> Link:
+    """The link from here to a device, measured as devices measure theirs."""
+    key = control_key(fleet.name, target, "echo")
+
+    def seconds(size_bytes: int) -> float:
+        started = fleet.clock.now()
+        fleet.transport.request(
+            key, bytes(size_bytes), device=target, timeout_seconds=fleet.timeouts.request
+        )
+        return fleet.clock.now() - started
+
+    seconds(1)  # opens the way
+    small = min(seconds(1) for _ in range(_SAMPLES))
+    large = min(seconds(size_bytes) for _ in range(_SAMPLES))
+    return Link(size_bytes / max(large - small, _SHORTEST_SECONDS), small / 2)
 
 
 def _probed(fleet: Fleet, source: str, target: str, size_bytes: int) -> LinkTimings:
