@@ -33,7 +33,7 @@ def run(*, quick: bool) -> Result:
     rows, samples = measure_speeds(quick=quick)
     rows += measure_links(quick=quick, seed=_SEED)
     seeds = _FLEET_SEEDS[:2] if quick else _FLEET_SEEDS
-    fleets = measure_fleets(seeds, shape_all=False)
+    fleets = measure_fleets(seeds)
     return assembled(rows, samples, fleets, quick=quick)
 
 

@@ -39,9 +39,7 @@ class Setup:
     links: ew.Links
 
     def __str__(self) -> str:
-        speeds = " ".join(f"{device.speed:.2f}" for device in self.devices)
-        shaped = any(COORDINATOR_NAME in pair[:2] for pair in self.links.pairs)
-        return f"speeds {speeds}, coordinator's links {'shaped' if shaped else 'unshaped'}"
+        return "speeds " + " ".join(f"{device.speed:.2f}" for device in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,9 @@ class FleetRun:
     settings: dict[str, Any]
 
 
-def random_setup(seed: int, *, coordinator_shaped: bool) -> Setup:
-    """Two to four devices of 0.1 to 0.6 cores, 1.2 in sum at most, and links in all directions.
+def random_setup(seed: int) -> Setup:
+    """Two to four devices of 0.1 to 0.6 cores, 1.2 in sum at most, and links in all directions,
+    the coordinator's included.
 
     Rates are 5 to 200 Mbit/s, even on a logarithmic scale, delays 0 to 20 ms, losses 0 to 1 %.
     """
@@ -65,8 +64,7 @@ def random_setup(seed: int, *, coordinator_shaped: bool) -> Setup:
     devices = tuple(
         ew.Device(f"device-{index}", speed=round(speed, 2)) for index, speed in enumerate(speeds)
     )
-    names = [device.name for device in devices]
-    ends = [*names, COORDINATOR_NAME] if coordinator_shaped else names
+    ends = [*(device.name for device in devices), COORDINATOR_NAME]
     pairs = {
         (source, target): _random_shape(chance)
         for source in ends
@@ -84,17 +82,10 @@ def _random_shape(chance: random.Random) -> ew.LinkShape:
     )
 
 
-def measure_fleets(seeds: tuple[int, ...], *, shape_all: bool) -> list[FleetRun]:
-    """Predict and measure the fleet of each seed; with ``shape_all`` the coordinator's links too,
-    else only in every second fleet.
-    """
+def measure_fleets(seeds: tuple[int, ...]) -> list[FleetRun]:
+    """Predict and measure the fleet of each seed."""
     captured = captured_of(Training(_network, _MICROBATCH_SIZE, 1))
-    return [
-        _measure(
-            seed, random_setup(seed, coordinator_shaped=shape_all or bool(index % 2)), captured
-        )
-        for index, seed in enumerate(seeds)
-    ]
+    return [_measure(seed, random_setup(seed), captured) for seed in seeds]
 
 
 def _measure(seed: int, setup: Setup, captured: Captured) -> FleetRun:

@@ -70,14 +70,9 @@ def test_there_are_twenty_combinations() -> None:
 
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_a_random_fleet_fits_two_cores_and_is_the_same_every_time(seed: int) -> None:
-    setup = random_setup(seed, coordinator_shaped=True)
-    assert setup == random_setup(seed, coordinator_shaped=True)
+    setup = random_setup(seed)
+    assert setup == random_setup(seed)
     assert 2 <= len(setup.devices) <= 4
     assert sum(device.speed for device in setup.devices) <= 1.21
     names = [*(device.name for device in setup.devices), COORDINATOR_NAME]
     assert len(setup.links.pairs) == len(names) * (len(names) - 1)
-
-
-def test_the_coordinators_links_are_unshaped_if_asked_for() -> None:
-    setup = random_setup(1, coordinator_shaped=False)
-    assert setup.links.shape(COORDINATOR_NAME, "device-0").is_plain
