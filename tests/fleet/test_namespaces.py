@@ -379,7 +379,11 @@ def compared() -> Iterator[Compared]:
         yield compared
 
 
-@pytest.mark.parametrize("rate", [5, 20, 100])
+SLOW = pytest.mark.slow
+RATES = [20, *(pytest.param(rate, marks=SLOW) for rate in (5, 100))]
+
+
+@pytest.mark.parametrize("rate", RATES)
 def test_the_kernel_and_the_emulator_agree_on_a_rate(compared: Compared, rate: int) -> None:
     ratio = compared.ratio(megabits(rate), int(rate * 125e3 * 0.3))
     assert ratio == pytest.approx(1.0, abs=0.1)

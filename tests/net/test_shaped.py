@@ -309,6 +309,14 @@ def test_a_request_pays_for_both_ways() -> None:
         assert seconds >= 0.05 + 0.5 + 0.5 + 1.0
 
 
+def test_an_order_to_the_emulator_passes_a_link_that_is_down_both_ways() -> None:
+    with world_of(Links.of({("a", "b"): DOWN, ("b", "a"): DOWN})) as world:
+        key = control_key("default", "b", "emulate")
+        world.b.serve(key, lambda payload: payload[::-1])
+        answer = world.a.request_beside(key, b"abc", device="b", timeout_seconds=30.0)
+    assert answer == b"cba"
+
+
 def test_an_error_of_a_handler_pays_for_its_way_back() -> None:
     def refuse(payload: bytes) -> bytes:
         raise WireError("not this")

@@ -83,6 +83,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert again.n_samples == sum(([12, 12, 12, 4] * 2)[kept:])
 
 
+@pytest.mark.slow
 @pytest.mark.wire
 def test_a_resumed_run_with_dropout_equals_one_that_never_stopped(
     local_fleet: ew.Fleet, tmp_path: Path

@@ -27,7 +27,6 @@ from edgeweave.fleet.spec import Device
 from edgeweave.net import (
     Links,
     NetSettings,
-    Priority,
     ShapedTransport,
     Subscription,
     Transport,
@@ -38,7 +37,6 @@ from edgeweave.net import (
     device_of,
     hello_of,
 )
-from edgeweave.net._signed import Signature, sign
 
 __all__ = ["Fleet"]
 
@@ -343,20 +341,18 @@ class Fleet:
         return stack.enter_context(runner)
 
     def _tell(self, device: str, message: Emulate) -> None:
-        """Beside the shaped links, or one that is down would keep itself down.
-
-        Signed as the device's own: nothing holds back what it sends to itself.
-        """
-        assert self._direct is not None
-        payload, seconds = encode_message(message), self._timeouts.request
-        if self._transport is not self._direct:
-            payload = sign(Signature(device, seconds, Priority.CONTROL), payload)
-        self._direct.request(
+        """Beside shaped links, or one that is down would keep itself down."""
+        transport = self.transport
+        request = (
+            transport.request_beside
+            if isinstance(transport, ShapedTransport)
+            else transport.request
+        )
+        request(
             control_key(self.name, device, "emulate"),
-            payload,
+            encode_message(message),
             device=device,
-            timeout_seconds=seconds,
-            priority=Priority.CONTROL,
+            timeout_seconds=self._timeouts.request,
         )
 
     def _check_processes(self) -> None:

@@ -179,6 +179,22 @@ class ShapedTransport:
                 raise timeout_error(device, key, timeout_seconds) from error
             raise
 
+    def request_beside(
+        self, key: str, payload: Buffer, *, device: str, timeout_seconds: float
+    ) -> bytes:
+        """Like ``request``, past the links both ways: orders to the emulator itself.
+
+        Signed as the device's own, whose answer to itself nothing holds back.
+        """
+        signed = sign(Signature(device, timeout_seconds, Priority.CONTROL), payload)
+        return self._inner.request(
+            key,
+            signed,
+            device=device,
+            timeout_seconds=timeout_seconds,
+            priority=Priority.CONTROL,
+        )
+
     def serve(
         self, key: str, handler: Callable[[bytes], bytes], *, limit_bytes: int = REQUEST_BYTES
     ) -> Subscription:
