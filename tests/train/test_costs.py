@@ -28,8 +28,8 @@ def test_the_coordinator_s_links_are_measured_each_for_itself() -> None:
             fleet, captured, microbatch_size=4, optimizer=Optimizer("SGD"), repetitions=1
         )
     to_a, to_b = (costs.link(plan.COORDINATOR_NAME, name) for name in ("a", "b"))
-    # Waiting for the processor makes a link seem slower, never faster.
-    assert to_a.bytes_per_second <= 1.05e5
+    # Waiting for the processor adds to a delay, and may be taken off what the bytes took.
+    assert to_a.bytes_per_second <= 1.5e5
     assert to_b.latency_seconds >= 0.1
     assert costs.link("b", plan.COORDINATOR_NAME) == to_b
     assert costs.link("a", "b").bytes_per_second > to_a.bytes_per_second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import permutations
+from statistics import median
 
 import msgspec
 import torch
@@ -38,7 +39,7 @@ _PROBE_BYTES = 1 << 20
 _FIRST_PROBE_BYTES = 1 << 16
 _PROBE_SECONDS = 1.0
 """Where the large probe takes longer, the small one was slow enough to tell the rate."""
-_SAMPLES = 3
+_SAMPLES = 5
 _SHORTEST_SECONDS = 1e-6
 _UNSEEN = Link(bytes_per_second=1e8, latency_seconds=1e-3)
 
@@ -166,7 +167,7 @@ def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
 
 
 def _own_probed(fleet: Fleet, target: str, size_bytes: int) -> Link:
-    """The link from here to a device, measured as devices measure theirs."""
+    """The link from here to a device: medians, because the least of jitter is less than usual."""
     key = control_key(fleet.name, target, "echo")
 
     def seconds(size_bytes: int) -> float:
@@ -177,8 +178,8 @@ def _own_probed(fleet: Fleet, target: str, size_bytes: int) -> Link:
         return fleet.clock.now() - started
 
     seconds(1)  # opens the way
-    small = min(seconds(1) for _ in range(_SAMPLES))
-    large = min(seconds(size_bytes) for _ in range(_SAMPLES))
+    small = median(seconds(1) for _ in range(_SAMPLES))
+    large = median(seconds(size_bytes) for _ in range(_SAMPLES))
     return Link(size_bytes / max(large - small, _SHORTEST_SECONDS), small / 2)
 
 
