@@ -24,8 +24,8 @@ PUBLIC = {
     "edgeweave.device": """
         Agent AgentSettings Assignment COORDINATOR Deploy Emulate Fault FrameId Greeting Inbox
         LinkProbe LinkTimings Optimizer Profile Release StageStatistics StateRequest TraceEvent
-        UnitTimings as_mapping build decode_message encode_message state_bytes_per_trainable_byte
-        tensor_frame
+        UnitTimings as_mapping build decode_message encode_message probe_link
+        state_bytes_per_trainable_byte tensor_frame
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset

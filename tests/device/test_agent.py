@@ -350,7 +350,7 @@ def test_a_probe_of_another_size_is_refused(bench: Bench, size_bytes: int) -> No
     with pytest.raises(WireError) as refused:
         bench.ask("measure", LinkProbe("pi-b", size_bytes))
     assert str(refused.value) == (
-        f"a link is probed with 1 to 16777216 bytes (asked for {size_bytes})."
+        f"a link is probed with 2 to 16777216 bytes (asked for {size_bytes})."
     )
 
 

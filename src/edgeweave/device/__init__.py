@@ -22,6 +22,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.optimizer import Optimizer, build, state_bytes_per_trainable_byte
+from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "build",
     "decode_message",
     "encode_message",
+    "probe_link",
     "state_bytes_per_trainable_byte",
     "tensor_frame",
 ]

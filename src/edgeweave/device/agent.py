@@ -32,7 +32,6 @@ from edgeweave.device.messages import (
     Emulate,
     Greeting,
     LinkProbe,
-    LinkTimings,
     Profile,
     Release,
     StateRequest,
@@ -41,6 +40,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.probing import probe_link
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
@@ -53,7 +53,6 @@ __all__ = ["Agent"]
 
 _log = logging.getLogger(__name__)
 
-_LINK_SAMPLES = 3
 _REMEMBERED_RELEASES = 64
 _LARGEST_PROBE_BYTES = 16 << 20
 
@@ -150,28 +149,22 @@ class Agent:
 
     def _measure(self, payload: bytes) -> bytes:
         message = decode_message(payload, LinkProbe)
-        if not 0 < message.size_bytes <= _LARGEST_PROBE_BYTES:
+        if not 1 < message.size_bytes <= _LARGEST_PROBE_BYTES:
             raise WireError(
-                f"a link is probed with 1 to {_LARGEST_PROBE_BYTES} bytes "
+                f"a link is probed with 2 to {_LARGEST_PROBE_BYTES} bytes "
                 f"(asked for {message.size_bytes})."
             )
         key = control_key(self._settings.fleet, message.target, "echo")
 
-        def seconds(size_bytes: int) -> float:
-            started = self._place.clock.now()
-            self._transport.request(
+        def ask(payload: bytes) -> bytes:
+            return self._transport.request(
                 key,
-                bytes(size_bytes),
+                payload,
                 device=message.target,
                 timeout_seconds=self._place.timeouts.request,
             )
-            return self._place.clock.now() - started
 
-        seconds(1)  # opens the way
-        small = min(seconds(1) for _ in range(_LINK_SAMPLES))
-        large = min(seconds(message.size_bytes) for _ in range(_LINK_SAMPLES))
-        rate = message.size_bytes / max(large - small, 1e-6)
-        return encode_message(LinkTimings(latency_seconds=small / 2, bytes_per_second=rate))
+        return encode_message(probe_link(ask, self._place.clock.now, message.size_bytes))
 
     def _profile(self, payload: bytes) -> bytes:
         message = decode_message(payload, Profile)

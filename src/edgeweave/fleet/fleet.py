@@ -80,7 +80,6 @@ class Fleet:
         self._on_waiting = on_waiting or (lambda _endpoints, _there: None)
         self._stack = ExitStack()
         self._direct: Transport | None = None
-        self._direct: Transport | None = None
         self._transport: Transport | None = None
         self._processes: AgentProcesses | None = None
         self._reshape: Callable[[Links], None] = lambda _links: None

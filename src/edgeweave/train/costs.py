@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import permutations
-from statistics import median
 
 import msgspec
 import torch
@@ -18,6 +18,7 @@ from edgeweave.device import (
     Profile,
     UnitTimings,
     decode_message,
+    probe_link,
     state_bytes_per_trainable_byte,
 )
 from edgeweave.fleet import Fleet
@@ -36,11 +37,9 @@ from edgeweave.program import (
 __all__ = ["measure_costs"]
 
 _PROBE_BYTES = 1 << 20
-_FIRST_PROBE_BYTES = 1 << 16
+_FIRST_PROBE_BYTES = 60_000
 _PROBE_SECONDS = 1.0
 """Where the large probe takes longer, the small one was slow enough to tell the rate."""
-_SAMPLES = 5
-_SHORTEST_SECONDS = 1e-6
 _UNSEEN = Link(bytes_per_second=1e8, latency_seconds=1e-3)
 
 
@@ -154,33 +153,19 @@ def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
     """
     links: dict[str, dict[str, Link]] = {name: {} for name in (COORDINATOR_NAME, *names)}
     for source, target in permutations(names, 2):
-        timings = _probed(fleet, source, target, _FIRST_PROBE_BYTES)
-        if timings.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
-            timings = _probed(fleet, source, target, _PROBE_BYTES)
-        links[source][target] = Link(timings.bytes_per_second, timings.latency_seconds)
+        links[source][target] = _link(functools.partial(_probed, fleet, source, target))
     for target in names:
-        link = _own_probed(fleet, target, _FIRST_PROBE_BYTES)
-        if link.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
-            link = _own_probed(fleet, target, _PROBE_BYTES)
+        link = _link(functools.partial(_probed_from_here, fleet, target))
         links[COORDINATOR_NAME][target] = links[target][COORDINATOR_NAME] = link
     return links
 
 
-def _own_probed(fleet: Fleet, target: str, size_bytes: int) -> Link:
-    """The link from here to a device: medians, because the least of jitter is less than usual."""
-    key = control_key(fleet.name, target, "echo")
-
-    def seconds(size_bytes: int) -> float:
-        started = fleet.clock.now()
-        fleet.transport.request(
-            key, bytes(size_bytes), device=target, timeout_seconds=fleet.timeouts.request
-        )
-        return fleet.clock.now() - started
-
-    seconds(1)  # opens the way
-    small = median(seconds(1) for _ in range(_SAMPLES))
-    large = median(seconds(size_bytes) for _ in range(_SAMPLES))
-    return Link(size_bytes / max(large - small, _SHORTEST_SECONDS), small / 2)
+def _link(probe: Callable[[int], LinkTimings]) -> Link:
+    """A link by a small probe, and by a large one where that does not take long."""
+    timings = probe(_FIRST_PROBE_BYTES)
+    if timings.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
+        timings = probe(_PROBE_BYTES)
+    return Link(timings.bytes_per_second, timings.latency_seconds)
 
 
 def _probed(fleet: Fleet, source: str, target: str, size_bytes: int) -> LinkTimings:
@@ -188,3 +173,12 @@ def _probed(fleet: Fleet, source: str, target: str, size_bytes: int) -> LinkTimi
         source, "measure", LinkProbe(target, size_bytes), timeout_seconds=fleet.timeouts.work
     )
     return decode_message(answer, LinkTimings)
+
+
+def _probed_from_here(fleet: Fleet, target: str, size_bytes: int) -> LinkTimings:
+    key, seconds = control_key(fleet.name, target, "echo"), fleet.timeouts.request
+
+    def ask(payload: bytes) -> bytes:
+        return fleet.transport.request(key, payload, device=target, timeout_seconds=seconds)
+
+    return probe_link(ask, fleet.clock.now, size_bytes)

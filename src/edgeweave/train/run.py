@@ -32,7 +32,7 @@ from edgeweave.device import (
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import Frame, FrameHeader, control_key, frame_key, frame_pattern
-from edgeweave.plan import Plan
+from edgeweave.plan import Plan, window
 from edgeweave.program import (
     Program,
     is_external,
@@ -42,8 +42,6 @@ from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
-
-_SPARE_WINDOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +158,10 @@ class PipelineRun:
         begin = {"step": float(step), "microbatches": float(n_parts), **scalars}
         for stage in range(len(self._stages)):
             self._send("begin", stage, number, 0, {}, begin)
-        window = len(self._stages) + self._plan.extra_in_flight + _SPARE_WINDOW
+        most = window(len(self._stages), self._plan.extra_in_flight)
         results: list[FrameHeader] = []
         for microbatch, part in enumerate(parts):
-            while microbatch - len(results) >= window:
+            while microbatch - len(results) >= most:
                 results.append(self._result(number, len(results)))
             self._send_inputs(number, microbatch, part)
         while len(results) < n_parts:

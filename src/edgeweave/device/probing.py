@@ -1,0 +1,40 @@
+"""Measure the link to another device with requests that it answers with nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+from edgeweave.device.messages import LinkTimings
+from edgeweave.net.pieces import PIECE_BYTES
+
+__all__ = ["probe_link"]
+
+_SAMPLES = 5
+_SHORTEST_SECONDS = 1e-6
+
+
+def probe_link(
+    ask: Callable[[bytes], object], now: Callable[[], float], size_bytes: int
+) -> LinkTimings:
+    """Latency and rate by ``ask(payload)``, which returns when the empty answer is here.
+
+    ``size_bytes`` is more than 1 and not ``PIECE_BYTES + 1``, with which it is compared.
+
+    Medians: the least of a link with jitter or loss is less than a run will meet. Half of a small
+    round trip is taken to be the way there, so links whose directions differ get their mean.
+    """
+
+    def seconds(n_bytes: int) -> float:
+        started = now()
+        ask(bytes(n_bytes))
+        return now() - started
+
+    # A payload of more than a piece is fetched, which takes a round trip of its own.
+    base_bytes = 1 if size_bytes <= PIECE_BYTES else PIECE_BYTES + 1
+    ask(b"\0")  # opens the way
+    small = median(seconds(1) for _ in range(_SAMPLES))
+    base = small if base_bytes == 1 else median(seconds(base_bytes) for _ in range(_SAMPLES))
+    large = median(seconds(size_bytes) for _ in range(_SAMPLES))
+    rate = (size_bytes - base_bytes) / max(large - base, _SHORTEST_SECONDS)
+    return LinkTimings(latency_seconds=small / 2, bytes_per_second=rate)
