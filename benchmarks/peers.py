@@ -61,7 +61,7 @@ _MICROBATCH_SIZE = 4
 def run(*, quick: bool) -> Result:
     """Measure; ``quick`` runs the first comparison with torch and one turn of the plans."""
     torch.set_num_threads(1)
-    turns, steps = (3, 3) if quick else (9, 5)
+    turns, steps = (3, 3) if quick else (7, 4)
     samples: dict[str, list[float]] = {}
     differences: list[float] = []
     lines: list[str] = []

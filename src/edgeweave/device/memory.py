@@ -11,7 +11,8 @@ import psutil
 __all__ = ["keep_freed", "peak_bytes", "release_freed", "reset_peak", "resident_bytes"]
 
 _MALLOC_OPTIONS = {
-    -1: 1 << 30,  # M_TRIM_THRESHOLD: free memory at the end of the heap that is kept
+    -1: 1 << 30,  # M_TRIM_THRESHOLD: free memory at the end of the main heap that is kept
+    -2: 64 << 20,  # M_TOP_PAD: as large as a thread's heap, which is then kept when it is empty
     -3: 32 << 20,  # M_MMAP_THRESHOLD: the most glibc allows; smaller blocks come from the heap
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 
 from edgeweave.device.messages import LinkTimings
 from edgeweave.net.pieces import PIECE_BYTES
@@ -21,8 +21,9 @@ def probe_link(
 
     ``size_bytes`` is more than 1 and not ``PIECE_BYTES + 1``, with which it is compared.
 
-    Medians: the least of a link with jitter or loss is less than a run will meet. Half of a small
-    round trip is taken to be the way there, so links whose directions differ get their mean.
+    The latency is a median, the rate comes from means: frames wait for the packets that a link
+    loses now and then, and a plan should know. Half of a small round trip is taken to be the way
+    there, so links whose directions differ get their mean.
     """
 
     def seconds(n_bytes: int) -> float:
@@ -34,7 +35,7 @@ def probe_link(
     base_bytes = 1 if size_bytes <= PIECE_BYTES else PIECE_BYTES + 1
     ask(b"\0")  # opens the way
     small = median(seconds(1) for _ in range(_SAMPLES))
-    base = small if base_bytes == 1 else median(seconds(base_bytes) for _ in range(_SAMPLES))
-    large = median(seconds(size_bytes) for _ in range(_SAMPLES))
+    base = small if base_bytes == 1 else fmean(seconds(base_bytes) for _ in range(_SAMPLES))
+    large = fmean(seconds(size_bytes) for _ in range(_SAMPLES))
     rate = (size_bytes - base_bytes) / max(large - base, _SHORTEST_SECONDS)
     return LinkTimings(latency_seconds=small / 2, bytes_per_second=rate)

@@ -6,6 +6,7 @@ Weights are made up: nothing but the graph has to reach the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import torch
 
@@ -31,7 +32,7 @@ def profile(
     device: torch.device,
     memory_limit_bytes: int | None,
 ) -> UnitTimings:
-    """Typical seconds of each unit over ``repetitions`` passes, after one to warm up.
+    """Median seconds of each unit over ``repetitions`` passes, after one to warm up.
 
     ``state`` holds what is not a parameter. The whole program runs as it would in training, with
     its units told apart by ``edgeweave.program.watch``.
@@ -74,9 +75,7 @@ def _check_memory(state: Mapping[str, torch.Tensor], limit_bytes: int | None) ->
 
 def _typical(passes: Sequence[Mapping[int, float]], throttle: Throttle) -> tuple[float, ...]:
     """Each unit's typical seconds on this device."""
-    return tuple(
-        throttle.slowed(throttle.typical([each[unit] for each in passes])) for unit in passes[0]
-    )
+    return tuple(throttle.slowed(median(each[unit] for each in passes)) for unit in passes[0])
 
 
 def _update_seconds_per_byte(
@@ -94,4 +93,4 @@ def _update_seconds_per_byte(
         started = stopwatch()
         stepper.step({})
         seconds.append(stopwatch() - started)
-    return throttle.slowed(throttle.typical(seconds) / sum(p.nbytes for p in trained))
+    return throttle.slowed(median(seconds) / sum(p.nbytes for p in trained))

@@ -59,17 +59,9 @@ class Throttle:
         """How long this device takes for what takes ``seconds`` at full speed."""
         return seconds / (self._speed or 1.0)
 
-    def typical(self, samples: Sequence[float]) -> float:
-        """What repeated work costs: the median, or, emulated on a shared host, the least.
-
-        Whatever else runs on the host can only add to CPU seconds (shared caches and core halves),
-        and is no property of the device that is emulated.
-        """
-        return median(samples) if self._speed is None else min(samples)
-
     def rehearse(self, key: Hashable, samples: Sequence[float]) -> None:
-        """Remember what a piece of work costs at full speed."""
-        self._rehearsed[key] = self.typical(samples)
+        """Remember what a piece of work costs at full speed: the median of the samples."""
+        self._rehearsed[key] = median(samples)
 
     def hold(self, key: Hashable, seconds: float) -> None:
         """Let a piece of work take ``seconds`` of this device's time from now on."""

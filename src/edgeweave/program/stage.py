@@ -281,6 +281,10 @@ class StageProgram:
             for name, tensor in results[0].outputs.items()
             if values[name].requires_grad
         }
+        for parameter in self.parameters.values():
+            if parameter.requires_grad:
+                # Of all microbatches of a step but the first, gradients are added to others.
+                parameter.grad = torch.zeros_like(parameter)
         yield lambda: self.backward(-1, gradients)
         for name, tensor in buffers.items():
             self._replace_buffer(name, tensor)
