@@ -9,22 +9,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 
 import torch
 
-from benchmarks.emulator_fleets import FleetRun, measure_fleets
+from benchmarks.claims import CLAIMS
+from benchmarks.emulator_fleets import measure_fleets
 from benchmarks.emulator_links import measure_links
 from benchmarks.emulator_speed import measure_speeds
 from benchmarks.emulator_table import Row, worst
 from benchmarks.harness import Result
 
-__all__ = ["assembled", "run"]
+__all__ = ["run"]
 
 _SEED = 20
 _FLEET_SEEDS = tuple(range(1, 11))
-_MOST_SPEED_ERROR, _MOST_LINK_ERROR, _MOST_STEP_ERROR = 0.05, 0.1, 0.1
+_METRICS = {metric.key: metric for metric in CLAIMS["emulator"].metrics}
 
 
 def run(*, quick: bool) -> Result:
@@ -34,29 +34,19 @@ def run(*, quick: bool) -> Result:
     rows += measure_links(quick=quick, seed=_SEED)
     seeds = _FLEET_SEEDS[:2] if quick else _FLEET_SEEDS
     fleets = measure_fleets(seeds)
-    return assembled(rows, samples, fleets, quick=quick)
-
-
-def assembled(
-    rows: Sequence[Row],
-    samples: dict[str, list[float]],
-    fleets: Sequence[FleetRun],
-    *,
-    quick: bool,
-) -> Result:
-    """The result that these measurements are."""
-    errors = {kind: worst(rows, kind) for kind in ("speed", "rate", "delay", "loss")}
-    links_hold = all(errors[kind] <= _MOST_LINK_ERROR for kind in ("rate", "delay", "loss"))
+    errors = {
+        f"{kind}_error_max": worst(rows, kind)
+        for kind in ("speed", "rate", "delay", "jitter", "loss")
+    }
     steps = [fleet.prediction for fleet in fleets]
     step_errors = [step.error for step in steps]
     metrics = {
-        **{f"{kind}_error_max": error for kind, error in errors.items()},
-        "jitter_error_max": worst(rows, "jitter"),
-        "within_limits": float(links_hold and errors["speed"] <= _MOST_SPEED_ERROR),
+        **errors,
+        "within_limits": float(all(_METRICS[key].is_met(value) for key, value in errors.items())),
         "simulate_error_max": max(step_errors),
         "simulate_error_median": median(step_errors),
         "simulate_within_10_percent": float(
-            sum(error <= _MOST_STEP_ERROR for error in step_errors)
+            sum(bool(_METRICS["simulate_error_max"].is_met(error)) for error in step_errors)
         ),
     }
     return Result(
