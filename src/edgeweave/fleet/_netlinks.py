@@ -90,15 +90,21 @@ class KernelLinks:
             self._follower.__exit__(kind, error, traceback)
 
     def change(self, links: Links) -> None:
-        """From now on the links are these; a connection keeps its size of packets."""
+        """From now on the links are these; a connection keeps its size of packets.
+
+        If the kernel refuses, ``FleetError``: some links may be as told, and the next change starts
+        from those before.
+        """
         check_kernel(self._kernel, links, tuple(self._nodes))
         with self._lock:
-            self._follower.__exit__(None, None, None)
-            before, self._links = self._links, links
-            for node in self._nodes.values():
-                if lines := self._lines(node.name, before, links):
-                    batch("tc", lines, node.prefix)
-            self._follower = self._following(links).__enter__()
+            try:
+                self._follower.__exit__(None, None, None)
+                for node in self._nodes.values():
+                    if lines := self._lines(node.name, self._links, links):
+                        batch("tc", lines, node.prefix)
+                self._links = links
+            finally:
+                self._follower = self._following(self._links).__enter__()
 
     def _others(self, name: str) -> list[Node]:
         """Those the classes of a node are for, in their order."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import EdgeweaveError
+from edgeweave.core.errors import FleetError
 from edgeweave.net.link import RateTrace
 
 __all__ = ["TraceFollower", "piece_of"]
@@ -18,6 +18,7 @@ __all__ = ["TraceFollower", "piece_of"]
 _log = logging.getLogger(__name__)
 
 _SHORTEST_WAIT_SECONDS = 1e-3
+_JOIN_SECONDS = 60.0
 
 Link = TypeVar("Link")
 
@@ -38,7 +39,7 @@ class TraceFollower(Generic[Link]):
     """Calls ``change`` with the rates that are new, from a thread of its own, until it is closed.
 
     Moments count from ``began_seconds`` of the clock. An error of ``change`` ends the following and
-    is raised on leaving, or by ``check``.
+    is raised as ``FleetError`` on leaving, or by ``check``.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TraceFollower(Generic[Link]):
         self._began_seconds = began_seconds
         self._told: dict[Link, float] = {}
         self._stop = threading.Event()
-        self._error: EdgeweaveError | None = None
+        self._error: FleetError | None = None
         self._thread = threading.Thread(target=self._follow, name="link-traces")
 
     def __enter__(self) -> Self:
@@ -72,7 +73,9 @@ class TraceFollower(Generic[Link]):
     ) -> None:
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_JOIN_SECONDS)
+            if self._thread.is_alive():
+                _log.error("the thread of link traces did not end within %.0f s", _JOIN_SECONDS)
         if error is None:
             self.check()
 
@@ -85,9 +88,9 @@ class TraceFollower(Generic[Link]):
         try:
             while not self._stop.wait(self._tell()):
                 continue
-        except EdgeweaveError as error:
-            _log.error("the traces of the links are followed no longer: %s", error)
-            self._error = error
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: raised on leaving
+            _log.exception("the traces of the links are followed no longer")
+            self._error = _as_fleet_error(error)
 
     def _tell(self) -> float:
         """Tell the rates that changed, and return the seconds until the next change."""
@@ -98,3 +101,14 @@ class TraceFollower(Generic[Link]):
             self._change(changed)
             self._told |= changed
         return max(_SHORTEST_WAIT_SECONDS, min(left for _, left in pieces.values()))
+
+
+def _as_fleet_error(error: Exception) -> FleetError:
+    if isinstance(error, FleetError):
+        return error
+    told = FleetError(
+        "the recorded rates of the links are followed until the fleet ends (setting one failed: "
+        f"{type(error).__name__}: {error}). Start the fleet anew, or give links of fixed rates."
+    )
+    told.__cause__ = error
+    return told

@@ -11,9 +11,11 @@ brings back what another one changed. Knows no process and no network.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -46,7 +48,10 @@ class _Active:
 
 
 class Course:
-    """Which acts of a script are under way. Time comes in as arguments."""
+    """Which acts of a script are under way. Time comes in as arguments.
+
+    Moves are iterators: with each record ``world`` has changed by that record alone.
+    """
 
     def __init__(self, chaos: Chaos, world: World) -> None:
         self._first = world
@@ -62,24 +67,24 @@ class Course:
             world = active.event.act.act_on(world)
         return world
 
-    def step_begins(self, step: int, seconds: float) -> list[ChaosRecord]:
+    def step_begins(self, step: int, seconds: float) -> Iterator[ChaosRecord]:
         """What happens before this step; first what ends with the step before it."""
         self._step = step
-        ended = [a for a in self._active if a.until_step is not None and a.until_step <= step]
-        records = [self._end(active, seconds) for active in ended]
-        begun = [event for event in self._pending if event.at_step == step]
-        return [*records, *(self._begin(event, seconds, seconds) for event in begun)]
+        for active in list(self._active):
+            if active.until_step is not None and active.until_step <= step:
+                yield self._end(active, seconds)
+        for event in list(self._pending):
+            if event.at_step == step:
+                yield self._begin(event, seconds, seconds)
 
-    def reach(self, seconds: float) -> list[ChaosRecord]:
+    def reach(self, seconds: float) -> Iterator[ChaosRecord]:
         """What happens on the clock until now, in the order of its times."""
-        records: list[ChaosRecord] = []
         while (due := self._due()) is not None and due[0] <= seconds:
             at_seconds, what = due
             if isinstance(what, _Active):
-                records.append(self._end(what, seconds))
+                yield self._end(what, seconds)
             else:
-                records.append(self._begin(what, at_seconds, seconds))
-        return records
+                yield self._begin(what, at_seconds, seconds)
 
     def next_seconds(self) -> float | None:
         """When something happens on the clock next, if anything does."""
@@ -107,7 +112,9 @@ class Course:
 class ChaosRunner:
     """Owns the thread of a script. ``change(before, after)`` makes a fleet be as a world says.
 
-    ``change`` is called for one change at a time, on the thread that brought it about.
+    ``change`` is called for one change at a time, on the thread that brought it about, and for what
+    begins and ends between two looks at the clock too. If it fails on the thread of the script, the
+    script goes no further, and the next step, or else leaving, raises ``FleetError``.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class ChaosRunner:
         self._started: float | None = None
         self._closing = False
         self._failure: Exception | None = None
+        self._failure_told = False
         self._log: list[ChaosRecord] = []
         self._thread = threading.Thread(target=self._serve, name="chaos")
 
@@ -142,6 +150,9 @@ class ChaosRunner:
             self._thread.join(_JOIN_SECONDS)
             if self._thread.is_alive():
                 _log.error("the chaos thread did not end within %.0f s", _JOIN_SECONDS)
+        # A fleet closes its stack without handing on the error of its block.
+        if error is None and sys.exception() is None and not self._failure_told:
+            self._check()
 
     @property
     def log(self) -> tuple[ChaosRecord, ...]:
@@ -158,30 +169,41 @@ class ChaosRunner:
     def step_begins(self, step: int) -> None:
         """Let what is due before this step happen. Returns when the living devices know."""
         with self._news:
-            if self._failure is not None:
-                raise FleetError(f"the chaos of this fleet failed: {self._failure}")
+            self._check()
+            now = self._clock.now()
             if self._started is None:
-                self._started = self._clock.now()
+                self._started = now
+            seconds = now - self._started
             course = self._course
-            self._advance(lambda now: [*course.reach(now), *course.step_begins(step, now)])
+            self._advance(chain(course.reach(seconds), course.step_begins(step, seconds)))
             self._news.notify_all()
 
     def tick(self) -> None:
         """Let what is due on the clock happen. The thread calls this; tests may."""
         with self._news:
             if self._started is not None:
-                self._advance(self._course.reach)
+                self._advance(self._course.reach(self._clock.now() - self._started))
 
-    def _advance(self, move: Callable[[float], list[ChaosRecord]]) -> None:
-        assert self._started is not None
+    def _advance(self, records: Iterable[ChaosRecord]) -> None:
         before = self._course.world
-        records = move(self._clock.now() - self._started)
         for record in records:
             _log.info("step %d, %.2f s: %s", record.step, record.seconds, record.what)
-        self._log += records
-        after = self._course.world
-        if records and after != before:
-            self._change(before, after)
+            self._log.append(record)
+            after = self._course.world
+            if after != before:
+                self._change(before, after)
+            before = after
+
+    def _check(self) -> None:
+        """Raise what ended the script early."""
+        failure = self._failure
+        if failure is not None:
+            self._failure_told = True
+            raise FleetError(
+                f"the chaos of this fleet failed: {failure or type(failure).__name__} (it was to "
+                f"{self._log[-1].what!r}; nothing scripted after that happens). Mend that or leave "
+                "the event out, and start the fleet anew."
+            ) from failure
 
     def _serve(self) -> None:
         try:
@@ -189,7 +211,7 @@ class ChaosRunner:
                 while not self._closing:
                     self.tick()
                     self._news.wait(self._wait_seconds())
-        except Exception as error:  # noqa: BLE001 - the boundary of the thread: told at the next step
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: raised in others
             _log.exception("chaos failed")
             with self._news:
                 self._failure = error

@@ -74,7 +74,7 @@ class AgentProcesses:
         self._stack.close()
 
     def pid(self, name: str) -> int:
-        """The process number of a device, for tests and for the curious."""
+        """The process number of a device's agent: where signals go, those of chaos too."""
         for child in self._children:
             if child.name == name:
                 return child.process.pid
