@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -24,11 +25,13 @@ class Fake:
         self.clock = VirtualClock(100.0)
         self.started = 0.0
         self.world = FIRST
+        self.worlds: list[World] = []
         self.runner = ChaosRunner(chaos, FIRST, self.change, self.clock)
 
     def change(self, before: World, after: World) -> None:
         assert before == self.world
         self.world = after
+        self.worlds.append(after)
 
     def begin(self) -> None:
         """The first step."""
@@ -91,7 +94,28 @@ def test_a_late_clock_keeps_the_order_of_the_script() -> None:
     fake.begin()
     fake.until(10.0)
     assert [what for what, _step in fake.log()] == ["stop a", "end of stop a", "stop b"]
-    assert fake.world.stopped == {"b"}
+    assert [world.stopped for world in fake.worlds] == [{"a"}, set(), {"b"}]
+
+
+def test_what_ends_and_begins_with_one_step_happens_one_after_the_other() -> None:
+    fake = Fake(Chaos().slow("a", 0.1, at_step=1, for_steps=1).slow("a", 0.2, at_step=2))
+    for step in range(3):
+        fake.runner.step_begins(step)
+    assert [world.speeds["a"] for world in fake.worlds] == [0.1, 0.5, 0.2]
+
+
+class Ticking(VirtualClock):
+    """A second passes with every look at it."""
+
+    def now(self) -> float:
+        self.sleep(1.0)
+        return super().now()
+
+
+def test_the_first_step_begins_at_second_0_however_long_a_look_at_the_clock_takes() -> None:
+    runner = ChaosRunner(Chaos().kill("b", at_step=0), FIRST, lambda *_: None, Ticking())
+    runner.step_begins(0)
+    assert [record.seconds for record in runner.log] == [0.0]
 
 
 def test_an_event_on_a_step_may_end_on_the_clock_and_the_other_way_round() -> None:
@@ -154,16 +178,70 @@ def test_a_script_on_steps_alone_needs_no_thread() -> None:
         assert "chaos" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_change_that_fails_on_the_thread_is_told_with_the_next_step() -> None:
-    tried = threading.Event()
+class Refusing:
+    """A fleet that cannot be changed."""
 
-    def change(before: World, after: World) -> None:
-        tried.set()
+    def __init__(self) -> None:
+        self.tried = threading.Event()
+        script = Chaos().stop("a", at_seconds=0.01).kill("b", at_seconds=0.01)
+        self.runner = ChaosRunner(script, FIRST, self.change, SystemClock())
+
+    def change(self, before: World, after: World) -> None:
+        self.tried.set()
         raise OSError("no such process")
 
-    with ChaosRunner(Chaos().stop("a", at_seconds=0.01), FIRST, change, SystemClock()) as runner:
-        runner.step_begins(0)
-        assert tried.wait(DEADLINE_SECONDS)
-        runner._thread.join(DEADLINE_SECONDS)
-        with pytest.raises(FleetError, match="the chaos of this fleet failed: no such process"):
+    def fail(self) -> None:
+        """The first step, and the failure that follows on the thread."""
+        self.runner.step_begins(0)
+        assert self.tried.wait(DEADLINE_SECONDS)
+        self.runner._thread.join(DEADLINE_SECONDS)
+
+
+def test_a_change_that_fails_on_the_thread_is_told_with_the_next_step() -> None:
+    refusing = Refusing()
+    with refusing.runner as runner:
+        refusing.fail()
+        with pytest.raises(FleetError) as failed:
             runner.step_begins(1)
+    assert str(failed.value) == (
+        "the chaos of this fleet failed: no such process (it was to 'stop a'; nothing scripted "
+        "after that happens). Mend that or leave the event out, and start the fleet anew."
+    )
+    assert isinstance(failed.value.__cause__, OSError)
+    assert [record.what for record in runner.log] == ["stop a"]
+
+
+def test_a_change_that_fails_after_the_last_step_is_told_on_leaving() -> None:
+    refusing = Refusing()
+    with pytest.raises(FleetError, match="failed: no such process"), refusing.runner:
+        refusing.fail()
+
+
+def test_a_change_that_fails_does_not_hide_the_error_of_its_block() -> None:
+    refusing = Refusing()
+
+    def body(stack: ExitStack) -> None:
+        stack.enter_context(refusing.runner)
+        refusing.fail()
+        raise KeyError
+
+    with pytest.raises(KeyError), ExitStack() as stack:
+        body(stack)
+
+
+def test_a_change_that_fails_does_not_hide_the_error_of_a_block_that_closes_its_stack() -> None:
+    """As a fleet does: the runner is not told of the error."""
+    refusing = Refusing()
+
+    def body() -> None:
+        stack = ExitStack()
+        try:
+            stack.enter_context(refusing.runner)
+            refusing.fail()
+            raise KeyError
+        except KeyError:
+            stack.close()
+            raise
+
+    with pytest.raises(KeyError):
+        body()
