@@ -1,4 +1,4 @@
-"""What every test starts from: the same random numbers and one torch thread."""
+"""What every test starts from: the same random numbers and examples, and one torch thread."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 SEED = 20260729
+
+# How long an example takes says how busy the machine is, and the same ones fail everywhere.
+settings.register_profile(
+    "edgeweave",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("edgeweave")
 
 
 def pytest_configure() -> None:
