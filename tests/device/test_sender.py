@@ -100,14 +100,19 @@ def test_a_full_queue_is_an_error_after_its_deadline() -> None:
     )
 
 
-def test_leaving_by_an_error_drops_what_is_queued() -> None:
+def test_leaving_by_an_error_drops_what_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     link, errors = Link(open_at_once=False), []
+    join = threading.Thread.join
+
+    def open_and_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        link.open.set()
+        join(thread, timeout)
 
     def body(sender: Sender) -> None:
         for number in range(4):
             sender.post("key", frame(number), device="pi-b")
         assert link.entered.wait(LONG)
-        threading.Timer(0.05, link.open.set).start()
+        monkeypatch.setattr(threading.Thread, "join", open_and_join)  # what leaving ends with
         raise KeyError("the stage failed")
 
     with pytest.raises(KeyError), sender_of(link, errors) as sender:
