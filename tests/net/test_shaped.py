@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,10 @@ from edgeweave.net import (
     control_pattern,
     frame_key,
 )
+from edgeweave.net._shaper import Shaper
+from edgeweave.net._watch import Silences, Watch
 from edgeweave.net.link_model import HEADER_BYTES, PACKET_BYTES
+from edgeweave.net.link_queue import Message
 
 from .conftest import DEADLINE_SECONDS, Inbox, News, make_frame
 
@@ -434,6 +438,66 @@ def test_a_token_behind_a_link_that_is_down_from_the_beginning_is_seen_when_it_i
 
 
 # On the real clock
+
+
+def test_whoever_waits_for_room_moves_an_idle_link_itself() -> None:
+    with world_of(Links(LinkShape(1e6))) as world:
+        world.send(1, 300_000)
+        world.clock.sleep(1.0)  # all of it has left, and nobody looked
+        sender = threading.Thread(target=world.send, args=(2, 100_000))
+        sender.start()
+        sender.join(DEADLINE_SECONDS)
+        assert not sender.is_alive()
+        world.wait(1.0)
+        assert world.arrived() == [1, 2]
+
+
+def test_closing_beside_a_receiver_that_is_stuck_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before, entered, release = set(threading.enumerate()), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        release.wait(DEADLINE_SECONDS)
+
+    shaper = Shaper(
+        "a",
+        Links(LinkShape(1e6)),
+        clock=SystemClock(),
+        timeouts=Timeouts(stop=0.01),
+        threaded=True,
+        look=lambda now: math.inf,
+    )
+    shaper.post("b", KEY, Message(10, hold))
+    assert entered.wait(DEADLINE_SECONDS)
+    shaper.close()
+    release.set()
+    join_all(set(threading.enumerate()) - before)
+    assert "a: the thread of its links still runs 10 ms after it was told to end" in caplog.text
+
+
+def test_ending_a_watch_whose_callback_is_stuck_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    before, entered, release = set(threading.enumerate()), threading.Event(), threading.Event()
+
+    def hold(key: str, alive: bool) -> None:
+        entered.set()
+        release.wait(DEADLINE_SECONDS)
+
+    watch = Watch(hold, Silences("a", Links(), now=0.0, lease_seconds=1.0), threaded=True)
+    watch.take("ew/default/b/alive", alive=True)
+    watch.look(0.0)
+    assert entered.wait(DEADLINE_SECONDS)
+    watch.close(0.01)
+    release.set()
+    join_all(set(threading.enumerate()) - before)
+    assert "a watcher's callback still runs 10 ms after its watch was closed" in caplog.text
+
+
+def join_all(threads: set[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive()
 
 
 def test_the_lease_runs_on_a_thread_of_its_own() -> None:

@@ -17,7 +17,7 @@ _Floats = npt.NDArray[np.float64]
 class Capacity(Protocol):
     """A growing function of time. ``when`` is its inverse: the first moment for a number of bytes.
 
-    Both take and return numbers as well as arrays of them.
+    ``at_each`` and ``when_each`` are the same for every element of an array.
     """
 
     def at(self, seconds: float) -> float: ...

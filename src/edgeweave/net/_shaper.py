@@ -4,6 +4,9 @@
     (block while it is full)            worker                   worker
 
 Whoever sends is blocked as by a full socket; the worker wakes up for turns and arrivals.
+
+One worker delivers for all links of a device: where a receiver holds up ``deliver()``, by at most
+``Timeouts.send`` for each piece of a frame, what arrived over the other links waits too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Callable
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
 from edgeweave.core.timeouts import Timeouts
+from edgeweave.core.units import format_seconds
 from edgeweave.net.link import Links, LinkShape, link_name
 from edgeweave.net.link_model import LinkModel
 from edgeweave.net.link_queue import MOST_WAITING_BYTES, LinkQueue, Message
@@ -150,6 +154,13 @@ class Shaper:
             self.changed.notify_all()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(self._timeouts.stop)
+            if self._worker.is_alive():
+                _log.warning(
+                    "%s: the thread of its links still runs %s after it was told to end; "
+                    "a receiver holds it up",
+                    self._name,
+                    format_seconds(self._timeouts.stop),
+                )
 
     def _run(self) -> None:
         while True:
@@ -209,9 +220,10 @@ class Shaper:
         since, begun_bytes = self._clock.now(), queue.begun_bytes
         while True:
             self._check_open()
+            now = self._clock.now()
+            self._look(now)  # the worker may be late, or held up by a receiver
             if queue.has_room(message):
                 return
-            now = self._clock.now()
             if queue.begun_bytes != begun_bytes:
                 since, begun_bytes = now, queue.begun_bytes
             left = since + self._timeouts.send - now

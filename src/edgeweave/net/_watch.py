@@ -4,16 +4,20 @@ this one. Both directions count, because a link on which nothing is acknowledged
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
 from collections.abc import Callable
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.units import format_seconds
 from edgeweave.net.keys import device_of
 from edgeweave.net.link import Links, link_name
 
 __all__ = ["Silences", "Watch"]
+
+_log = logging.getLogger(__name__)
 
 
 class Silences:
@@ -106,6 +110,12 @@ class Watch:
         self._news.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(stop_seconds)
+            if self._thread.is_alive():
+                _log.warning(
+                    "a watcher's callback still runs %s after its watch was closed: %r",
+                    format_seconds(stop_seconds),
+                    self._on_change,
+                )
 
     def _run(self) -> None:
         while (news := self._news.get()) is not None:

@@ -77,15 +77,13 @@ class LinkQueue:
         waiting_bytes = self.waiting_bytes[message.priority]
         return not waiting_bytes or waiting_bytes + message.size_bytes <= MOST_WAITING_BYTES
 
-    def withdraw(self, message: Message) -> bool:
-        """Take a message back of which something still waits; whether that was so."""
+    def withdraw(self, message: Message) -> None:
+        """Take a message back, unless all of it has left."""
         lane = self._lanes[message.priority]
-        if message not in lane:
-            return False
-        lane.remove(message)
-        self.waiting_bytes[message.priority] -= message.left_bytes
-        self.n_under_way -= 1
-        return True
+        if message in lane:
+            lane.remove(message)
+            self.waiting_bytes[message.priority] -= message.left_bytes
+            self.n_under_way -= 1
 
     def advance(self, now: float) -> list[tuple[float, Message]]:
         """Give turns to what waits; (arrival, message) for each whose last turn that was."""

@@ -18,7 +18,6 @@ from edgeweave.core.errors import ConfigError, WireError
 from edgeweave.net.frame import EncodedFrame, Frame, FrameHeader
 
 __all__ = [
-    "DATAGRAM_BYTES",
     "FIRST_SERVER_SECONDS",
     "REQUEST_BYTES",
     "Buffer",
@@ -34,7 +33,7 @@ __all__ = [
 FIRST_SERVER_SECONDS: Final = 1.0
 """How long a request waits for news that its key is served at all."""
 
-DATAGRAM_BYTES: Final = 1200
+_DATAGRAM_BYTES: Final = 1200
 """The most that a loss-tolerant frame holds with its header: one datagram, so that the loss of any
 packet is the loss of this frame alone."""
 
@@ -61,7 +60,7 @@ class Reliability(enum.Enum):
     RELIABLE = enum.auto()
     """It is sent again: every frame arrives, in order, and late if it must."""
     LOSS_TOLERANT = enum.auto()
-    """Nothing: it arrives soon or never. At most ``DATAGRAM_BYTES``."""
+    """Nothing: it arrives soon or never. At most 1200 bytes."""
 
 
 def check_datagram(encoded: EncodedFrame, reliability: Reliability) -> None:
@@ -69,9 +68,9 @@ def check_datagram(encoded: EncodedFrame, reliability: Reliability) -> None:
     if reliability is Reliability.RELIABLE:
         return
     size_bytes = len(encoded.header) + sum(len(view) for view in encoded.views)
-    if size_bytes > DATAGRAM_BYTES:
+    if size_bytes > _DATAGRAM_BYTES:
         raise ConfigError(
-            f"a loss-tolerant frame is one datagram of at most {DATAGRAM_BYTES} bytes, header "
+            f"a loss-tolerant frame is one datagram of at most {_DATAGRAM_BYTES} bytes, header "
             f"included (got {size_bytes}). Send less per frame, or send it reliably."
         )
 
@@ -151,7 +150,7 @@ class Transport(Protocol):
         Safe from several threads. The frame's tensors must not change any more. Waits as
         ``wait_for_listener`` does, and raises what it raises; also ``FleetError`` when the link
         took no piece for ``Timeouts.send``, and ``ConfigError`` for a loss-tolerant frame of more
-        than ``DATAGRAM_BYTES``. A frame that was handed over when its receiver died is lost without
+        than 1200 bytes. A frame that was handed over when its receiver died is lost without
         an error: liveliness and deadlines tell.
         """
 
