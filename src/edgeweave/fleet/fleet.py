@@ -230,7 +230,11 @@ class Fleet:
             self._transport = self._direct = self._joined(name, stack)
             if self._local is not None and self._local.is_shaped:
                 shaped = ShapedTransport(
-                    self._direct, self._local.links, clock=self._clock, timeouts=self._timeouts
+                    self._direct,
+                    self._local.links,
+                    clock=self._clock,
+                    timeouts=self._timeouts,
+                    lease_seconds=self._net.lease_seconds,
                 )
                 self._transport = stack.enter_context(shaped)
                 self._reshape = shaped.reshape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import zenoh
 
@@ -13,7 +14,9 @@ from edgeweave.core.timeouts import Timeouts
 from edgeweave.net.keys import check_name
 from edgeweave.net.locators import Locator
 
-__all__ = ["NetSettings", "TlsFiles", "check_exposure", "zenoh_config"]
+__all__ = ["LEASE_SECONDS", "NetSettings", "TlsFiles", "check_exposure", "zenoh_config"]
+
+LEASE_SECONDS: Final = 2.0
 
 _LARGEST_MESSAGE_BYTES = 1024 * 1024
 """Zenoh refuses to put together more than this; ours are pieces of 64 kB and headers of 256 KiB."""
@@ -47,7 +50,7 @@ class NetSettings:
     """One endpoint of the fleet, usually the coordinator's, is enough to find all others."""
     scouting: bool = False
     """Find others by multicast."""
-    lease_seconds: float = 2.0
+    lease_seconds: float = LEASE_SECONDS
     """A peer that was silent for so long is gone."""
     tls: TlsFiles | None = None
     insecure: bool = False

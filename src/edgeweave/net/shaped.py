@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, WireError
@@ -28,6 +28,7 @@ from edgeweave.net.frame import Frame, FrameHeader, encode
 from edgeweave.net.link import Links
 from edgeweave.net.link_queue import Message
 from edgeweave.net.remote import encode_error, timeout_error
+from edgeweave.net.settings import LEASE_SECONDS
 from edgeweave.net.transport import (
     REQUEST_BYTES,
     Buffer,
@@ -41,8 +42,6 @@ from edgeweave.net.transport import (
 )
 
 __all__ = ["ShapedTransport"]
-
-_LEASE_SECONDS: Final = 2.0
 
 
 class ShapedTransport:
@@ -62,7 +61,7 @@ class ShapedTransport:
         *,
         clock: Clock,
         timeouts: Timeouts | None = None,
-        lease_seconds: float = _LEASE_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
         caller_driven: bool = False,
     ) -> None:
         self._inner = inner
