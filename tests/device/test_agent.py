@@ -51,6 +51,7 @@ from edgeweave.net import (
     frame_key,
     frame_pattern,
 )
+from edgeweave.net.pieces import PIECE_BYTES
 from edgeweave.net.remote import decode_error
 from edgeweave.program import (
     Program,
@@ -345,12 +346,12 @@ def test_a_link_is_measured_by_asking_the_other_device(bench: Bench) -> None:
     assert found.bytes_per_second > 0
 
 
-@pytest.mark.parametrize("size_bytes", [0, -1, (16 << 20) + 1])
+@pytest.mark.parametrize("size_bytes", [0, -1, 1, PIECE_BYTES + 1, (16 << 20) + 1])
 def test_a_probe_of_another_size_is_refused(bench: Bench, size_bytes: int) -> None:
     with pytest.raises(WireError) as refused:
         bench.ask("measure", LinkProbe("pi-b", size_bytes))
     assert str(refused.value) == (
-        f"a link is probed with 2 to 16777216 bytes (asked for {size_bytes})."
+        f"a link is probed with 2 to 16777216 bytes, and not with 64001 (asked for {size_bytes})."
     )
 
 

@@ -40,7 +40,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
-from edgeweave.device.probing import probe_link
+from edgeweave.device.probing import BASES_BYTES, probe_link
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
@@ -149,10 +149,11 @@ class Agent:
 
     def _measure(self, payload: bytes) -> bytes:
         message = decode_message(payload, LinkProbe)
-        if not 1 < message.size_bytes <= _LARGEST_PROBE_BYTES:
+        in_range = 1 < message.size_bytes <= _LARGEST_PROBE_BYTES
+        if not in_range or message.size_bytes in BASES_BYTES:
             raise WireError(
-                f"a link is probed with 2 to {_LARGEST_PROBE_BYTES} bytes "
-                f"(asked for {message.size_bytes})."
+                f"a link is probed with 2 to {_LARGEST_PROBE_BYTES} bytes, and not with "
+                f"{max(BASES_BYTES)} (asked for {message.size_bytes})."
             )
         key = control_key(self._settings.fleet, message.target, "echo")
 
