@@ -18,6 +18,7 @@ def test_the_coordinator_has_one_name_in_plans_and_on_links() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wire
 def test_the_coordinator_s_links_are_measured_each_for_itself() -> None:
     links = Links(LinkShape(), {})
     links = links.with_shape(net.COORDINATOR_NAME, "a", LinkShape(bytes_per_second=1e5))
