@@ -31,7 +31,10 @@ from edgeweave.net import (
 )
 
 DEADLINE_SECONDS = 20.0
-TIMEOUTS = Timeouts(send=1.0)
+PATIENT = Timeouts(send=20.0, stop=60.0)
+"""Nothing that goes well comes near these, however busy the machine is."""
+HASTY = Timeouts(send=1.0)
+"""For what waits in vain."""
 LINKS = Links(LinkShape(bytes_per_second=200e6, delay_seconds=0.001))
 CHILD = Path(__file__).with_name("child.py")
 
@@ -105,16 +108,16 @@ class Pair:
 
 
 @contextlib.contextmanager
-def _memory_pair() -> Iterator[Pair]:
-    with MemoryFabric(timeouts=TIMEOUTS) as fabric:
+def _memory_pair(timeouts: Timeouts) -> Iterator[Pair]:
+    with MemoryFabric(timeouts=timeouts) as fabric:
         yield Pair(fabric.join("a"), fabric.join("b"), fabric.join)
 
 
 @contextlib.contextmanager
-def _zenoh_pair() -> Iterator[Pair]:
+def _zenoh_pair(timeouts: Timeouts) -> Iterator[Pair]:
     with contextlib.ExitStack() as stack:
-        a = stack.enter_context(ZenohTransport("a", NetSettings(timeouts=TIMEOUTS)))
-        others = NetSettings(connect=a.endpoints(), timeouts=TIMEOUTS)
+        a = stack.enter_context(ZenohTransport("a", NetSettings(timeouts=timeouts)))
+        others = NetSettings(connect=a.endpoints(), timeouts=timeouts)
 
         def join(name: str) -> ZenohTransport:
             return stack.enter_context(ZenohTransport(name, others))
@@ -123,34 +126,39 @@ def _zenoh_pair() -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
-def _shaped_pair(inner: contextlib.AbstractContextManager[Pair]) -> Iterator[Pair]:
+def _shaped_pair(
+    inner: contextlib.AbstractContextManager[Pair], timeouts: Timeouts
+) -> Iterator[Pair]:
     """The same pair behind links that hold back everything a little."""
     with contextlib.ExitStack() as stack:
 
         def shaped(transport: Transport) -> ShapedTransport:
             return stack.enter_context(
-                ShapedTransport(transport, LINKS, clock=SystemClock(), timeouts=TIMEOUTS)
+                ShapedTransport(transport, LINKS, clock=SystemClock(), timeouts=timeouts)
             )
 
         pair = stack.enter_context(inner)
         yield Pair(shaped(pair.a), shaped(pair.b), lambda name: shaped(pair.join(name)))
 
 
-PAIRS: dict[str, Callable[[], contextlib.AbstractContextManager[Pair]]] = {
+PAIRS: dict[str, Callable[[Timeouts], contextlib.AbstractContextManager[Pair]]] = {
     "memory": _memory_pair,
     "zenoh": _zenoh_pair,
-    "shaped-memory": lambda: _shaped_pair(_memory_pair()),
-    "shaped-zenoh": lambda: _shaped_pair(_zenoh_pair()),
+    "shaped-memory": lambda timeouts: _shaped_pair(_memory_pair(timeouts), timeouts),
+    "shaped-zenoh": lambda timeouts: _shaped_pair(_zenoh_pair(timeouts), timeouts),
 }
+KINDS = [pytest.param(name, marks=[pytest.mark.wire] if "zenoh" in name else []) for name in PAIRS]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.wire] if "zenoh" in name else []) for name in PAIRS
-    ]
-)
+@pytest.fixture(params=KINDS)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    with PAIRS[request.param]() as made:
+    with PAIRS[request.param](PATIENT) as made:
+        yield made
+
+
+@pytest.fixture(params=KINDS)
+def hasty_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with PAIRS[request.param](HASTY) as made:
         yield made
 
 
