@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from edgeweave.core.clock import SystemClock
-from edgeweave.core.errors import ConfigError
+from edgeweave.core.errors import ConfigError, FleetError
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.fleet._nettools import Kernel, look, run
+from edgeweave.fleet._nettools import Kernel, batch, look, run
 from edgeweave.fleet.namespaces import NamespaceLayout
 from edgeweave.net import (
     Frame,
@@ -330,6 +330,26 @@ def test_a_recorded_rate_is_followed() -> None:
             wait_until(lambda rate=rate: rates_shown(layout) == {rate}, f"the rate is {rate}")
         size_bytes = int(0.3 * CHANGING.bytes_per_second[0] * PAYLOAD_BYTES / FULL_FRAME_BYTES)
         assert seconds_to_carry(connection, size_bytes) >= 0.9 * 0.3
+
+
+def test_a_change_that_the_kernel_refuses_is_made_when_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(tool: str, lines: Sequence[str], prefix: Sequence[str] = ()) -> None:
+        if any(" rate 20000000bit " in line for line in lines):
+            raise FleetError("not now.")
+        batch(tool, lines, prefix)
+
+    wanted = to_pi(megabits(20))
+    with NamespaceLayout(["pi-1"], to_pi(LinkShape(CHANGING))) as layout:
+        with monkeypatch.context() as patched:
+            patched.setattr("edgeweave.fleet._netlinks.batch", refuse)
+            with pytest.raises(FleetError, match=r"^not now\.$"):
+                layout.reshape(wanted)
+            for rate in ("32Mbit", "8Mbit"):  # the trace is followed as before
+                wait_until(lambda rate=rate: rates_shown(layout) == {rate}, f"the rate is {rate}")
+        layout.reshape(wanted)
+        assert rates_shown(layout) == {"20Mbit"}
 
 
 @SLOW
