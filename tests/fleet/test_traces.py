@@ -12,7 +12,7 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.fleet.traces import parse_trace, read_trace
 from edgeweave.net import RateTrace
 
-RECORDED = Path("/work/shared/data/net_traces")
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "net_traces"
 HEADER = "seconds,bytes_per_second\n"
 
 
