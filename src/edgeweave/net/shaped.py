@@ -24,7 +24,7 @@ from edgeweave.net._shaper import Shaper
 from edgeweave.net._signed import MOST_SIGNATURE_BYTES, Signature, sign, unsign
 from edgeweave.net._sink import guarded
 from edgeweave.net._watch import Silences, Watch
-from edgeweave.net.frame import Frame, FrameHeader, encode
+from edgeweave.net.frame import Frame, FrameHeader, encode, payload_bytes
 from edgeweave.net.link import Links
 from edgeweave.net.link_queue import Message
 from edgeweave.net.remote import encode_error, timeout_error
@@ -113,19 +113,23 @@ class ShapedTransport:
         def hand_over() -> None:
             self._inner.send(key, frame, device=device, reliability=reliability, priority=priority)
 
-        encoded = encode(frame)
-        payload_bytes = sum(len(view) for view in encoded.views)
+        size_bytes = payload_bytes(frame.header.tensors)
         if self._shaper.is_plain(device):
             hand_over()
         else:
+            encoded = encode(frame)
             check_datagram(encoded, reliability)
             self._inner.wait_for_listener(
                 key, device=device, reliability=reliability, priority=priority
             )
-            size_bytes = len(encoded.header) + payload_bytes
-            message = Message(size_bytes, hand_over, priority=priority, reliability=reliability)
+            message = Message(
+                len(encoded.header) + size_bytes,
+                hand_over,
+                priority=priority,
+                reliability=reliability,
+            )
             self._shaper.post(device, key, message)
-        self._tally.add(frames_sent=1, bytes_sent=payload_bytes)
+        self._tally.add(frames_sent=1, bytes_sent=size_bytes)
 
     def wait_for_listener(
         self,
