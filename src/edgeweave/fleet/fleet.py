@@ -263,7 +263,7 @@ class Fleet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, traceback)
         self._direct = None
         self._transport = None
         self._processes = None
