@@ -17,7 +17,7 @@ from torch import nn
 import edgeweave as ew
 from benchmarks.emulator_runs import OPTIMIZER, Deployed, Training, captured_of
 from benchmarks.emulator_table import Prediction
-from edgeweave.net import COORDINATOR_NAME
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import Costs, Plan, partition
 from edgeweave.program import Captured
 from edgeweave.train.costs import measure_costs

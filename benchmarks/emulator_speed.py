@@ -7,9 +7,8 @@ coordinator, frames, schedule, optimizer. What waits computes nothing.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from statistics import mean, median
 
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
@@ -17,16 +16,12 @@ from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 import edgeweave as ew
 from benchmarks.emulator_runs import OPTIMIZER, Deployed, Training, alone, captured_of
 from benchmarks.emulator_table import Row
+from benchmarks.real_fleet import real_fleet
 from benchmarks.resnet import resnet18
-from edgeweave.device import AgentSettings
-from edgeweave.device.process import ProcessSettings
-from edgeweave.fleet.processes import AgentProcesses
-from edgeweave.net import NetSettings
 from edgeweave.train.costs import measure_costs
 
 __all__ = ["CASES", "measure_speeds"]
 
-_START_SECONDS = 60.0
 _BURST_SECONDS = 1.0
 _FULL = "unpaced"
 
@@ -64,7 +59,7 @@ def _speeds_of(
     names = {speed: f"paced-{index}" for index, speed in enumerate(speeds)}
     devices = [ew.Device(name, speed=speed) for speed, name in names.items()]
     with ExitStack() as stack:
-        real = stack.enter_context(_real_fleet())
+        real = stack.enter_context(real_fleet([_FULL]))
         emulated = stack.enter_context(ew.Fleet.local(devices))
         measure_costs(
             emulated, captured, microbatch_size=training.microbatch_size, optimizer=OPTIMIZER
@@ -86,24 +81,3 @@ def _speeds_of(
                 at_full = mean(full.steps(max(4, counts[1.0] // 2)))
                 ratios[speed].append(at_full / mean(device.steps(counts[speed])))
     return ratios
-
-
-@contextmanager
-def _real_fleet() -> Iterator[ew.Fleet]:
-    """One agent as ``edgeweave join`` starts it, which nothing holds back."""
-    net = NetSettings(fleet=f"real-{secrets.token_hex(4)}")
-    with ExitStack() as stack:
-        agents = stack.enter_context(ExitStack())
-
-        def start(endpoints: tuple[str, ...], there: tuple[str, ...]) -> None:
-            if not there:
-                settings = ProcessSettings(
-                    agent=AgentSettings(name=_FULL, fleet=net.fleet, threads=1),
-                    net=NetSettings(fleet=net.fleet, connect=endpoints),
-                    until_stdin_closes=True,
-                )
-                agents.enter_context(AgentProcesses([settings], stop_seconds=5.0))
-
-        yield stack.enter_context(
-            ew.Fleet.lan(net, devices=[_FULL], wait_seconds=_START_SECONDS, on_waiting=start)
-        )

@@ -7,7 +7,6 @@ alive between bursts and wait without computing.
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,11 +18,8 @@ from typing import Self
 
 import edgeweave as ew
 from benchmarks.children import Child
+from benchmarks.real_fleet import real_fleet
 from benchmarks.resnet import N_BLOCKS, Images, cross_entropy, resnet18, stage_module
-from edgeweave.device import AgentSettings
-from edgeweave.device.process import ProcessSettings
-from edgeweave.fleet.processes import AgentProcesses
-from edgeweave.net import NetSettings
 from edgeweave.plan import Plan, Stage
 from edgeweave.program import (
     Captured,
@@ -38,8 +34,6 @@ from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["Burst", "OurPipeline", "TorchPipeline", "Work"]
-
-_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +89,9 @@ class OurPipeline:
 
     def __enter__(self) -> Self:
         work = self._work
-        net = NetSettings(fleet=f"bench-{secrets.token_hex(4)}")
         names = tuple(f"worker-{index}" for index in range(work.n_stages))
         with ExitStack() as stack:
-            agents = stack.enter_context(ExitStack())
-
-            def start(endpoints: tuple[str, ...], there: tuple[str, ...]) -> None:
-                if not there:
-                    settings = [_agent(name, net.fleet, endpoints) for name in names]
-                    agents.enter_context(AgentProcesses(settings, stop_seconds=5.0))
-
-            fleet = stack.enter_context(
-                ew.Fleet.lan(net, devices=names, wait_seconds=_START_SECONDS, on_waiting=start)
-            )
+            fleet = stack.enter_context(real_fleet(names))
             captured = self._capture()
             optimizer = ew.Optimizer("SGD", lr=work.lr, momentum=work.momentum)
             settings = RunSettings(optimizer, work.microbatch_size, seed=work.seed)
@@ -175,14 +159,6 @@ class TorchPipeline:
             rank.tell({"steps": n_steps})
         last = [rank.answer() for rank in self._ranks][-1]
         return Burst(last["step_seconds"], tuple(last["losses"]))
-
-
-def _agent(name: str, fleet: str, endpoints: Sequence[str]) -> ProcessSettings:
-    return ProcessSettings(
-        agent=AgentSettings(name=name, fleet=fleet, threads=1),
-        net=NetSettings(fleet=fleet, connect=tuple(endpoints)),
-        until_stdin_closes=True,
-    )
 
 
 def _plan(program: Program, devices: Sequence[str], work: Work) -> Plan:

@@ -11,7 +11,8 @@ from benchmarks.emulator_frames import wire_bytes
 from benchmarks.emulator_links import CASES, gaps
 from benchmarks.emulator_speed import CASES as SPEEDS
 from benchmarks.emulator_table import Row, draw, fleet_table, truth_table, worst
-from edgeweave.net import COORDINATOR_NAME, Frame, FrameHeader, encode
+from edgeweave.core.names import COORDINATOR_NAME
+from edgeweave.net import Frame, FrameHeader, encode
 from edgeweave.net.link_model import HEADER_BYTES
 
 DOCUMENT = {

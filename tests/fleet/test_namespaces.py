@@ -22,6 +22,7 @@ import torch
 
 from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import ConfigError, FleetError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.fleet._nettools import Kernel, batch, look, run
 from edgeweave.fleet.namespaces import NamespaceLayout
@@ -34,7 +35,7 @@ from edgeweave.net import (
     frame_key,
     specs_of,
 )
-from edgeweave.net.link import COORDINATOR_NAME, Links, LinkShape, RateTrace
+from edgeweave.net.link import Links, LinkShape, RateTrace
 from edgeweave.net.shaped import ShapedTransport
 from tests.fleet.worlds import DEADLINE_SECONDS, assert_gone, wait_until
 

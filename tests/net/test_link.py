@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.net import (
-    COORDINATOR_NAME,
     GilbertElliott,
     Links,
     LinkShape,

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.plan import COORDINATOR_NAME, Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
+from edgeweave.core.names import COORDINATOR_NAME
+from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
 from edgeweave.plan.costs import crossings, feeding, stage_seconds
 
 from .worlds import equal_costs, with_links

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from edgeweave.core.errors import PlanError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import (
-    COORDINATOR_NAME,
     Costs,
     Cut,
     DeviceCosts,

@@ -5,7 +5,6 @@ from edgeweave import plan
 
 def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
-        "COORDINATOR_NAME",
         "SCHEDULES",
         "Action",
         "Agenda",
@@ -31,6 +30,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "explain",
         "from_json",
         "in_flight",
+        "may_swap",
         "partition",
         "simulate",
         "stage_memory_bytes",

@@ -18,6 +18,7 @@ from edgeweave.plan import (
     actions,
     in_flight,
 )
+from edgeweave.plan import may_swap as swaps
 
 names = st.sampled_from(sorted(SCHEDULES))
 stages = st.integers(1, 7)
@@ -127,6 +128,10 @@ def test_a_forward_is_never_done_in_place_of_a_backward() -> None:
     stage.take(Forward(0))
     stage.take(Forward(1))
     assert stage.choices() == (Backward(0),)
+
+
+def test_only_1f1b_may_be_left() -> None:
+    assert {name: swaps(name) for name in SCHEDULES} == {"1f1b": True, "gpipe": False}
 
 
 def test_a_strict_agenda_offers_one_action_at_a_time() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import (
-    COORDINATOR_NAME,
     SCHEDULES,
     Costs,
     Cut,

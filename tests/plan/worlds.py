@@ -9,8 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import (
-    COORDINATOR_NAME,
     Costs,
     Cut,
     DeviceCosts,

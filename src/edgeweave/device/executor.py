@@ -26,7 +26,7 @@ from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame
-from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions
+from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions, may_swap
 from edgeweave.program import Moment, StageProgram, encode_state, is_external
 
 __all__ = ["Executor", "RunEnded"]
@@ -181,7 +181,7 @@ class Executor:
             extra_in_flight=assignment.extra_in_flight,
             reduce=self._needs_reduce,
         )
-        agenda = Agenda(order, may_swap=assignment.schedule == "1f1b")
+        agenda = Agenda(order, may_swap=may_swap(assignment.schedule))
         while choices := agenda.choices():
             action = self._choose(number, step, choices)
             agenda.take(action)

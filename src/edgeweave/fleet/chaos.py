@@ -4,7 +4,7 @@
     stop       it stands still (SIGSTOP), then goes on    drop       packets are lost
     slow       it computes with another speed             rate       the link has another rate
 
-Happens nothing itself: ``chaos_runner`` lets it happen.
+Nothing happens here: ``chaos_runner`` lets it happen.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.units import format_bytes
 from edgeweave.core.words import suggest
-from edgeweave.net.link import COORDINATOR_NAME, GilbertElliott, Links, LinkShape
+from edgeweave.net.link import GilbertElliott, Links, LinkShape
 
 __all__ = [
     "Act",
@@ -59,9 +60,6 @@ class Kill:
     def __str__(self) -> str:
         return f"kill {self.device}"
 
-    def names(self) -> tuple[str, ...]:
-        return (self.device,)
-
     def act_on(self, world: World) -> World:
         return replace(world, killed=world.killed | {self.device})
 
@@ -74,9 +72,6 @@ class Stop:
 
     def __str__(self) -> str:
         return f"stop {self.device}"
-
-    def names(self) -> tuple[str, ...]:
-        return (self.device,)
 
     def act_on(self, world: World) -> World:
         return replace(world, stopped=world.stopped | {self.device})
@@ -99,9 +94,6 @@ class Slow:
     def __str__(self) -> str:
         return f"slow {self.device} to {self.speed:g}"
 
-    def names(self) -> tuple[str, ...]:
-        return (self.device,)
-
     def act_on(self, world: World) -> World:
         return replace(world, speeds={**world.speeds, self.device: self.speed})
 
@@ -116,9 +108,6 @@ class LinkDown:
 
     def __str__(self) -> str:
         return f"link down {_link(self.source, self.target, self.both)}"
-
-    def names(self) -> tuple[str, ...]:
-        return (self.source, self.target)
 
     def act_on(self, world: World) -> World:
         return world.reshaped(self.source, self.target, self.both, up=False)
@@ -142,9 +131,6 @@ class Drop:
         how = f"{share:.3g}{' in bursts' if bursty else ''}"
         return f"drop {_link(self.source, self.target, self.both)} {how}"
 
-    def names(self) -> tuple[str, ...]:
-        return (self.source, self.target)
-
     def act_on(self, world: World) -> World:
         return world.reshaped(self.source, self.target, self.both, loss=self.loss)
 
@@ -164,9 +150,6 @@ class Rate:
     def __str__(self) -> str:
         rate = format_bytes(self.bytes_per_second)
         return f"rate {_link(self.source, self.target, self.both)} {rate}/s"
-
-    def names(self) -> tuple[str, ...]:
-        return (self.source, self.target)
 
     def act_on(self, world: World) -> World:
         return world.reshaped(
@@ -327,7 +310,7 @@ class Chaos:
     def check(self, devices: Sequence[str]) -> None:
         """``ConfigError`` if an event is about a device or a link that this fleet does not have."""
         for event in self.events:
-            names = event.act.names()
+            names = _names(event.act)
             known = list(devices) if len(names) == 1 else [COORDINATOR_NAME, *devices]
             unknown = [name for name in names if name not in known]
             if unknown:
@@ -339,6 +322,13 @@ class Chaos:
                 raise ConfigError(
                     f"chaos: {event.act}: a link has two ends ({names[0]} twice). Name another."
                 )
+
+
+def _names(act: Act) -> tuple[str, ...]:
+    """The device, or the two ends of the link, that an act is about."""
+    if isinstance(act, Kill | Stop | Slow):
+        return (act.device,)
+    return (act.source, act.target)
 
 
 def _link(source: str, target: str, both: bool) -> str:

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.words import suggest
 from edgeweave.fleet._chaos_tables import read_chaos
 from edgeweave.fleet._link_tables import read_shape
@@ -19,7 +20,7 @@ from edgeweave.fleet._tables import Table, flag, number, shortened, text, whole
 from edgeweave.fleet.chaos import Chaos
 from edgeweave.fleet.spec import Device, check_devices, check_links
 from edgeweave.fleet.traces import read_trace
-from edgeweave.net.link import COORDINATOR_NAME, Links, LinkShape, RateTrace
+from edgeweave.net.link import Links, LinkShape, RateTrace
 
 __all__ = ["PRESETS", "FleetDescription", "load_fleet", "load_preset"]
 

@@ -14,6 +14,7 @@ import msgspec
 
 from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import FleetError
+from edgeweave.core.names import COORDINATOR_PREFIX
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import Emulate, Greeting, decode_message, encode_message
 from edgeweave.fleet.chaos import Chaos
@@ -21,7 +22,7 @@ from edgeweave.fleet.chaos_runner import ChaosRecord, ChaosRunner
 from edgeweave.fleet.description import FleetDescription
 from edgeweave.fleet.emulation import Emulation
 from edgeweave.fleet.local import LocalSetup
-from edgeweave.fleet.presence import COORDINATOR_PREFIX, OnWaiting, Wanted, wait_devices
+from edgeweave.fleet.presence import OnWaiting, Wanted, wait_devices
 from edgeweave.fleet.processes import AgentProcesses
 from edgeweave.fleet.spec import Device
 from edgeweave.net import (

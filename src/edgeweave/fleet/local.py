@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import AgentSettings
 from edgeweave.device.process import ProcessSettings
@@ -12,7 +13,7 @@ from edgeweave.fleet.chaos import Chaos, World
 from edgeweave.fleet.namespaces import NamespaceLayout
 from edgeweave.fleet.processes import AgentProcesses
 from edgeweave.fleet.spec import Device, check_devices, check_links
-from edgeweave.net import COORDINATOR_NAME, Links, NetSettings
+from edgeweave.net import Links, NetSettings
 
 __all__ = ["LocalSetup"]
 

@@ -24,10 +24,11 @@ from typing import Self
 
 from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, FleetError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.fleet._netlinks import KernelLinks, Node, check_kernel
 from edgeweave.fleet._netroutes import free_subnet, routed_networks
 from edgeweave.fleet._nettools import NamespaceHolder, batch, look
-from edgeweave.net.link import COORDINATOR_NAME, Links
+from edgeweave.net.link import Links
 
 __all__ = ["NamespaceLayout"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import FleetError
+from edgeweave.core.names import COORDINATOR_PREFIX
 from edgeweave.net import Transport, control_pattern, device_of
 
-__all__ = ["COORDINATOR_PREFIX", "OnWaiting", "Wanted", "wait_devices"]
+__all__ = ["OnWaiting", "Wanted", "wait_devices"]
 
-COORDINATOR_PREFIX = "coordinator-"
 _POLL_SECONDS = 0.25
 
 OnWaiting = Callable[[tuple[str, ...], tuple[str, ...]], None]

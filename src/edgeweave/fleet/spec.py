@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME, COORDINATOR_PREFIX
 from edgeweave.core.units import parse_bytes
 from edgeweave.core.words import suggest
-from edgeweave.net import COORDINATOR_NAME, Links, check_device_name
+from edgeweave.net import Links, check_device_name
 
 __all__ = ["Device", "check_devices", "check_links"]
 
@@ -49,7 +50,7 @@ def check_devices(devices: Sequence[Device]) -> None:
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"a local fleet has at least one device and unique names (got {names}).")
     for name in names:
-        if name == COORDINATOR_NAME or name.startswith(f"{COORDINATOR_NAME}-"):
+        if name == COORDINATOR_NAME or name.startswith(COORDINATOR_PREFIX):
             raise ConfigError(
                 f"{name!r} is how links name the one who drives the fleet. Name the device "
                 "otherwise."

@@ -21,7 +21,6 @@ from edgeweave.net.keys import (
     frame_pattern,
 )
 from edgeweave.net.link import (
-    COORDINATOR_NAME,
     GilbertElliott,
     Links,
     LinkShape,
@@ -46,7 +45,6 @@ from edgeweave.net.zenoh_transport import ZenohTransport
 __all__ = [
     "Assembler",
     "Buffer",
-    "COORDINATOR_NAME",
     "Frame",
     "FrameHeader",
     "GilbertElliott",

@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Self
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME, COORDINATOR_PREFIX
 from edgeweave.net.keys import check_device_name
 
 __all__ = [
-    "COORDINATOR_NAME",
     "GilbertElliott",
     "LinkShape",
     "Links",
@@ -25,13 +25,10 @@ __all__ = [
     "link_name",
 ]
 
-COORDINATOR_NAME = "coordinator"
-"""How links name the coordinator, whose transport's own name is ``coordinator-<hex>``."""
-
 
 def link_name(device: str) -> str:
     """The name under which ``Links`` know whoever is called ``device`` on the fabric."""
-    return COORDINATOR_NAME if device.startswith(f"{COORDINATOR_NAME}-") else device
+    return COORDINATOR_NAME if device.startswith(COORDINATOR_PREFIX) else device
 
 
 def _check_range(what: str, value: float, least: float, most: float = math.inf) -> None:

@@ -1,7 +1,6 @@
 """Where to cut a model and on whom to run it: costs in, a plan out."""
 
 from edgeweave.plan.costs import (
-    COORDINATOR_NAME,
     Costs,
     Cut,
     DeviceCosts,
@@ -22,13 +21,13 @@ from edgeweave.plan.schedule import (
     Update,
     actions,
     in_flight,
+    may_swap,
     window,
 )
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 
 __all__ = [
-    "COORDINATOR_NAME",
     "SCHEDULES",
     "Action",
     "Agenda",
@@ -54,6 +53,7 @@ __all__ = [
     "explain",
     "from_json",
     "in_flight",
+    "may_swap",
     "partition",
     "simulate",
     "stage_memory_bytes",

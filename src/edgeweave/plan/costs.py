@@ -12,10 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan._checks import require_not_negative
 
 __all__ = [
-    "COORDINATOR_NAME",
     "Costs",
     "Crossing",
     "Cut",
@@ -28,9 +28,6 @@ __all__ = [
     "feeding",
     "stage_seconds",
 ]
-
-COORDINATOR_NAME = "coordinator"
-"""How ``Costs.links`` names the owner of the data, who is no device."""
 
 
 @dataclass(frozen=True, slots=True)

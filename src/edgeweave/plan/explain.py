@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Literal
 
 from edgeweave.core.errors import PlanError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.plan.costs import (
-    COORDINATOR_NAME,
     Costs,
     crossings,
     feeding,

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from math import ceil, inf
 
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import (
-    COORDINATOR_NAME,
     Costs,
     Crossing,
     crossings,

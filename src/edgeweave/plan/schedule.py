@@ -32,6 +32,7 @@ __all__ = [
     "actions",
     "gpipe",
     "in_flight",
+    "may_swap",
     "one_f_one_b",
     "window",
 ]
@@ -183,6 +184,11 @@ def in_flight(
         held += isinstance(action, Forward) - isinstance(action, Backward)
         peak = max(peak, held)
     return peak
+
+
+def may_swap(schedule_name: str) -> bool:
+    """Whether a device may leave a schedule's order as ``Agenda`` allows: GPipe is its order."""
+    return schedule_name == "1f1b"
 
 
 class Agenda:

@@ -28,15 +28,24 @@ from math import inf
 from typing import Literal
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import (
-    COORDINATOR_NAME,
     Costs,
     Crossing,
     crossings,
     feeding,
     stage_seconds,
 )
-from edgeweave.plan.schedule import Action, Agenda, Backward, Forward, Update, actions, window
+from edgeweave.plan.schedule import (
+    Action,
+    Agenda,
+    Backward,
+    Forward,
+    Update,
+    actions,
+    may_swap,
+    window,
+)
 from edgeweave.plan.stages import Plan
 
 __all__ = ["Event", "Timeline", "simulate", "with_simulated_step"]
@@ -161,7 +170,7 @@ class _Worker:
         self.there: _Wire | None = None
         self.back: _Wire | None = None
         self._seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
-        self._may_swap = plan.schedule == "1f1b"
+        self._may_swap = may_swap(plan.schedule)
         self._order = tuple(
             actions(
                 plan.schedule,

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeweave.plan.costs import COORDINATOR_NAME, Costs, Link
+from edgeweave.core.names import COORDINATOR_NAME
+from edgeweave.plan.costs import Costs, Link
 from edgeweave.plan.schedule import in_flight
 
 __all__ = ["Grid", "Microbatching", "Split", "solve"]

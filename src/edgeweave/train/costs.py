@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from edgeweave.core.errors import PlanError
+from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.device import (
     LinkProbe,
     LinkTimings,
@@ -23,7 +24,7 @@ from edgeweave.device import (
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import control_key
-from edgeweave.plan import COORDINATOR_NAME, Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
+from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
 from edgeweave.program import (
     Captured,
     cut_bytes,
