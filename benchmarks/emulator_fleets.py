@@ -1,7 +1,8 @@
 """``simulate`` beside the emulated run: random fleets, a predicted step, measured steps.
 
 A small convolutional network on two to four devices. The costs are measured by the devices, the
-plan is made from them and uses all of them, and the prediction is the plan's own ``step_seconds``.
+plan is made from them and uses all of them, and the prediction is ``simulate`` of that plan, with
+lost packets as chance has them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ import edgeweave as ew
 from benchmarks.emulator_runs import OPTIMIZER, Deployed, Training, captured_of
 from benchmarks.emulator_table import Prediction
 from edgeweave.core.names import COORDINATOR_NAME
-from edgeweave.plan import Costs, Plan, partition
+from edgeweave.plan import Costs, Plan, partition, simulate
 from edgeweave.program import Captured
 from edgeweave.train.costs import measure_costs
 
@@ -29,6 +30,7 @@ _MICROBATCH_SIZE = 8
 _MICROBATCHES = (4, 8, 16)
 _LEAST_STEP_SECONDS = 0.4
 _RUN_SECONDS = 5.0
+_SIMULATED_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def _measure(seed: int, setup: Setup, captured: Captured) -> FleetRun:
         n_steps = min(max(math.ceil(_RUN_SECONDS / plan.step_seconds), 4), 12)
         with Deployed(fleet, captured, plan, training) as deployed:
             steps = deployed.steps(n_steps)
-    prediction = Prediction(f"{seed}: {setup}", plan.step_seconds, median(steps))
+    predicted = simulate(plan, costs, n_steps=_SIMULATED_STEPS, seed=seed).step_seconds
+    prediction = Prediction(f"{seed}: {setup}", predicted, mean(steps))
     return FleetRun(prediction, steps, _settings(setup, costs, plan))
 
 
@@ -119,6 +122,7 @@ def _settings(setup: Setup, costs: Costs, plan: Plan) -> dict[str, Any]:
             "asked_loss": shape.loss,
             "measured_bytes_per_second": costs.link(source, target).bytes_per_second,
             "measured_latency_seconds": costs.link(source, target).latency_seconds,
+            "measured_loss": costs.link(source, target).loss,
         }
         for source, target, shape in setup.links.pairs
     }

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from benchmarks.children import Child
+from edgeweave.core.loss import PACKET_BYTES
 from edgeweave.net import (
     Frame,
     FrameHeader,
@@ -23,7 +24,7 @@ from edgeweave.net import (
     frame_pattern,
     specs_of,
 )
-from edgeweave.net.link_model import HEADER_BYTES, PACKET_BYTES
+from edgeweave.net.link_model import HEADER_BYTES
 
 __all__ = [
     "LAST",

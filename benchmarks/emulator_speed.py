@@ -2,7 +2,8 @@
 
 Full speed is what ``edgeweave join --threads 1`` is on this host: the real agent, without a speed,
 with one thread, in a fleet of its own. It and the paced device take turns, each as a whole stack:
-coordinator, frames, schedule, optimizer. What waits computes nothing.
+coordinator, frames, schedule, optimizer. What waits computes nothing. Each turn begins with a
+profile and a deployment, as a run does: a host is not equally fast from one minute to the next.
 """
 
 from __future__ import annotations
@@ -58,26 +59,38 @@ def _speeds_of(
     captured = captured_of(training)
     names = {speed: f"paced-{index}" for index, speed in enumerate(speeds)}
     devices = [ew.Device(name, speed=speed) for speed, name in names.items()]
-    with ExitStack() as stack:
-        real = stack.enter_context(real_fleet([_FULL]))
-        emulated = stack.enter_context(ew.Fleet.local(devices))
-        measure_costs(
-            emulated, captured, microbatch_size=training.microbatch_size, optimizer=OPTIMIZER
-        )
-
-        def deployed(fleet: ew.Fleet, device: str) -> Deployed:
-            plan = alone(device, captured, training.n_microbatches)
-            return stack.enter_context(Deployed(fleet, captured, plan, training))
-
-        full = deployed(real, _FULL)
-        paced = {speed: deployed(emulated, name) for speed, name in names.items()}
-        seconds = median(full.steps(8))
-        counts = {
-            speed: max(1, round(_BURST_SECONDS * speed / seconds)) for speed in (1.0, *speeds)
-        }
-        ratios: dict[float, list[float]] = {speed: [] for speed in speeds}
+    ratios: dict[float, list[float]] = {speed: [] for speed in speeds}
+    with real_fleet([_FULL]) as real, ew.Fleet.local(devices) as emulated:
         for _ in range(turns):
-            for speed, device in paced.items():
-                at_full = mean(full.steps(max(4, counts[1.0] // 2)))
-                ratios[speed].append(at_full / mean(device.steps(counts[speed])))
+            measure_costs(
+                emulated, captured, microbatch_size=training.microbatch_size, optimizer=OPTIMIZER
+            )
+            with ExitStack() as stack:
+
+                def deployed(fleet: ew.Fleet, device: str) -> Deployed:
+                    plan = alone(device, captured, training.n_microbatches)
+                    return stack.enter_context(Deployed(fleet, captured, plan, training))
+
+                full = deployed(real, _FULL)
+                paced = {speed: deployed(emulated, name) for speed, name in names.items()}
+                for speed, got in _speeds_now(full, paced).items():
+                    ratios[speed].append(got)
     return ratios
+
+
+def _speeds_now(full: Deployed, paced: Mapping[float, Deployed]) -> dict[float, float]:
+    """What each device does, as a share of what the one at full speed does before and after.
+
+    Of the one at full speed the median step counts: what disturbs it now and then is not the host's
+    speed, and the paced ones sleep through it.
+    """
+    seconds = median(full.steps(8))
+    counts = {speed: max(1, round(_BURST_SECONDS * speed / seconds)) for speed in (1.0, *paced)}
+    n_full = max(4, counts[1.0] // 2)
+    found, before = {}, median(full.steps(n_full))
+    for speed, device in paced.items():
+        took = mean(device.steps(counts[speed]))
+        after = median(full.steps(n_full))
+        found[speed] = mean((before, after)) / took
+        before = after
+    return found

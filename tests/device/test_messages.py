@@ -58,7 +58,7 @@ MESSAGES = [
     LinkProbe("pi-b", 1 << 20),
     Emulate(0.5, Links.of({("pi-a", "pi-b"): LinkShape(1e6, 0.02, loss=0.1)}, seed=3)),
     Emulate(),
-    LinkTimings(0.001, 1e7),
+    LinkTimings(0.001, 1e7, 0.01),
     StateRequest("run-1", 7, "weights"),
     Release("run-1"),
     StageStatistics(1.0, 2.0, 3.0, 4.0, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)),

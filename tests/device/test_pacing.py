@@ -23,28 +23,33 @@ def program_of(width: int) -> Program:
 @pytest.fixture
 def memory() -> UnitMemory:
     memory = UnitMemory()
-    timings = UnitTimings((1.0, 2.0, 4.0, 8.0), (0.5, 0.25, 0.125, 0.0625), 0.0)
-    memory.learn(program_of(8), 16, timings)
+    timings = UnitTimings((1.0, 2.0, 4.0, 8.0), (0.5, 0.25, 0.125, 0.0625), 0.001)
+    memory.learn(program_of(8), 16, "SGD", timings)
     return memory
 
 
 def test_a_stage_takes_the_sum_of_its_units(memory: UnitMemory) -> None:
     first, last = cut(without_outputs(program_of(8)), (1,))
-    assert memory.recall(first, 16) == (1.0, 0.5)
-    assert memory.recall(last, 16) == (14.0, 0.4375)
+    assert memory.recall(first, 16, "SGD") == pytest.approx((1.0, 0.5, 0.001 * 4 * (4 + 1) * 8))
+    assert memory.recall(last, 16, "SGD") == pytest.approx(
+        (14.0, 0.4375, 0.001 * 4 * (8 * 8 + 8 + 8 * 2 + 2))
+    )
 
 
-def test_another_microbatch_size_is_another_measurement(memory: UnitMemory) -> None:
+def test_another_microbatch_size_or_optimizer_is_another_measurement(memory: UnitMemory) -> None:
     (whole,) = cut(without_outputs(program_of(8)), ())
-    assert memory.recall(whole, 16) == (15.0, 0.9375)
-    assert memory.recall(whole, 8) is None
+    known = memory.recall(whole, 16, "SGD")
+    assert known is not None
+    assert known[:2] == (15.0, 0.9375)
+    assert memory.recall(whole, 8, "SGD") is None
+    assert memory.recall(whole, 16, "AdamW") is None
 
 
 def test_units_of_another_model_are_not_known(memory: UnitMemory) -> None:
     (whole,) = cut(without_outputs(program_of(6)), ())
-    assert memory.recall(whole, 16) is None
+    assert memory.recall(whole, 16, "SGD") is None
 
 
 def test_a_profile_of_another_number_of_units_is_refused(memory: UnitMemory) -> None:
     with pytest.raises(WireError, match=r"one time for each of 4 units \(got \[1, 4\]\)"):
-        memory.learn(program_of(8), 16, UnitTimings((1.0,) * 4, (1.0,), 0.0))
+        memory.learn(program_of(8), 16, "SGD", UnitTimings((1.0,) * 4, (1.0,), 0.0))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from statistics import fmean, median
+
 import pytest
 
+from edgeweave.core.loss import n_packets
 from edgeweave.device.probing import probe_link
 from edgeweave.net.pieces import PIECE_BYTES
 
@@ -13,18 +17,29 @@ RATE, LATENCY = 2e6, 0.02
 class SlowLink:
     """Answers as a link of one rate and latency does; payloads of many pieces are fetched."""
 
-    def __init__(self, *, jitter: tuple[float, ...] = (0.0,)) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
-        self._jitter = jitter
-        self._n_asked = 0
 
     def ask(self, payload: bytes) -> bytes:
         self.now += 2 * LATENCY + len(payload) / RATE
         if len(payload) > PIECE_BYTES:
             self.now += 2 * LATENCY
-        self.now += self._jitter[self._n_asked % len(self._jitter)]
-        self._n_asked += 1
         return b""
+
+
+class LossyLink(SlowLink):
+    """Repeats what is lost on the way there a round trip later, until all of it has arrived."""
+
+    def __init__(self, loss: float, chance: random.Random) -> None:
+        super().__init__()
+        self._loss = loss
+        self._chance = chance
+
+    def ask(self, payload: bytes) -> bytes:
+        left = n_packets(len(payload))
+        while left := sum(self._chance.random() < self._loss for _ in range(left)):
+            self.now += 2 * LATENCY
+        return super().ask(payload)
 
 
 @pytest.mark.parametrize("size_bytes", [60_000, 1 << 20])
@@ -33,13 +48,19 @@ def test_the_rate_is_found_with_payloads_of_one_piece_and_of_many(size_bytes: in
     timings = probe_link(link.ask, lambda: link.now, size_bytes)
     assert timings.bytes_per_second == pytest.approx(RATE)
     assert timings.latency_seconds == pytest.approx(LATENCY, rel=1e-4)
+    assert timings.loss == pytest.approx(0, abs=1e-6)
 
 
-def test_one_late_answer_in_five_changes_the_rate_and_not_the_latency() -> None:
-    link = SlowLink(jitter=(0.0, 0.0, 0.0, 0.0, 0.03))
-    timings = probe_link(link.ask, lambda: link.now, 60_000)
-    assert timings.bytes_per_second == pytest.approx(60_000 / (60_000 / RATE + 0.03 / 5), rel=1e-4)
-    assert timings.latency_seconds == pytest.approx(LATENCY, rel=1e-4)
+@pytest.mark.parametrize("size_bytes", [60_000, 1 << 20])
+@pytest.mark.parametrize("loss", [0.002, 0.01])
+def test_waits_for_lost_packets_are_told_from_the_rate(loss: float, size_bytes: int) -> None:
+    found = []
+    for seed in range(40):
+        link = LossyLink(loss, random.Random(seed))
+        found.append(probe_link(link.ask, lambda link=link: link.now, size_bytes))  # type: ignore[misc]
+    assert fmean(timings.loss for timings in found) == pytest.approx(loss, rel=0.35)
+    assert median(timings.bytes_per_second for timings in found) == pytest.approx(RATE, rel=0.1)
+    assert median(timings.latency_seconds for timings in found) == pytest.approx(LATENCY, rel=1e-3)
 
 
 def test_a_link_too_fast_to_measure_has_a_rate_all_the_same() -> None:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeweave.core.loss import PACKET_BYTES
 from edgeweave.net import GilbertElliott, LinkShape, RateTrace
 from edgeweave.net._capacity import capacity_of
 from edgeweave.net._loss import Losses
-from edgeweave.net.link_model import HEADER_BYTES, PACKET_BYTES, LinkModel, Passage
+from edgeweave.net.link_model import HEADER_BYTES, LinkModel, Passage
 
 ENDS = ("a", "b")
 WIFI = {"bytes_per_second": 2.5e6, "delay_seconds": 0.02}

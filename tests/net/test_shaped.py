@@ -12,6 +12,7 @@ import torch
 
 from edgeweave.core.clock import SystemClock, VirtualClock
 from edgeweave.core.errors import ConfigError, DeviceTimeout, FleetError, WireError
+from edgeweave.core.loss import PACKET_BYTES
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.net import (
     Frame,
@@ -31,7 +32,7 @@ from edgeweave.net import (
 )
 from edgeweave.net._shaper import Shaper
 from edgeweave.net._watch import Silences, Watch
-from edgeweave.net.link_model import HEADER_BYTES, PACKET_BYTES
+from edgeweave.net.link_model import HEADER_BYTES
 from edgeweave.net.link_queue import Message
 
 from .conftest import DEADLINE_SECONDS, Inbox, News, make_frame

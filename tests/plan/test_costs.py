@@ -43,7 +43,7 @@ def test_a_stage_is_fed_what_any_of_its_units_uses_once() -> None:
     costs = with_links(costs, {(COORDINATOR_NAME, "d0"): Link(10, 0.5)})
     whole, front = feeding(costs, "d0", 0, 3), feeding(costs, "d0", 0, 2)
     assert whole is not None
-    assert (whole.src, whole.occupied_seconds, whole.latency_seconds) == ("coordinator", 4.0, 0.5)
+    assert (whole.src, whole.occupied_seconds, whole.arrival_seconds) == ("coordinator", 4.0, 0.5)
     assert front is not None
     assert front.transfer_seconds == 3.5
     assert feeding(replace(costs, feeds=feeds[1:]), "d0", 0, 2) is None

@@ -308,3 +308,27 @@ def test_a_backward_goes_before_a_forward_whose_input_is_late() -> None:
     timeline = simulate(one_unit_each(costs, n_microbatches=3), costs, n_steps=1)
     assert spans_of(timeline, "forward", 0) == [(10, 11), (20, 21), (30, 31)]
     assert spans_of(timeline, "backward", 0) == [(13, 14), (23, 24), (33, 34)]
+
+
+def lossy(costs: Costs, loss: float) -> Costs:
+    return with_links(costs, {("d0", "d1"): Link(1.0, 1.0, loss), ("d1", "d0"): Link(1.0, 1.0)})
+
+
+def test_a_message_waits_a_round_trip_for_a_lost_packet_on_average_or_as_chance_has_it() -> None:
+    costs = lossy(equal_costs(2, 2), 0.5)
+    plan = one_unit_each(costs, n_microbatches=1)
+    without = simulate(plan, lossy(equal_costs(2, 2), 0.0)).step_seconds
+    # One packet is lost once with 1/2, twice with 1/4, ...: one round trip of 2 s on average.
+    assert simulate(plan, costs).step_seconds == pytest.approx(without + 2, rel=1e-5)
+    drawn = simulate(plan, costs, n_steps=4000, seed=1)
+    assert drawn.step_seconds == pytest.approx(without + 2, rel=0.02)
+    assert drawn.step_seconds == simulate(plan, costs, n_steps=4000, seed=1).step_seconds
+
+
+def test_messages_arrive_in_order_whatever_is_lost() -> None:
+    costs = lossy(equal_costs(2, 2), 0.5)
+    timeline = simulate(one_unit_each(costs, n_microbatches=8), costs, n_steps=20, seed=3)
+    forwards = [event for event in timeline.events if event.kind == "forward" and event.stage == 1]
+    order = [(event.step, event.microbatch or 0) for event in forwards]
+    assert order == sorted(order)
+    assert len(order) == 160

@@ -184,7 +184,9 @@ class Agent:
             if speed is None:
                 return encode_message(timings)
             program = decode_program(message.graph, examine=lambda _checked: None)
-            self._place.units.learn(program, message.microbatch_size, timings)
+            self._place.units.learn(
+                program, message.microbatch_size, message.optimizer.name, timings
+            )
             return encode_message(timings.stretched(self._place.slowdown()))
 
     def _emulate(self, payload: bytes) -> bytes:

@@ -24,6 +24,7 @@ from edgeweave.device.exchange import StageExchange, as_mapping
 from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
+from edgeweave.device.pacing import StageSeconds
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame
 from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions, may_swap
@@ -82,11 +83,11 @@ class Executor:
         """Rounds finished so far."""
         return self._rounds
 
-    def rehearse(self, known: tuple[float, float] | None) -> None:
+    def rehearse(self, known: StageSeconds | None) -> None:
         """Warm up, and learn how to pace an emulated device.
 
-        ``known`` are the stage's forward and backward seconds on this device, if it has profiled
-        its units; otherwise the stage runs a few times at full speed to find out.
+        ``known`` is what the stage takes on this device, if it has profiled its units; otherwise
+        the stage runs a few times at full speed to find out, and updates take their own time.
         """
         stopwatch = self._throttle.stopwatch()
         size = self._assignment.microbatch_size
@@ -100,8 +101,9 @@ class Executor:
             for kind, seconds in samples.items():
                 self._throttle.rehearse((kind, size), seconds[1:])
         else:
-            for kind, held in zip(samples, known, strict=True):
-                self._throttle.hold((kind, size), held)
+            self._throttle.hold(("forward", size), known.forward)
+            self._throttle.hold(("backward", size), known.backward)
+            self._throttle.hold(("update", 0), known.update)
 
     def __enter__(self) -> Self:
         self._exchange.__enter__()

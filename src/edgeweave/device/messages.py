@@ -170,10 +170,13 @@ class LinkProbe(msgspec.Struct, frozen=True):
 
 
 class LinkTimings(msgspec.Struct, frozen=True):
-    """One direction: half a small round trip, and what a large request adds to it."""
+    """One direction: half a small round trip, what a large request adds to it, and the share of
+    packets that seem to be lost.
+    """
 
     latency_seconds: float
     bytes_per_second: float
+    loss: float
 
 
 class StateRequest(msgspec.Struct, frozen=True):

@@ -8,24 +8,36 @@ device from then on, alone or in any stage. Units are recognised by their conten
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 
 from edgeweave.core.errors import WireError
 from edgeweave.device.messages import UnitTimings
-from edgeweave.program import Program, cut, without_outputs
+from edgeweave.program import Program, cut, state_bytes, without_outputs
 
-__all__ = ["UnitMemory"]
+__all__ = ["StageSeconds", "UnitMemory"]
+
+
+class StageSeconds(NamedTuple):
+    """What a stage takes: forward and backward for each microbatch, update for each step."""
+
+    forward: float
+    backward: float
+    update: float
 
 
 class UnitMemory:
-    """Seconds by unit and microbatch size, learnt from profiles."""
+    """Seconds by unit and microbatch size, and by optimizer, learnt from profiles."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, int], tuple[float, float]] = {}
+        self._update_seconds_per_byte: dict[str, float] = {}
 
-    def learn(self, program: Program, microbatch_size: int, timings: UnitTimings) -> None:
-        """Remember the profile of a whole program; a later one replaces it.
+    def learn(
+        self, program: Program, microbatch_size: int, optimizer: str, timings: UnitTimings
+    ) -> None:
+        """Remember the profile of a whole program with an optimizer; a later one replaces it.
 
         ``WireError`` if it is not of as many units as the program has.
         """
@@ -39,14 +51,20 @@ class UnitMemory:
         measured = zip(timings.forward_seconds, timings.backward_seconds, strict=True)
         for key, seconds in zip(keys.values(), measured, strict=True):
             self._seconds[key, microbatch_size] = seconds
+        self._update_seconds_per_byte[optimizer] = timings.update_seconds_per_byte
 
-    def recall(self, stage: Program, microbatch_size: int) -> tuple[float, float] | None:
-        """Forward and backward seconds of a stage, or None if a unit of it was never profiled."""
+    def recall(self, stage: Program, microbatch_size: int, optimizer: str) -> StageSeconds | None:
+        """What a stage takes, or None if a unit of it, or its optimizer, was never profiled."""
         parts = [self._seconds.get((k, microbatch_size)) for k in _fingerprints(stage).values()]
         known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        per_byte = self._update_seconds_per_byte.get(optimizer)
+        if len(known) < len(parts) or per_byte is None:
             return None
-        return sum(forward for forward, _ in known), sum(backward for _, backward in known)
+        return StageSeconds(
+            sum(forward for forward, _ in known),
+            sum(backward for _, backward in known),
+            per_byte * sum(state_bytes(spec) for spec in stage.trainable),
+        )
 
 
 def _fingerprints(program: Program) -> dict[int, str]:

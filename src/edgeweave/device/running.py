@@ -31,7 +31,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.optimizer import StageOptimizer
-from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.pacing import StageSeconds, UnitMemory
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Transport, control_key
@@ -180,11 +180,12 @@ class Running:
         """Learn how to pace an emulated device; a real one goes as fast as it can."""
         if self._place.settings.speed is None:
             return
-        known = self._place.units.recall(program, self.assignment.microbatch_size)
+        known = self._place.units.recall(
+            program, self.assignment.microbatch_size, self.assignment.optimizer.name
+        )
         if known is not None:
-            forward, backward = known
             slowdown = self._place.slowdown()
-            known = (slowdown * forward, slowdown * backward)
+            known = StageSeconds(*(slowdown * seconds for seconds in known))
         self._executor.rehearse(known)
 
     def _report_fault(self, error: BaseException) -> None:

@@ -29,14 +29,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from edgeweave.core.loss import n_packets
 from edgeweave.net._capacity import Capacity, capacity_of
 from edgeweave.net._loss import Losses
 from edgeweave.net.link import LinkShape
 
-__all__ = ["HEADER_BYTES", "PACKET_BYTES", "LinkModel", "Passage"]
+__all__ = ["HEADER_BYTES", "LinkModel", "Passage"]
 
-PACKET_BYTES: Final = 1448
-"""What one packet carries: an Ethernet frame without the headers of IP and TCP."""
 HEADER_BYTES: Final = 66
 """What a packet takes of the link beyond what it carries."""
 
@@ -103,12 +102,12 @@ class LinkModel:
     def carry(self, now: float, size_bytes: int) -> Passage:
         """Carry a reliable message, which arrives after those before it."""
         start = max(now, self.free_at)
-        n_packets = max(1, math.ceil(size_bytes / PACKET_BYTES))
+        count = n_packets(size_bytes)
         if self._capacity is None:
             self.free_at = start
-            done = start + self._n_lost_rounds(n_packets) * self._round_trip
+            done = start + self._n_lost_rounds(count) * self._round_trip
         else:
-            done = self._transmit(self._capacity, start, n_packets, size_bytes)
+            done = self._transmit(self._capacity, start, count, size_bytes)
         arrives = max(done + self._travel_seconds(), self._last_arrival)
         self._last_arrival = arrives
         return Passage(self.free_at, arrives)

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgeweave.net.link_model import PACKET_BYTES, LinkModel
+from edgeweave.core.loss import PACKET_BYTES
+from edgeweave.net.link_model import LinkModel
 from edgeweave.net.transport import Priority, Reliability
 
 __all__ = ["MOST_WAITING_BYTES", "LinkQueue", "Message"]

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from edgeweave.core.errors import ConfigError
+from edgeweave.core.loss import drawn_rounds, mean_rounds
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan._checks import require_not_negative
 
@@ -110,7 +111,7 @@ class DeviceCosts:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One direction between two devices.
+    """One direction between two devices; ``loss`` is the share of packets sent more than once.
 
     >>> Link(bytes_per_second=1e6, latency_seconds=0.02).occupied_seconds(500_000)
     0.5
@@ -118,6 +119,7 @@ class Link:
 
     bytes_per_second: float
     latency_seconds: float
+    loss: float = 0.0
 
     def __post_init__(self) -> None:
         _require_not_negative(self.latency_seconds, "latency_seconds of a link")
@@ -126,10 +128,20 @@ class Link:
             raise ConfigError(
                 "bytes_per_second of a link must be above zero (got 0). Leave the device out."
             )
+        if not 0 <= self.loss < 1:
+            raise ConfigError(
+                f"loss of a link is a share, at least 0 and below 1 (got {self.loss}). "
+                "Measure again."
+            )
 
     def occupied_seconds(self, size_bytes: int) -> float:
         """How long a message keeps the next one waiting; it is there one latency later."""
         return size_bytes / self.bytes_per_second
+
+    def arrival_seconds(self, size_bytes: int) -> float:
+        """The latency, and what a message waits for lost packets on average."""
+        round_trip = 2 * self.latency_seconds
+        return self.latency_seconds + round_trip * mean_rounds(size_bytes, self.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +257,28 @@ class Crossing:
 
     src: str
     dst: str
-    occupied_seconds: float
-    latency_seconds: float
+    size_bytes: int
+    link: Link
+
+    @property
+    def occupied_seconds(self) -> float:
+        """How long it keeps the next message waiting."""
+        return self.link.occupied_seconds(self.size_bytes)
+
+    @property
+    def arrival_seconds(self) -> float:
+        """From when it has left until it is there, on average."""
+        return self.link.arrival_seconds(self.size_bytes)
 
     @property
     def transfer_seconds(self) -> float:
-        """Until the message is there."""
-        return self.occupied_seconds + self.latency_seconds
+        """Until it is there, on average."""
+        return self.occupied_seconds + self.arrival_seconds
+
+    def drawn_arrival_seconds(self, chance: float) -> float:
+        """From when it has left until it is there, luckier than a share ``chance`` of all."""
+        rounds = drawn_rounds(self.size_bytes, self.link.loss, chance)
+        return self.link.latency_seconds * (1 + 2 * rounds)
 
 
 def feeding(costs: Costs, device: str, first: int, stop: int) -> Crossing | None:
@@ -262,18 +289,14 @@ def feeding(costs: Costs, device: str, first: int, stop: int) -> Crossing | None
     if not sizes:
         return None
     link = costs.link(COORDINATOR_NAME, device)
-    seconds = link.occupied_seconds(sum(sizes))
-    return Crossing(COORDINATOR_NAME, device, seconds, link.latency_seconds)
+    return Crossing(COORDINATOR_NAME, device, sum(sizes), link)
 
 
 def crossings(costs: Costs, src: str, dst: str, cut: int) -> tuple[Crossing, Crossing]:
     """What a cut between two devices takes: the outputs there, the gradients back."""
-    there, back = costs.link(src, dst), costs.link(dst, src)
-    forward_seconds = there.occupied_seconds(costs.cuts[cut].forward_bytes)
-    backward_seconds = back.occupied_seconds(costs.cuts[cut].backward_bytes)
     return (
-        Crossing(src, dst, forward_seconds, there.latency_seconds),
-        Crossing(dst, src, backward_seconds, back.latency_seconds),
+        Crossing(src, dst, costs.cuts[cut].forward_bytes, costs.link(src, dst)),
+        Crossing(dst, src, costs.cuts[cut].backward_bytes, costs.link(dst, src)),
     )
 
 

@@ -164,6 +164,6 @@ def _fed_seconds_at_least(split: Split, costs: Costs, run: Microbatching, least:
             forward += pairs[index][0].transfer_seconds
         fed = feeds[index]
         if fed is not None:
-            arrived = run.n_microbatches * fed.occupied_seconds + fed.latency_seconds
+            arrived = run.n_microbatches * fed.occupied_seconds + fed.arrival_seconds
             found = max(found, result + arrived + forward - (held - 1) * longest)
     return found

@@ -11,7 +11,8 @@ direction::
                             \\     \\       /
     link 0->1                [==0==][==1==]                    busy for bytes / rate
                                   \\   /
-    device 1                       [F0]...                     there after the latency too
+    device 1                       [F0]...                     there after the latency too, and what
+                                                               it waits for lost packets
 
 A step begins when the coordinator has the last result of the one before; nobody waits for all
 updates. Without feeds there is no coordinator: a device begins its next step when its own update is
@@ -21,6 +22,7 @@ to load data, and devices that slow each other down.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
@@ -80,9 +82,9 @@ class Event:
 class Timeline:
     """What ``simulate`` saw, in order of time.
 
-    ``step_seconds`` is the time between the last two updates of the first stage, the device at
-    which a step begins and, but for slow optimizers, ends. With one step it is the time until its
-    only update.
+    ``step_seconds`` is the mean time between two updates of the first stage, the device at which a
+    step begins and, but for slow optimizers, ends. With one step it is the time until its only
+    update.
     """
 
     events: tuple[Event, ...]
@@ -115,43 +117,52 @@ class Timeline:
         return max(0.0, 1 - self.busy_seconds(device) / self.n_steps / self.step_seconds)
 
 
-def simulate(plan: Plan, costs: Costs, *, n_steps: int = 2) -> Timeline:
+def simulate(plan: Plan, costs: Costs, *, n_steps: int = 2, seed: int | None = None) -> Timeline:
     """Predict the timeline of ``n_steps`` steps from an empty pipeline.
 
     Times come from ``costs``, the plan says who does what: an old plan can be looked at with newer
-    costs.
+    costs. On links that lose, a message waits for lost packets as long as its size does on
+    average; with a ``seed``, as chance has it. Chance takes longer: where streams meet, the latest
+    counts. Ask for enough steps then.
     """
     if n_steps < 1:
         raise ConfigError(f"n_steps must be positive (got {n_steps}). Simulate at least one.")
-    run = _Run(plan, costs, n_steps)
+    run = _Run(plan, costs, n_steps, None if seed is None else random.Random(seed))
     return Timeline(
         events=tuple(Event(*row) for row in sorted(run.rows, key=_row_order)),
         devices=plan.devices,
         n_steps=n_steps,
-        step_seconds=_last_interval(run.update_stops),
+        step_seconds=_mean_interval(run.update_stops),
     )
 
 
 def with_simulated_step(plan: Plan, costs: Costs) -> Plan:
     """The plan with the ``step_seconds`` that ``simulate`` finds, for those who need no event."""
-    step_seconds = _last_interval(_Run(plan, costs, n_steps=2).update_stops)
+    step_seconds = _mean_interval(_Run(plan, costs, 2, None).update_stops)
     return replace(plan, step_seconds=step_seconds)
 
 
 class _Wire:
-    """A link, which carries a message at a time."""
+    """A link, which carries a message at a time and hands them over in order."""
 
-    def __init__(self, crossing: Crossing) -> None:
+    def __init__(self, crossing: Crossing, chance: random.Random | None) -> None:
         self.receiver = crossing.dst
+        self._crossing = crossing
+        self._chance = chance
         self._occupied_seconds = crossing.occupied_seconds
-        self._latency_seconds = crossing.latency_seconds
+        self._arrival_seconds = crossing.arrival_seconds
         self._free_at = 0.0
+        self._last_arrival = 0.0
 
     def carry(self, ready_at: float) -> tuple[float, float, float]:
         """When a message begins to leave, has left, and is there."""
         start = max(ready_at, self._free_at)
         self._free_at = start + self._occupied_seconds
-        return start, self._free_at, self._free_at + self._latency_seconds
+        arrival_seconds = self._arrival_seconds
+        if self._chance is not None:
+            arrival_seconds = self._crossing.drawn_arrival_seconds(self._chance.random())
+        self._last_arrival = max(self._last_arrival, self._free_at + arrival_seconds)
+        return start, self._free_at, self._last_arrival
 
 
 class _Worker:
@@ -214,7 +225,9 @@ class _Worker:
 class _Run:
     """Everybody's clock. ``rows`` are the events, by who began them; read them when it has run."""
 
-    def __init__(self, plan: Plan, costs: Costs, n_steps: int) -> None:
+    def __init__(
+        self, plan: Plan, costs: Costs, n_steps: int, chance: random.Random | None
+    ) -> None:
         self.rows: list[_Row] = []
         self.update_stops: list[float] = []
         self._n_steps = n_steps
@@ -223,10 +236,10 @@ class _Run:
         self._wakes: list[tuple[float, int]] = []
         for (front, behind), stage in zip(pairwise(self._workers), plan.stages, strict=False):
             there, back = crossings(costs, front.device, behind.device, stage.stop_unit - 1)
-            front.there, behind.back = _Wire(there), _Wire(back)
+            front.there, behind.back = _Wire(there, chance), _Wire(back, chance)
         for worker, stage in zip(self._workers, plan.stages, strict=True):
             fed = feeding(costs, stage.device, stage.first_unit, stage.stop_unit)
-            worker.feed = None if fed is None else _Wire(fed)
+            worker.feed = None if fed is None else _Wire(fed, chance)
         self._is_fed = bool(costs.feeds)
         self._window = window(len(plan.stages), plan.extra_in_flight)
         self._begin_seconds = [
@@ -309,5 +322,6 @@ def _row_order(row: _Row) -> tuple[float, int, float]:
     return row[5], row[1], row[6]
 
 
-def _last_interval(moments: list[float]) -> float:
-    return moments[-1] - moments[-2] if len(moments) > 1 else moments[-1]
+def _mean_interval(moments: list[float]) -> float:
+    n_intervals = len(moments) - 1
+    return (moments[-1] - moments[0]) / n_intervals if n_intervals else moments[0]

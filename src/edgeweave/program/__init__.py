@@ -10,6 +10,7 @@ from edgeweave.program.footprint import (
     UnitBytes,
     cut_bytes,
     input_bytes,
+    state_bytes,
     unit_bytes,
 )
 from edgeweave.program.format import (
@@ -56,6 +57,7 @@ __all__ = [
     "is_external",
     "made_up",
     "shared_parameters",
+    "state_bytes",
     "unit_bytes",
     "value_bytes",
     "without_outputs",

@@ -9,11 +9,19 @@ import torch
 
 from edgeweave.program.check import meta_state, propagate, value_bytes
 from edgeweave.program.cut import needed
-from edgeweave.program.graph import SHARED_UNIT, Node, Program
+from edgeweave.program.graph import SHARED_UNIT, Node, Program, StateSpec
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.units import is_external
 
-__all__ = ["CutBytes", "InputBytes", "UnitBytes", "cut_bytes", "input_bytes", "unit_bytes"]
+__all__ = [
+    "CutBytes",
+    "InputBytes",
+    "UnitBytes",
+    "cut_bytes",
+    "input_bytes",
+    "state_bytes",
+    "unit_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
     found = {}
     for unit, names in users.items():
         specs = [spec for spec in program.state if spec.name in names]
-        size = {spec.name: _state_bytes(spec.dtype, spec.shape) for spec in specs}
+        size = {spec.name: state_bytes(spec) for spec in specs}
         parameters = [spec for spec in specs if spec.kind == "parameter"]
         found[unit] = UnitBytes(
             parameters=sum(size[spec.name] for spec in parameters),
@@ -115,8 +123,9 @@ def input_bytes(program: Program, batch: int) -> dict[str, InputBytes]:
     }
 
 
-def _state_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel() * DTYPES[dtype].itemsize
+def state_bytes(spec: StateSpec) -> int:
+    """Bytes of a parameter, buffer or constant."""
+    return torch.Size(spec.shape).numel() * DTYPES[spec.dtype].itemsize
 
 
 def _saved_bytes(program: Program, batch: int) -> dict[int, int]:

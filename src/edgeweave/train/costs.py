@@ -168,9 +168,11 @@ def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
 def _link(probe: Callable[[int], LinkTimings]) -> Link:
     """A link by a small probe, and by a large one where that does not take long."""
     timings = probe(_FIRST_PROBE_BYTES)
+    loss = timings.loss
     if timings.bytes_per_second * _PROBE_SECONDS > _PROBE_BYTES:
         timings = probe(_PROBE_BYTES)
-    return Link(timings.bytes_per_second, timings.latency_seconds)
+        loss = (loss + timings.loss) / 2
+    return Link(timings.bytes_per_second, timings.latency_seconds, loss)
 
 
 def _probed(fleet: Fleet, source: str, target: str, size_bytes: int) -> LinkTimings:
