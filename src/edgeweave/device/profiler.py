@@ -74,15 +74,8 @@ def _check_memory(state: Mapping[str, torch.Tensor], limit_bytes: int | None) ->
 
 
 def _typical(passes: Sequence[Mapping[int, float]], throttle: Throttle) -> tuple[float, ...]:
-    """Each unit's seconds on this device: medians, or, emulated on a shared host, the best pass.
-
-    Whatever else the host does only adds to a pass. The least of every unit by itself would be
-    less than any pass takes.
-    """
-    if throttle.speed is None:
-        return tuple(median(each[unit] for each in passes) for unit in passes[0])
-    best = min(passes, key=lambda each: sum(each.values()))
-    return tuple(throttle.slowed(seconds) for seconds in best.values())
+    """Each unit's seconds on this device."""
+    return tuple(throttle.slowed(median(each[unit] for each in passes)) for unit in passes[0])
 
 
 def _update_seconds_per_byte(
