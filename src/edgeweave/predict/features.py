@@ -32,7 +32,8 @@ _OPERATORS: Final = {
     "pool": "max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d",
     "cheap": "relu hardtanh leaky_relu add sub mul div neg abs clamp clamp_min threshold where "
-    "hardswish hardsigmoid native_dropout dropout bernoulli masked_fill",
+    "hardswish hardsigmoid masked_fill",
+    "random": "native_dropout dropout bernoulli rand_like randn_like rrelu_with_noise",
     "transcendental": "sigmoid tanh gelu silu exp log pow sqrt rsqrt softplus elu mish erf sin cos",
     "reduce": "mean sum amax amin argmax softmax _softmax log_softmax _log_softmax var std "
     "cross_entropy_loss nll_loss nll_loss_nd mse_loss cumsum linalg_vector_norm norm",

@@ -361,7 +361,11 @@ class StageProgram:
 
     def _seed_unit(self, unit: int, moment: Moment) -> None:
         if unit in self._random_units:
-            torch.manual_seed(unit_seed(self._seed, moment, unit))
+            seed = unit_seed(self._seed, moment, unit)
+            if self.device.type == "cpu":
+                torch.default_generator.manual_seed(seed)  # the rest of manual_seed takes 0.2 ms
+            else:
+                torch.manual_seed(seed)
 
     @staticmethod
     def _result(program: Program, values: Mapping[str, torch.Tensor]) -> StageResult:
