@@ -21,7 +21,8 @@ def rows_of(model: nn.Module, inputs: torch.Tensor, batch: int = 4) -> list[dict
     """Every operator as its family and its features, without the logarithm."""
     program = capture(model, cross_entropy, inputs, LABELS).program
     table = np.concatenate(list(unit_features(program, batch).values()))
-    return [named(row) for row in table]
+    rows = [named(row) for row in table]
+    return [row for row in rows if family(row) != "pass"]
 
 
 def named(row: Floats) -> dict[str, float]:
@@ -128,3 +129,16 @@ def test_features_are_finite_and_nothing_runs(monkeypatch: pytest.MonkeyPatch) -
     assert np.isfinite(table).all()
     assert table.shape[1] == 1 + len(FEATURES)
     assert math.isclose(table[:, -1].min(), 0)
+
+
+def test_the_last_unit_carries_what_a_pass_takes_beside_its_operators() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    captured = capture(model, mse_loss, torch.zeros(4, 4), torch.zeros(4, 2))
+    features = unit_features(captured.program, 4)
+    passes = {
+        unit: [named(row) for row in rows if FAMILIES[int(row[0])] == "pass"]
+        for unit, rows in features.items()
+    }
+    last = captured.program.unit_numbers[-1]
+    assert [len(found) for found in passes.values()] == [0] * (len(passes) - 1) + [1]
+    assert passes[last][0]["steps"] == pytest.approx(len(captured.program.updates))

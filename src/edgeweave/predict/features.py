@@ -43,8 +43,16 @@ _OPERATORS: Final = {
     "view": "reshape view flatten unflatten transpose permute t unsqueeze squeeze expand slice "
     "select split chunk unbind split_with_sizes narrow detach alias _unsafe_view movedim",
 }
-FAMILIES: Final = ("conv", "depthwise", *(name for name in _OPERATORS if name != "conv"), "other")
-"""Operators of one family have kernels of one kind."""
+FAMILIES: Final = (
+    "conv",
+    "depthwise",
+    *(name for name in _OPERATORS if name != "conv"),
+    "other",
+    "pass",
+)
+"""Operators of one family have kernels of one kind. ``pass`` is no operator: it is what a pass takes
+beside its operators, which profiles charge to the last unit.
+"""
 
 FEATURES: Final = (
     "macs",
@@ -65,7 +73,8 @@ FEATURES: Final = (
 """The columns after the family's number; all but the last are ``log(1 + value)``.
 
 ``positions`` are output elements per sample and channel; ``steps`` what a recurrent layer does one
-after another; ``input_gradient`` is 1 where a gradient flows on to what came in.
+after another, or how many buffers a pass updates; ``input_gradient`` is 1 where a gradient flows on
+to what came in.
 """
 
 _FAMILY_OF: Final = {
@@ -82,6 +91,7 @@ def unit_features(program: Program, microbatch_size: int) -> dict[int, Floats]:
     program = without_outputs(program)
     values, state = program.values(), {spec.name: spec for spec in program.state}
     rows: dict[int, list[list[float]]] = {unit: [] for unit in program.unit_numbers}
+    rows[program.unit_numbers[-1]].append(_pass_row(program))
     for node in needed(program.nodes, program.results()):
         if node.unit != SHARED_UNIT:
             rows[node.unit].append(_row(node, values, state, microbatch_size))
@@ -135,6 +145,13 @@ def _row(
     )
     flows_on = any(value.requires_grad for value in data)
     return [float(FAMILIES.index(family)), *map(math.log1p, counts), float(flows_on)]
+
+
+def _pass_row(program: Program) -> list[float]:
+    """A pass takes longer the more buffers it updates."""
+    row = [float(FAMILIES.index("pass")), *[0.0] * len(FEATURES)]
+    row[1 + FEATURES.index("steps")] = math.log1p(len(program.updates))
+    return row
 
 
 def _macs(
