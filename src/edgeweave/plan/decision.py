@@ -120,7 +120,7 @@ class Decision:
             return f"the plan stays, {shorter}, which is too little to be sure of."
         paid = (
             f"moving {format_bytes(self.move_bytes)} takes {format_seconds(self.move_seconds)}, "
-            f"paid back after {self.break_even_steps} of {self.steps_left} steps"
+            f"paid back after {self.break_even_steps} steps, {self.steps_left} to come"
         )
         if self.verdict == "too late":
             return f"the plan stays, {shorter}, but {paid}."
