@@ -19,7 +19,7 @@ from edgeweave.plan.stages import Plan
 
 __all__ = ["Caution", "Decision", "Departure", "decide"]
 
-Verdict = Literal["change", "none better", "small gain", "too late", "too soon"]
+Verdict = Literal["change", "none better", "small gain", "too late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Caution:
 
     ``least_gain`` is the share by which a step must get shorter: predictions of two plans differ by
     a few percent from what they measure. ``horizon_steps`` is how long the present state is trusted
-    to last; None trusts it until the last step. ``least_steps_between`` two changes doubles for the
-    next when one had not paid for itself before a device changed again.
+    to last; None trusts it until the last step. ``least_steps_between`` is the pause after a
+    change. It doubles whenever a device changes again within the pause, or before the change has
+    paid for itself: what does not last is not worth following.
     """
 
     least_gain: float = 0.1
@@ -42,7 +43,8 @@ class Caution:
                 f"least_gain is a share of a step, 0 or more and below 1 (got {self.least_gain}). "
                 "0.1 is 10 %."
             )
-        if self.least_steps_between < 1 or (self.horizon_steps or 1) < 1:
+        horizon_steps = 1 if self.horizon_steps is None else self.horizon_steps
+        if min(self.least_steps_between, horizon_steps) < 1:
             raise ConfigError(
                 "least_steps_between and horizon_steps are at least one step (got "
                 f"{self.least_steps_between} and {self.horizon_steps}). Leave them out."
@@ -81,8 +83,6 @@ class Decision:
     move_seconds: float
     steps_left: int
     """How many steps may pay for it: those to come, or the horizon."""
-    waits_until_step: int | None = None
-    """Where it is too soon after the last change: when it is asked again."""
 
     @property
     def changes(self) -> bool:
@@ -124,11 +124,6 @@ class Decision:
         )
         if self.verdict == "too late":
             return f"the plan stays, {shorter}, but {paid}."
-        if self.verdict == "too soon":
-            return (
-                f"the plan stays for now, {shorter}, but the last change is too recent: "
-                f"it is considered again at step {self.waits_until_step}."
-            )
         return f"{shorter}: {paid}."
 
 
@@ -140,12 +135,8 @@ def decide(
     step: int,
     steps_left: int,
     caution: Caution,
-    no_change_before: int = 0,
 ) -> Decision:
-    """Plan anew for what ``costs`` say now, and weigh that plan against the one in use.
-
-    A change before step ``no_change_before`` is too soon.
-    """
+    """Plan anew for what ``costs`` say now, and weigh that plan against the one in use."""
     new = partition(costs, n_microbatches=plan.n_microbatches, schedule=plan.schedule)
     old_step_seconds = simulate(plan, costs).step_seconds
     if new.step_seconds >= old_step_seconds:
@@ -169,8 +160,6 @@ def decide(
         return replace(decision, verdict="small gain")
     if decision.gain_seconds * decision.steps_left <= decision.move_seconds:
         return replace(decision, verdict="too late")
-    if step < no_change_before:
-        return replace(decision, verdict="too soon", waits_until_step=no_change_before)
     return decision
 
 

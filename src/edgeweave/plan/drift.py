@@ -90,5 +90,8 @@ class Drift:
     def _is_out(self) -> bool:
         if len(self._recent) < _WINDOW:
             return False
+        shift = abs(median(self._recent) - self._believed)
+        if shift <= _LEAST_SHIFT:
+            return False
         noise = median(self._differences) / _MEDIAN_DIFFERENCE
-        return abs(median(self._recent) - self._believed) > max(_LEAST_SHIFT, _NOISES * noise)
+        return shift > _NOISES * noise

@@ -50,7 +50,8 @@ class Monitor:
         """Take in what each device took for a microbatch, forward and backward, in one step.
 
         A device may be missing, or be there with 0 for want of a finer clock: that step tells
-        nothing about it. ``steps_left`` are those to come. Returns a decision where one is due.
+        nothing about it. ``steps_left`` are those to come. Returns a decision where one is due; in
+        the pause after a change none is, and what was noticed is decided on at its end.
         """
         noticed = {
             device
@@ -60,15 +61,11 @@ class Monitor:
         }
         if noticed:
             self._undecided |= noticed
-            self._decides_at = step
             self._judge_last_change(step)
-        if not self._undecided or step < self._decides_at or self._is_anyone_suspect():
+        if not self._undecided or step < self._no_change_before or self._is_anyone_suspect():
             return None
         decision = self._decision(step, steps_left)
-        if decision.waits_until_step is not None:
-            self._decides_at = decision.waits_until_step
-        else:
-            self._undecided.clear()
+        self._undecided.clear()
         if decision.changes:
             self._last_change = decision
             self._no_change_before = step + self._pause_steps
@@ -85,18 +82,17 @@ class Monitor:
         }
         self._drifts = {d: Drift() for d, seconds in self._predicted_seconds.items() if seconds}
         self._undecided: set[str] = set()
-        self._decides_at = 0
 
     def _is_anyone_suspect(self) -> bool:
         """Who is suspect is waited for: one plan for all that changed in the same moment."""
         return any(drift.is_suspect for drift in self._drifts.values())
 
     def _judge_last_change(self, step: int) -> None:
-        """A change that had no time to pay for itself makes the next one wait twice as long."""
+        """A state that did not last makes the next change wait twice as long."""
         last, self._last_change = self._last_change, None
         if last is None:
             return
-        if step < last.step + (last.break_even_steps or 0):
+        if step < last.step + max(self._pause_steps, last.break_even_steps or 0):
             self._pause_steps *= 2
             self._no_change_before = last.step + self._pause_steps
         else:
@@ -115,7 +111,6 @@ class Monitor:
             step=step,
             steps_left=steps_left,
             caution=self._caution,
-            no_change_before=self._no_change_before,
         )
 
 
