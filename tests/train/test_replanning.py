@@ -16,7 +16,7 @@ from tests.fleet.worlds import plan_of
 from tests.train import slowed
 from tests.train.trained_models import MLP, n_units
 
-SLOWED_AT, N_STEPS, STEPS_AN_EPOCH = 25, 75, 5
+SLOWED_AT, N_STEPS, STEPS_AN_EPOCH = 20, 60, 10
 
 
 def test_a_device_slowed_to_a_third_is_planned_around_within_20_steps(
