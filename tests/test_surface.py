@@ -23,9 +23,9 @@ PUBLIC = {
     """,
     "edgeweave.device": """
         Agent AgentSettings Assignment COORDINATOR Deploy Emulate Fault FrameId Greeting Inbox
-        LinkProbe LinkTimings Optimizer Profile Release StageStatistics StateRequest TraceEvent
-        UnitTimings as_mapping build decode_message encode_message probe_link
-        state_bytes_per_trainable_byte tensor_frame
+        LinkProbe LinkTimings Optimizer Profile Release StageStatistics StageTiming StateRequest
+        TraceEvent UnitTimings as_mapping build decode_message encode_message probe_link
+        state_bytes_per_trainable_byte tensor_frame told_timings
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgeweave.plan import Costs, Explanation, Plan
+from edgeweave.plan import Costs, Decision, Explanation, Plan
 from edgeweave.train import DeviceReport, Report
 
 __all__ = ["costs_document", "explanation_document", "plan_document", "report_document"]
@@ -46,6 +46,23 @@ def report_document(report: Report) -> dict[str, object]:
         "predicted_over_measured": report.predicted_over_measured,
         "devices": [_device(device) for device in report.devices],
         "chaos": msgspec.to_builtins(report.chaos),
+        "replans": [_decision(decision) for decision in report.replans],
+    }
+
+
+def _decision(decision: Decision) -> dict[str, object]:
+    return {
+        "line": decision.line(),
+        "step": decision.step,
+        "verdict": decision.verdict,
+        "devices": {each.device: each.ratio for each in decision.departures},
+        "new_plan": plan_document(decision.new),
+        "old_step_seconds": decision.old_step_seconds,
+        "new_step_seconds": decision.new_step_seconds,
+        "move_bytes": decision.move_bytes,
+        "move_seconds": decision.move_seconds,
+        "break_even_steps": decision.break_even_steps,
+        "steps_left": decision.steps_left,
     }
 
 

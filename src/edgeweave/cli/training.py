@@ -79,6 +79,8 @@ def _show(report: Report, options: TrainOptions, output: Output) -> None:
         f"{report.n_samples} samples in {report.seconds:.1f} s: "
         f"{report.samples_per_second:.0f} samples/s, without evaluation and checkpoints."
     )
+    for decision in report.replans:
+        output.say(decision.line())
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
         facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]

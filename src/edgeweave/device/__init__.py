@@ -24,6 +24,7 @@ from edgeweave.device.messages import (
 from edgeweave.device.optimizer import Optimizer, build, state_bytes_per_trainable_byte
 from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.timings import StageTiming, told_timings
 
 __all__ = [
     "COORDINATOR",
@@ -42,6 +43,7 @@ __all__ = [
     "Profile",
     "Release",
     "StageStatistics",
+    "StageTiming",
     "StateRequest",
     "TraceEvent",
     "UnitTimings",
@@ -52,4 +54,5 @@ __all__ = [
     "probe_link",
     "state_bytes_per_trainable_byte",
     "tensor_frame",
+    "told_timings",
 ]

@@ -26,9 +26,10 @@ from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.pacing import StageSeconds
 from edgeweave.device.throttle import Throttle
+from edgeweave.device.timings import StepTimings
 from edgeweave.net import Frame
 from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions, may_swap
-from edgeweave.program import Moment, StageProgram, encode_state, is_external
+from edgeweave.program import Moment, StageProgram, StageResult, encode_state, is_external
 
 __all__ = ["Executor", "RunEnded"]
 
@@ -69,6 +70,7 @@ class Executor:
         self._rounds = 0
         self._ended = False
         self._samples: dict[int, int] = {}
+        self._timings = StepTimings(assignment.stage, assignment.microbatch_size)
         self._forward_senders: list[tuple[str, int]] = []
         if any(is_external(value.name) for value in stage.program.inputs):
             self._forward_senders.append(("input", COORDINATOR))
@@ -195,6 +197,7 @@ class Executor:
                 self._reduce(number, step)
             else:
                 self._update(step, begin.header.scalars)
+        self._timings.end_step()
 
     def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
         """The first choice whose frames are here; waits for one if none is."""
@@ -218,18 +221,17 @@ class Executor:
         self._samples[moment.microbatch] = samples
         with self._computing("forward", moment, samples):
             result = self._stage.forward(inputs, moment)
-        self._hand_on(number, moment.microbatch, samples, result.outputs)
-        if result.loss is not None:
-            self._report(number, moment.microbatch, samples, result.loss, result.metrics)
+        scalars = {"samples": float(samples)}
+        if moment.microbatch == 0:
+            scalars |= self._timings.tell()
+        self._hand_on(number, moment.microbatch, scalars, result)
 
     def _evaluate(self, number: int, step: int, microbatch: int) -> None:
         moment = Moment(step, microbatch)
         inputs, samples = self._inputs(number, moment)
         with self._computing("evaluate", moment, samples):
             result = self._stage.evaluate(inputs)
-        self._hand_on(number, microbatch, samples, result.outputs)
-        if result.loss is not None:
-            self._report(number, microbatch, samples, result.loss, result.metrics)
+        self._hand_on(number, microbatch, {"samples": float(samples)}, result)
 
     def _inputs(self, number: int, moment: Moment) -> tuple[dict[str, torch.Tensor], int]:
         inputs: dict[str, torch.Tensor] = {}
@@ -238,28 +240,21 @@ class Executor:
             with self._timed("wait", moment.step, moment.microbatch):
                 frame = self._exchange.wait(kind, sender, number, moment.microbatch)
             inputs.update(as_mapping(frame))
+            self._timings.hear(frame.header.scalars)
             samples = int(frame.header.scalars["samples"])
         return inputs, samples
 
     def _hand_on(
-        self, number: int, microbatch: int, samples: int, outputs: Mapping[str, torch.Tensor]
+        self, number: int, microbatch: int, scalars: dict[str, float], result: StageResult
     ) -> None:
+        """To the next stage; from the last one the loss and metrics, to the coordinator."""
         if not self._assignment.is_last:
             target = self._assignment.stage + 1
-            scalars = {"samples": float(samples)}
-            self._exchange.send("activation", target, number, microbatch, outputs, scalars)
-
-    def _report(
-        self,
-        number: int,
-        microbatch: int,
-        samples: int,
-        loss: torch.Tensor,
-        metrics: Mapping[str, torch.Tensor],
-    ) -> None:
-        scalars = {"samples": float(samples), "loss": loss.item()}
-        scalars.update({f"metric:{name}": value.item() for name, value in metrics.items()})
-        self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
+            self._exchange.send("activation", target, number, microbatch, result.outputs, scalars)
+        if result.loss is not None:
+            scalars = {**scalars, "loss": result.loss.item()}
+            scalars.update({f"metric:{name}": v.item() for name, v in result.metrics.items()})
+            self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
 
     def _backward(self, number: int, moment: Moment, total_samples: float) -> None:
         assignment = self._assignment
@@ -348,6 +343,8 @@ class Executor:
             self._throttle.pace((kind, samples)),
         ):
             yield
+        event = self.events[-1]
+        self._timings.add(kind, samples, event.stop_seconds - event.start_seconds)
 
     @contextmanager
     def _timed(

@@ -8,9 +8,11 @@ from edgeweave.plan.costs import (
     Link,
     UnitFacts,
 )
+from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.partition import best_plans, partition
+from edgeweave.plan.replan import Monitor
 from edgeweave.plan.schedule import (
     SCHEDULES,
     Action,
@@ -32,8 +34,11 @@ __all__ = [
     "Action",
     "Agenda",
     "Backward",
+    "Caution",
     "Costs",
     "Cut",
+    "Decision",
+    "Departure",
     "DeviceCosts",
     "DeviceShare",
     "Event",
@@ -42,6 +47,7 @@ __all__ = [
     "Forward",
     "LeftOut",
     "Link",
+    "Monitor",
     "Plan",
     "Reduce",
     "Stage",

@@ -10,7 +10,7 @@ import msgspec
 
 from edgeweave.device import StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
-from edgeweave.plan import Plan
+from edgeweave.plan import Decision, Plan
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
 
@@ -103,6 +103,8 @@ class Report:
     devices: tuple[DeviceReport, ...]
     chaos: tuple[ChaosRecord, ...] = ()
     """What a script did to the emulated fleet during this call."""
+    replans: tuple[Decision, ...] = ()
+    """What was decided whenever a device had left its prediction: to keep the plan or change it."""
 
     @property
     def samples_per_second(self) -> float:

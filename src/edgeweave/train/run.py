@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -26,9 +26,11 @@ from edgeweave.device import (
     Inbox,
     Release,
     StageStatistics,
+    StageTiming,
     StateRequest,
     decode_message,
     tensor_frame,
+    told_timings,
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import Frame, FrameHeader, control_key, frame_key, frame_pattern
@@ -46,12 +48,16 @@ __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """Means over the samples of one round; seconds from its first input to its last loss."""
+    """Means over the samples of one round; seconds from its first input to its last loss.
+
+    ``timings``: what the devices took for a microbatch in the training step before this one.
+    """
 
     loss: float
     metrics: dict[str, float]
     n_samples: int
     seconds: float
+    timings: Mapping[str, StageTiming] = field(default_factory=dict)
 
 
 class PipelineRun:
@@ -166,7 +172,10 @@ class PipelineRun:
             self._send_inputs(number, microbatch, part)
         while len(results) < n_parts:
             results.append(self._result(number, len(results)))
-        return _mean(results, self._fleet.clock.now() - started)
+        seconds = self._fleet.clock.now() - started
+        told = told_timings(results[0].scalars, len(self._stages))
+        timings = {self._plan.devices[stage]: timing for stage, timing in told.items()}
+        return _mean(results, seconds, timings)
 
     def _send_inputs(self, number: int, microbatch: int, part: Batch) -> None:
         scalars = {"samples": float(part.n_samples)}
@@ -239,6 +248,7 @@ class PipelineRun:
                 f"a result holds a loss and 1 to {self._settings.microbatch_size} samples "
                 f"(got {dict(header.scalars)} from {header.device})."
             )
+        told_timings(header.scalars, len(self._stages))
 
     def _late(self, key: FrameId) -> EdgeweaveError:
         device = self._plan.devices[-1]
@@ -252,7 +262,9 @@ class PipelineRun:
         )
 
 
-def _mean(results: Sequence[FrameHeader], seconds: float) -> RoundResult:
+def _mean(
+    results: Sequence[FrameHeader], seconds: float, timings: Mapping[str, StageTiming]
+) -> RoundResult:
     """Means over samples from results that are means over microbatches."""
     samples = [result.scalars["samples"] for result in results]
 
@@ -266,4 +278,5 @@ def _mean(results: Sequence[FrameHeader], seconds: float) -> RoundResult:
         metrics={name.removeprefix("metric:"): mean(name) for name in names},
         n_samples=int(sum(samples)),
         seconds=seconds,
+        timings=timings,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from torch.utils.data import Dataset
 
 from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
-from edgeweave.fleet import ChaosRecord, Fleet
-from edgeweave.plan import SCHEDULES, Costs, Plan, partition
+from edgeweave.fleet import Fleet
+from edgeweave.plan import SCHEDULES, Costs, Monitor, Plan, partition
 from edgeweave.program import Captured, LossFunction, capture
 from edgeweave.train.batches import (
     Batch,
@@ -31,9 +32,10 @@ from edgeweave.train.costs import measure_costs
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import Evaluation, Report, device_reports
-from edgeweave.train.run import PipelineRun, RunSettings
+from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
 
 __all__ = ["PipelineTrainer"]
 
@@ -51,7 +53,9 @@ class PipelineTrainer:
 
     ``n_microbatches`` pieces of each batch are under way at once (default: 16, or half the batch
     size if that is less); more of them keep the devices busier, fewer make each piece more
-    efficient. ``plan`` skips measuring. Raises ``CaptureError`` for a model that cannot be
+    efficient. ``plan`` skips measuring. While training, a device that leaves what it measured is
+    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
+    the run goes on with the plan it has. Raises ``CaptureError`` for a model that cannot be
     captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
@@ -93,6 +97,7 @@ class PipelineTrainer:
         self._seed = seed
         self._plan = plan
         self._costs: Costs | None = None
+        self._measured_size: int | None = None
         self._captured: Captured | None = None
         self._weights = Weights({})
 
@@ -122,6 +127,7 @@ class PipelineTrainer:
                 microbatch_size=microbatch_size,
                 optimizer=self._optimizer,
             )
+            self._measured_size = microbatch_size
             self._plan = partition(
                 self._costs,
                 n_microbatches=-(-batch_size // microbatch_size),
@@ -167,26 +173,35 @@ class PipelineTrainer:
         fit.rate.check(validated=validate is not None)
         if resume:
             fit.resume()
+        n_steps = epochs * n_batches(train_set, batch_size)
+        watch = self._plan_watch(plan, batch_size)
         with (
             self._run(plan, batch_size) as run,
-            TrainingProgress(
-                epochs * n_batches(train_set, batch_size), done=fit.history.step, shown=progress
-            ) as bar,
+            TrainingProgress(n_steps, done=fit.history.step, shown=progress) as bar,
         ):
+
+            def on_step(result: RoundResult) -> None:
+                bar.step(result)
+                n_done = fit.history.step
+                watch.step(n_done - 1, result, steps_left=n_steps - n_done)
+
             started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
             while fit.history.cursor.epoch < epochs:
                 batches = epoch_batches(
                     train_set, batch_size, seed=self._seed, cursor=fit.history.cursor
                 )
                 with self._prefetched(run, batches) as ahead:
-                    fit.train_epoch(run, ahead, batch_size, on_step=bar.step)
+                    fit.train_epoch(run, ahead, batch_size, on_step=on_step)
                 validation = None
                 if validate is not None:
                     validation = self._evaluated(run, validate, fit.history.step, batch_size)
                 bar.epoch(fit.end_epoch(run, validation))
             self._weights.fetch(run)
-            chaos = self._fleet.chaos_log[n_before:]
-            return self._report(run, plan, fit.history, started, chaos)
+            return replace(
+                self._report(run, plan, fit.history, started),
+                chaos=self._fleet.chaos_log[n_before:],
+                replans=watch.decisions,
+            )
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
         """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
@@ -261,13 +276,14 @@ class PipelineTrainer:
             "clip_grad_norm": str(self._clip_grad_norm),
         }
 
+    def _plan_watch(self, plan: Plan, batch_size: int) -> PlanWatch:
+        """Without costs of microbatches of this size there is nothing to compare with."""
+        if self._costs is None or self._measured_size != self._microbatch_size(batch_size):
+            return PlanWatch(None)
+        return PlanWatch(Monitor(plan, self._costs))
+
     def _report(
-        self,
-        run: PipelineRun,
-        plan: Plan,
-        history: History,
-        started_seconds: float,
-        chaos: tuple[ChaosRecord, ...],
+        self, run: PipelineRun, plan: Plan, history: History, started_seconds: float
     ) -> Report:
         offsets = {device: self._clock_offset(device) for device in plan.devices}
         return Report(
@@ -280,7 +296,6 @@ class PipelineTrainer:
             devices=device_reports(
                 run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
             ),
-            chaos=chaos,
         )
 
     def _clock_offset(self, device: str) -> float:

@@ -1,0 +1,88 @@
+"""What a stage's work takes, told to the coordinator along with the frames that travel anyway.
+
+    step k       every stage times its full microbatches
+    step k + 1   stage 0 --activation 0 [t0]--> stage 1 --activation 0 [t0 t1]--> ... --result 0-->
+
+Nobody asks and nobody answers: two numbers a stage and step ride on the first microbatch, which
+costs no message, no thread and no waiting. Requests for ``statistics`` would cost all three, and
+carry every event of the run. An emulated device tells what it was paced to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+import msgspec
+
+from edgeweave.core.errors import WireError
+
+__all__ = ["StageTiming", "StepTimings", "told_timings"]
+
+_KINDS = ("forward", "backward")
+
+
+class StageTiming(msgspec.Struct, frozen=True):
+    """Seconds a stage took for a full microbatch in one step, the median over its microbatches."""
+
+    forward_seconds: float
+    backward_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Both together."""
+        return self.forward_seconds + self.backward_seconds
+
+
+class StepTimings:
+    """The times of one stage's step, and what it heard of the stages before it."""
+
+    def __init__(self, stage: int, microbatch_size: int) -> None:
+        self._stage = stage
+        self._microbatch_size = microbatch_size
+        self._samples: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+        self._to_tell: dict[str, float] = {}
+
+    def add(self, kind: str, n_samples: int, seconds: float) -> None:
+        """A piece of work is done; what is no training or no full microbatch tells nothing."""
+        if kind in self._samples and n_samples == self._microbatch_size:
+            self._samples[kind].append(seconds)
+
+    def end_step(self) -> None:
+        """Keep the step's medians until they are told."""
+        if all(self._samples.values()):
+            for kind, seconds in self._samples.items():
+                self._to_tell[f"{kind}:{self._stage}"] = median(seconds)
+        self._samples = {kind: [] for kind in _KINDS}
+
+    def hear(self, scalars: Mapping[str, float]) -> None:
+        """Take over what a frame tells of the stages before."""
+        for stage in range(self._stage):
+            for name in _names(stage):
+                if name in scalars:
+                    self._to_tell[name] = scalars[name]
+
+    def tell(self) -> dict[str, float]:
+        """All of it, as scalars of a frame, once."""
+        told, self._to_tell = self._to_tell, {}
+        return told
+
+
+def told_timings(scalars: Mapping[str, float], n_stages: int) -> dict[int, StageTiming]:
+    """What a result tells, by stage; ``WireError`` if a number is no duration."""
+    found: dict[int, StageTiming] = {}
+    for stage in range(n_stages):
+        names = _names(stage)
+        if all(name in scalars for name in names):
+            seconds = [scalars[name] for name in names]
+            if not all(math.isfinite(each) and each >= 0 for each in seconds):
+                raise WireError(
+                    f"the time that stage {stage} took is finite and not negative (got {seconds})."
+                )
+            found[stage] = StageTiming(*seconds)
+    return found
+
+
+def _names(stage: int) -> tuple[str, ...]:
+    return tuple(f"{kind}:{stage}" for kind in _KINDS)

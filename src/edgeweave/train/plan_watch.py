@@ -1,0 +1,43 @@
+"""Whether the plan is still the right one: feeds what each step took to ``plan.Monitor``.
+
+A change that is worth it is said and kept for the report. The run goes on with the plan it has,
+because no weights move while it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from edgeweave.plan import Decision, Monitor
+from edgeweave.train.run import RoundResult
+
+__all__ = ["PlanWatch"]
+
+_log = logging.getLogger(__name__)
+
+
+class PlanWatch:
+    """Listens to the steps of one call of ``fit``; without a monitor, in vain."""
+
+    def __init__(self, monitor: Monitor | None) -> None:
+        self._monitor = monitor
+        self._decisions: list[Decision] = []
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What was decided so far, to keep the plan or to change it."""
+        return tuple(self._decisions)
+
+    def step(self, step: int, result: RoundResult, *, steps_left: int) -> None:
+        """Step number ``step`` is done."""
+        if self._monitor is None:
+            return
+        seconds = {device: timing.seconds for device, timing in result.timings.items()}
+        decision = self._monitor.observe(step, seconds, steps_left=steps_left)
+        if decision is None:
+            return
+        self._decisions.append(decision)
+        if decision.changes:
+            _log.warning("%s This run goes on with the plan it has.", decision.line())
+        else:
+            _log.info("%s", decision.line())

@@ -1,0 +1,231 @@
+"""A whole run watched: simulated and recorded timings in, decisions out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from edgeweave.plan import Caution, Costs, Decision, Link, Monitor, Plan, partition, stages
+from edgeweave.plan.costs import stage_seconds
+from edgeweave.plan.drift import Drift
+from edgeweave.plan.replan import corrected_costs
+from tests.plan.recorded import recorded
+from tests.plan.worlds import equal_costs, plan_of
+
+N_UNITS, N_MICROBATCHES = 12, 4
+SPIKES = 0.03
+FREE = Link(1e9, 0.0)
+Slowness = Callable[[str, int], float]
+
+
+def costs_of(move: Link = FREE) -> Costs:
+    """Three equal devices; steps send nothing over their links, moves do."""
+    return equal_costs(N_UNITS, 3, forward_seconds=0.01, backward_seconds=0.02, link=move)
+
+
+def as_predicted(_device: str, _step: int) -> float:
+    return 1.0
+
+
+def third_from(start: int, stop: int | None = None, device: str = "d1") -> Slowness:
+    def slowness(each: str, step: int) -> float:
+        return 3.0 if each == device and start <= step and (stop is None or step < stop) else 1.0
+
+    return slowness
+
+
+def measured(
+    plan: Plan, costs: Costs, slowness: Slowness, step: int, rng: random.Random, noise: float
+) -> dict[str, float]:
+    """What each device of the plan takes in a step: lognormal, with a spike now and then."""
+
+    def seconds(stage: stages.Stage) -> float:
+        taken = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit).microbatch
+        spike = rng.uniform(2, 10) if rng.random() < SPIKES else 1
+        return taken * slowness(stage.device, step) * rng.lognormvariate(0, noise) * spike
+
+    return {stage.device: seconds(stage) for stage in plan.stages}
+
+
+def watched(
+    slowness: Slowness = as_predicted,
+    *,
+    n_steps: int = 300,
+    noise: float = 0.1,
+    seed: int = 0,
+    costs: Costs | None = None,
+    caution: Caution | None = None,
+    moves: bool = True,
+) -> list[Decision]:
+    """All decisions of a run; with ``moves`` what is decided is done."""
+    costs = costs or costs_of()
+    rng = random.Random(seed)
+    monitor = Monitor(partition(costs, n_microbatches=N_MICROBATCHES), costs, caution=caution)
+    decisions = []
+    for step in range(n_steps):
+        seconds = measured(monitor.plan, costs, slowness, step, rng, noise)
+        decision = monitor.observe(step, seconds, steps_left=n_steps - 1 - step)
+        if decision is not None:
+            decisions.append(decision)
+            if decision.changes and moves:
+                monitor.take_up(decision)
+    return decisions
+
+
+def changes(decisions: list[Decision]) -> list[Decision]:
+    return [decision for decision in decisions if decision.changes]
+
+
+def n_units_of(device: str, plan: Plan) -> int:
+    return sum(s.stop_unit - s.first_unit for s in plan.stages if s.device == device)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_device_slowed_to_a_third_is_planned_around_within_20_steps(
+    noise: float, seed: int
+) -> None:
+    (decision,) = changes(watched(third_from(120), noise=noise, seed=seed))
+    assert 120 <= decision.step < 140
+    assert [departure.device for departure in decision.departures] == ["d1"]
+    assert n_units_of("d1", decision.new) < n_units_of("d1", decision.old)
+    assert decision.new_step_seconds < 0.7 * decision.old_step_seconds
+
+
+def test_noise_alone_changes_nothing_in_100_runs() -> None:
+    assert [watched(n_steps=200, seed=seed) for seed in range(100)] == [[]] * 100
+
+
+def test_a_host_that_slows_all_devices_alike_is_no_reason_for_another_plan() -> None:
+    decisions = watched(lambda _device, step: 2.0 if step >= 100 else 1.0)
+    assert changes(decisions) == []
+    first = decisions[0]
+    assert [each.device for each in first.departures] == list(first.old.devices)
+
+
+def test_a_slowdown_too_small_to_be_worth_it_is_said_and_left_alone() -> None:
+    costs = equal_costs(60, 3, forward_seconds=0.01, backward_seconds=0.02)
+
+    def slowness(device: str, step: int) -> float:
+        return 1.25 if device == "d1" and step >= 100 else 1.0
+
+    (decision,) = watched(slowness, noise=0.02, costs=costs)
+    assert decision.verdict == "small gain"
+    assert "d1 takes 1.2" in decision.line()
+    assert decision.line().endswith("which is too little to be sure of.")
+
+
+def heavy_costs() -> Costs:
+    """A unit takes as long to move as two hundred to compute."""
+    costs = costs_of(Link(1000.0, 0.0))
+    units = tuple(replace(u, parameter_bytes=6000, trainable_bytes=6000) for u in costs.units)
+    return replace(costs, units=units)
+
+
+def test_a_slowdown_too_late_to_be_worth_it_is_said_and_left_alone() -> None:
+    (decision,) = watched(third_from(120), n_steps=150, costs=heavy_costs())
+    assert decision.verdict == "too late"
+    assert "the plan stays" in decision.line()
+    assert decision.line().endswith(", 21 to come.")
+    (earlier,) = watched(third_from(120), n_steps=400, costs=heavy_costs())
+    assert earlier.changes
+
+
+@pytest.mark.parametrize("half_period", [3, 5, 8, 12, 20, 40])
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_device_that_comes_and_goes_does_not_make_the_plan_flap(
+    half_period: int, moves: bool
+) -> None:
+    def slowness(device: str, step: int) -> float:
+        return 3.0 if device == "d1" and step // half_period % 2 else 1.0
+
+    steps = [each.step for each in changes(watched(slowness, n_steps=800, moves=moves))]
+    assert len(steps) <= 5  # pauses of 50, 100, 200 and 400 steps
+    assert all(after - before >= 50 for before, after in pairwise(steps))
+
+
+def test_a_device_that_is_back_for_good_gets_its_units_back() -> None:
+    slowed, back = changes(watched(third_from(100, 300), n_steps=500))
+    assert 300 <= back.step < 320
+    assert n_units_of("d1", back.new) >= n_units_of("d1", slowed.old)
+
+
+def test_the_next_change_waits_for_the_pause_which_doubles_where_the_last_did_not_pay() -> None:
+    slowed, back = changes(watched(third_from(100, 120), n_steps=500))
+    assert back.step == slowed.step + 2 * Caution().least_steps_between
+    quick = Caution(least_steps_between=5)
+    slowed, back = changes(watched(third_from(100, 200), n_steps=500, caution=quick))
+    assert back.step < 220
+
+
+def test_two_devices_that_slow_down_in_one_moment_are_planned_around_at_once() -> None:
+    def slowness(device: str, step: int) -> float:
+        return 3.0 if device in ("d0", "d1") and step >= 100 else 1.0
+
+    for seed in range(10):
+        decisions = watched(slowness, seed=seed)
+        assert {each.device for each in decisions[0].departures} == {"d0", "d1"}
+
+
+def test_a_step_that_tells_nothing_of_a_device_is_left_out() -> None:
+    costs = costs_of()
+    monitor = Monitor(partition(costs, n_microbatches=4), costs)
+    for step in range(100):
+        taken = measured(monitor.plan, costs, third_from(0), step, random.Random(step), 0.0)
+        seconds = {**taken, "d1": 0.0, "stranger": 1.0}
+        assert monitor.observe(step, seconds, steps_left=100) is None
+        assert monitor.observe(step, {}, steps_left=100) is None
+
+
+def drifted(ratio: float, *, from_step: int) -> Drift:
+    drift = Drift()
+    for step in range(60):
+        drift.observe(ratio if step >= from_step else 1.0)
+    return drift
+
+
+def test_a_device_that_changed_did_so_for_the_units_it_does_not_hold_too() -> None:
+    costs = costs_of()
+    plan = plan_of(costs, ("d0", "d1"), (0, 4, 12))
+    slower = corrected_costs(costs, plan, {"d1": drifted(3.0, from_step=40)}).device("d1")
+    assert slower.forward_seconds == pytest.approx([0.03] * 12)
+    assert slower.backward_seconds == pytest.approx([0.06] * 12)
+    faster = corrected_costs(costs, plan, {"d1": drifted(0.5, from_step=40)}).device("d1")
+    assert faster.forward_seconds == pytest.approx([0.005] * 12)
+
+
+def test_a_device_faster_than_predicted_from_the_start_is_believed_so_for_what_it_holds() -> None:
+    costs = costs_of()
+    plan = plan_of(costs, ("d0", "d1"), (0, 4, 12))
+    faster = corrected_costs(costs, plan, {"d1": drifted(0.5, from_step=0)}).device("d1")
+    assert faster.forward_seconds == pytest.approx([0.01] * 4 + [0.005] * 8)
+    slower = corrected_costs(costs, plan, {"d1": drifted(2.0, from_step=0)}).device("d1")
+    assert slower.forward_seconds == pytest.approx([0.02] * 12)
+
+
+def test_who_is_as_predicted_or_holds_no_stage_costs_what_it_did() -> None:
+    costs = costs_of()
+    plan = plan_of(costs, ("d0", "d1"), (0, 4, 12))
+    assert corrected_costs(costs, plan, {"d0": Drift(), "d1": Drift()}) == costs
+
+
+def test_a_recorded_run_is_decided_on_when_its_device_is_slowed_and_when_it_is_freed() -> None:
+    run = recorded()
+    monitor = Monitor(run.plan, run.costs)
+    n_steps = len(run.seconds[run.slowed])
+    decisions = []
+    for step in range(n_steps):
+        seconds = {device: taken[step] for device, taken in run.seconds.items()}
+        decision = monitor.observe(step, seconds, steps_left=n_steps - 1 - step)
+        decisions += [decision] if decision is not None else []
+    slowed, freed = decisions
+    assert slowed.changes
+    assert run.slowed_at_step <= slowed.step < run.slowed_at_step + 20
+    assert [departure.device for departure in slowed.departures] == [run.slowed]
+    assert slowed.departures[0].ratio == pytest.approx(3.0, rel=0.1)
+    assert freed.verdict == "none better"
+    assert run.freed_at_step <= freed.step < run.freed_at_step + 20
