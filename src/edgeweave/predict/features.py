@@ -50,7 +50,7 @@ FAMILIES: Final = (
     "other",
     "pass",
 )
-"""Operators of one family have kernels of one kind. ``pass`` is no operator: it is what a pass takes
+"""Operators of one family have kernels of one kind. ``pass`` is no operator: what a pass takes
 beside its operators, which profiles charge to the last unit.
 """
 
