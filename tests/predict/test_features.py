@@ -141,4 +141,4 @@ def test_the_last_unit_carries_what_a_pass_takes_beside_its_operators() -> None:
     }
     last = captured.program.unit_numbers[-1]
     assert [len(found) for found in passes.values()] == [0] * (len(passes) - 1) + [1]
-    assert passes[last][0]["steps"] == pytest.approx(len(captured.program.updates))
+    assert passes[last][0]["input_bytes"] == pytest.approx(len(captured.program.updates))

@@ -7,6 +7,7 @@ go in and out (papers.md 2(c): type, shape, operator and derived fields).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Final
@@ -68,15 +69,21 @@ FEATURES: Final = (
     "positions",
     "batch",
     "steps",
+    "bytes_before",
+    "pass_bytes",
     "input_gradient",
 )
 """The columns after the family's number; all but the last are ``log(1 + value)``.
 
 ``positions`` are output elements per sample and channel; ``steps`` what a recurrent layer does one
-after another, or how many buffers a pass updates; ``input_gradient`` is 1 where a gradient flows on
-to what came in.
+after another. Small operators take several times as long where others have emptied the caches:
+``bytes_before`` is what the three operators before move, ``pass_bytes`` what all of them do.
+``input_gradient`` is 1 where a gradient flows on to what came in.
 """
 
+_BEFORE = 3
+_BYTES_BEFORE, _PASS_BYTES = (1 + FEATURES.index(n) for n in ("bytes_before", "pass_bytes"))
+_MOVED = [1 + FEATURES.index(n) for n in ("input_bytes", "output_bytes", "weight_bytes")]
 _FAMILY_OF: Final = {
     operator: family for family, names in _OPERATORS.items() for operator in names.split()
 }
@@ -86,15 +93,21 @@ def unit_features(program: Program, microbatch_size: int) -> dict[int, Floats]:
     """The operators of every unit: rows of the family's number in ``FAMILIES``, then ``FEATURES``.
 
     Operators that no loss, metric or update needs are left out, as when profiling. What depends on
-    no data (``SHARED_UNIT``) is computed once per stage and counts for nothing.
+    no data (``SHARED_UNIT``) is computed at the beginning of a pass: it belongs to the first unit.
     """
     program = without_outputs(program)
     values, state = program.values(), {spec.name: spec for spec in program.state}
     rows: dict[int, list[list[float]]] = {unit: [] for unit in program.unit_numbers}
-    rows[program.unit_numbers[-1]].append(_pass_row(program))
+    first, last = program.unit_numbers[0], program.unit_numbers[-1]
+    moved: list[float] = []
     for node in needed(program.nodes, program.results()):
-        if node.unit != SHARED_UNIT:
-            rows[node.unit].append(_row(node, values, state, microbatch_size))
+        row = _row(node, values, state, microbatch_size)
+        rows[first if node.unit == SHARED_UNIT else node.unit].append(row)
+        row[_BYTES_BEFORE] = math.log1p(sum(moved[-_BEFORE:]))
+        moved.append(sum(math.expm1(row[column]) for column in _MOVED))
+    rows[last].append(_pass_row(program))
+    for row in itertools.chain.from_iterable(rows.values()):
+        row[_PASS_BYTES] = math.log1p(sum(moved))
     return {
         unit: np.array(found, dtype=np.float64).reshape(-1, 1 + len(FEATURES))
         for unit, found in rows.items()
@@ -142,15 +155,17 @@ def _row(
         math.prod(output) / max(channels_out * samples, 1),
         samples,
         steps,
+        0,
+        0,
     )
     flows_on = any(value.requires_grad for value in data)
     return [float(FAMILIES.index(family)), *map(math.log1p, counts), float(flows_on)]
 
 
 def _pass_row(program: Program) -> list[float]:
-    """A pass takes longer the more buffers it updates."""
+    """A pass takes longer the more buffers it updates; they stand where others have bytes."""
     row = [float(FAMILIES.index("pass")), *[0.0] * len(FEATURES)]
-    row[1 + FEATURES.index("steps")] = math.log1p(len(program.updates))
+    row[1 + FEATURES.index("input_bytes")] = math.log1p(len(program.updates))
     return row
 
 
