@@ -153,6 +153,7 @@ _PLANNER = Claim(
         Metric("seconds_200_x_64", "200 units, 64 devices, heuristic: seconds", most=10.0),
         Metric("period_over_bound_200_x_8", "exact period / lower bound"),
         Metric("period_over_bound_200_x_64", "heuristic period / lower bound, worst", most=1.03),
+        Metric("period_over_bound_slow_links", "the same, links a third as fast"),
         Metric("period_over_exact", "8 to 10 devices, heuristic period / exact, worst"),
         Metric("step_over_exact", "8 to 10 devices, heuristic step / exact proposals' step"),
         Metric("step_over_exact_worst", "the same, worst"),
