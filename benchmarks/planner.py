@@ -6,8 +6,8 @@ eight kinds of operator, and one for each unit; links differ in rate and latency
     seconds_200_x_8         `partition` of 200 units on 8 devices: exact subsets and orders
     seconds_200_x_64        `partition` of 200 units on 64 devices: the heuristic
     period_over_bound_...   the shortest period of `best_plans` / `period_seconds_at_least`
-    ..._slow_links          the same where links are a third as fast: two in five pairs of devices
-                            cannot hand a cut on within the period, which the bound does not see
+    ..._slow_links          the same where links are a third as fast: of pairs of devices and cuts
+                            34 % cannot hand on within the period, instead of 3 %
     ..._over_exact          the heuristic, given 8 to 10 devices, / the exact program
 """
 
