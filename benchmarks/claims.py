@@ -145,6 +145,23 @@ _EMULATOR = Claim(
     drawn_unit="got / asked, and measured against predicted steps",
 )
 
+_PLANNER = Claim(
+    name="planner",
+    title="Plans are near the best, and soon there",
+    metrics=(
+        Metric("seconds_200_x_8", "200 units, 8 devices, exact: seconds", most=1.0),
+        Metric("seconds_200_x_64", "200 units, 64 devices, heuristic: seconds", most=10.0),
+        Metric("period_over_bound_200_x_8", "exact period / lower bound"),
+        Metric("period_over_bound_200_x_64", "heuristic period / lower bound, worst", most=1.03),
+        Metric("period_over_bound_slow_links", "the same, links a third as fast"),
+        Metric("period_over_exact", "8 to 10 devices, heuristic period / exact, worst"),
+        Metric("step_over_exact", "8 to 10 devices, heuristic step / exact proposals' step"),
+        Metric("step_over_exact_worst", "the same, worst"),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 CLAIMS: Mapping[str, Claim] = {
-    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _WIRE)
+    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _WIRE)
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -168,3 +169,25 @@ def test_the_chosen_plan_is_never_slower_than_what_it_is_compared_with(costs: Co
     assert len(explanation.lines()) == 2 + len(costs.devices)
     packed = msgspec.json.encode(explanation)
     assert msgspec.json.decode(packed, type=Explanation) == explanation
+
+
+def test_alternatives_keep_to_the_pinned_ends() -> None:
+    costs = equal_costs(6, 3)
+    pins: dict[str, Any] = {"pin_first": "d1", "pin_last": "d0"}
+    plan = partition(costs, n_microbatches=4, extra_in_flight=0, use="all", **pins)
+    explanation = explain(plan, costs, **pins)
+    without = {share.device: share.step_seconds_without for share in explanation.devices}
+    assert without["d1"] is None
+    assert without["d0"] is None
+    assert without["d2"] is not None
+    assert explanation.best_single_device is None
+
+
+def test_a_device_left_out_of_more_than_ten_says_what_it_would_change() -> None:
+    costs = equal_costs(22, 11)
+    slow = DeviceCosts("slow", (50.0,) * 22, (50.0,) * 22, None)
+    costs = replace(costs, devices=(*costs.devices, slow))
+    plan = partition(costs, n_microbatches=16, extra_in_flight=0)
+    assert len(plan.stages) == 11
+    (left_out,) = [each for each in explain(plan, costs).left_out if each.device == "slow"]
+    assert left_out.line() == "slow would change nothing, left out."

@@ -14,6 +14,7 @@ from edgeweave.plan import (
     Cut,
     DeviceCosts,
     Link,
+    Plan,
     best_plans,
     partition,
     proposals,
@@ -39,11 +40,21 @@ def only_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
 through_the_program = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def fitting(costs: Costs, schedule: str, n: int, extra: int, pin: str | None) -> list[Placement]:
+Pinned = tuple[str | None, str | None]
+NOBODY: Pinned = (None, None)
+
+
+def pinned(pins: Pinned) -> dict[str, Any]:
+    return {"pin_first": pins[0], "pin_last": pins[1]}
+
+
+def fitting(costs: Costs, schedule: str, n: int, extra: int, pins: Pinned) -> list[Placement]:
     return [
         placement
         for placement in every_placement(costs)
-        if placement.fits(costs, schedule, n, extra) and pin in (None, placement.devices[0])
+        if placement.fits(costs, schedule, n, extra)
+        and pins[0] in (None, placement.devices[0])
+        and pins[1] in (None, placement.devices[-1])
     ]
 
 
@@ -59,28 +70,32 @@ def simulated(placement: Placement, costs: Costs, schedule: str, n: int, extra: 
     return simulate(plan, costs).step_seconds
 
 
-Question = tuple[Costs, str, int, int, str | None]
+def bounds_of(plan: Plan) -> tuple[int, ...]:
+    return (0, *(stage.stop_unit for stage in plan.stages))
+
+
+Question = tuple[Costs, str, int, int, Pinned]
 
 
 @st.composite
 def questions(draw: st.DrawFn) -> Question:
     costs = draw(small_costs())
     names = [device.device for device in costs.devices]
-    pin = draw(st.one_of(st.none(), st.sampled_from(names)))
-    return costs, draw(schedules), draw(microbatches), draw(extras), pin
+    pin = st.one_of(st.none(), st.sampled_from(names))
+    return costs, draw(schedules), draw(microbatches), draw(extras), (draw(pin), draw(pin))
 
 
 @given(questions(), st.sampled_from(["throughput", "latency"]))
 def test_the_best_plan_of_every_size_equals_brute_force(
     question: Question, objective: Literal["throughput", "latency"]
 ) -> None:
-    costs, schedule, n, extra, pin = question
+    costs, schedule, n, extra, pins = question
 
     def worth(placement: Placement) -> float:
         return placement.period(costs) if objective == "throughput" else placement.latency(costs)
 
     best: dict[int, float] = {}
-    for placement in fitting(costs, schedule, n, extra, pin):
+    for placement in fitting(costs, schedule, n, extra, pins):
         size = len(placement.devices)
         best[size] = min(best.get(size, float("inf")), worth(placement))
     plans = best_plans(
@@ -88,15 +103,16 @@ def test_the_best_plan_of_every_size_equals_brute_force(
         schedule=schedule,
         n_microbatches=n,
         extra_in_flight=extra,
-        pin_first=pin,
+        pin_first=pins[0],
+        pin_last=pins[1],
         objective=objective,
     )
     found = {}
     for plan in plans:
-        bounds = (0, *(stage.stop_unit for stage in plan.stages))
-        placement = Placement(plan.devices, bounds)
+        placement = Placement(plan.devices, bounds_of(plan))
         assert placement.fits(costs, schedule, n, extra)
-        assert pin in (None, plan.devices[0])
+        assert pins[0] in (None, plan.devices[0])
+        assert pins[1] in (None, plan.devices[-1])
         assert plan.period_seconds == placement.period(costs)
         found[len(plan.stages)] = worth(placement)
     assert found == best
@@ -104,7 +120,7 @@ def test_the_best_plan_of_every_size_equals_brute_force(
 
 @given(small_costs(max_units=4, max_devices=4), microbatches)
 def test_four_devices_equal_brute_force_too(costs: Costs, n: int) -> None:
-    placements = fitting(costs, "1f1b", n, 0, None)
+    placements = fitting(costs, "1f1b", n, 0, NOBODY)
     assume(placements)
     best = min(placement.period(costs) for placement in placements)
     plans = best_plans(costs, schedule="1f1b", n_microbatches=n)
@@ -113,9 +129,9 @@ def test_four_devices_equal_brute_force_too(costs: Costs, n: int) -> None:
 
 @given(questions())
 def test_the_simulated_step_of_a_small_partition_equals_brute_force(question: Question) -> None:
-    costs, schedule, n, extra, pin = question
-    placements = fitting(costs, schedule, n, extra, pin)
-    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "pin_first": pin}
+    costs, schedule, n, extra, pins = question
+    placements = fitting(costs, schedule, n, extra, pins)
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, **pinned(pins)}
     if not placements:
         with pytest.raises(PlanError):
             partition(costs, extra_in_flight=extra, **options)
@@ -130,8 +146,8 @@ def test_the_simulated_step_of_a_small_partition_equals_brute_force(question: Qu
 def test_proposals_are_never_slower_than_one_device_or_the_best_period(
     only_proposals: None, question: Question
 ) -> None:
-    costs, schedule, n, extra, pin = question
-    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "pin_first": pin}
+    costs, schedule, n, extra, pins = question
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, **pinned(pins)}
     options["extra_in_flight"] = extra
     rivals = best_plans(costs, **options)
     if not rivals:
@@ -142,7 +158,7 @@ def test_proposals_are_never_slower_than_one_device_or_the_best_period(
     assert plan.step_seconds <= min(rival.step_seconds for rival in rivals) * (1 + 1e-8)
     alone = [
         simulated(placement, costs, schedule, n, extra)
-        for placement in fitting(costs, schedule, n, extra, pin)
+        for placement in fitting(costs, schedule, n, extra, pins)
         if len(placement.devices) == 1
     ]
     assert plan.step_seconds <= min(alone, default=float("inf")) * (1 + 1e-8)
@@ -151,19 +167,19 @@ def test_proposals_are_never_slower_than_one_device_or_the_best_period(
 @through_the_program
 @given(questions())
 def test_all_devices_are_used_when_asked_for(only_proposals: None, question: Question) -> None:
-    costs, schedule, n, extra, pin = question
+    costs, schedule, n, extra, pins = question
     everybody = [
         placement
-        for placement in fitting(costs, schedule, n, extra, pin)
+        for placement in fitting(costs, schedule, n, extra, pins)
         if len(placement.devices) == len(costs.devices)
     ]
     options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, "extra_in_flight": extra}
     if everybody:
-        plan = partition(costs, pin_first=pin, use="all", **options)
+        plan = partition(costs, use="all", **pinned(pins), **options)
         assert len(plan.stages) == len(costs.devices)
     else:
         with pytest.raises(PlanError):
-            partition(costs, pin_first=pin, use="all", **options)
+            partition(costs, use="all", **pinned(pins), **options)
 
 
 @given(questions())
@@ -182,7 +198,7 @@ def test_the_extra_in_flight_is_the_smallest_that_is_nearly_best_and_two_to_spar
 ) -> None:
     steps = {}
     for extra in (0, 1, 2):
-        placements = fitting(costs, schedule, n, extra, None)
+        placements = fitting(costs, schedule, n, extra, NOBODY)
         if placements:
             steps[extra] = min(simulated(p, costs, schedule, n, extra) for p in placements)
     assume(steps)
@@ -197,7 +213,7 @@ def test_the_extra_in_flight_is_the_smallest_that_is_nearly_best_and_two_to_spar
         limit = costs.device(stage.device).memory_limit_bytes
         assert limit is None or stage.memory_bytes <= limit
     if spare < 2:
-        split = Split(plan.devices, (0, *(stage.stop_unit for stage in plan.stages)))
+        split = Split(plan.devices, bounds_of(plan))
         larger = plan_from_split(split, costs, Microbatching(schedule, n, plan.extra_in_flight + 1))
         limits = [costs.device(stage.device).memory_limit_bytes for stage in larger.stages]
         needs = [stage.memory_bytes for stage in larger.stages]
@@ -267,14 +283,39 @@ def test_two_hundred_units_on_eight_devices_are_balanced() -> None:
     assert len(chosen.stages) == 8
 
 
-def test_of_many_devices_the_fastest_ten_are_considered() -> None:
-    fast = equal_costs(12, 10)
-    slow = tuple(DeviceCosts(f"slow{d}", (5.0,) * 12, (5.0,) * 12, None) for d in range(3))
-    costs = replace(fast, devices=(*slow, *fast.devices))
-    plan = partition(costs, n_microbatches=2, extra_in_flight=0)
-    assert not any(name.startswith("slow") for name in plan.devices)
-    pinned = best_plans(costs, schedule="1f1b", n_microbatches=2, pin_first="slow1")
-    assert {plan.devices[0] for plan in pinned} == {"slow1"}
+def test_the_pinned_device_is_last_even_if_it_is_slow() -> None:
+    costs = equal_costs(4, 3)
+    slow = DeviceCosts("slow", (9.0,) * 4, (9.0,) * 4, None)
+    costs = replace(costs, devices=(slow, *costs.devices))
+    plan = partition(costs, n_microbatches=16, pin_last="slow")
+    assert (plan.devices[-1], plan.stages[-1].first_unit) == ("slow", 3)
+    alone = partition(costs, n_microbatches=16, pin_first="slow", pin_last="slow")
+    assert alone.devices == ("slow",)
+
+
+@given(questions())
+def test_the_latency_of_a_partition_equals_brute_force(question: Question) -> None:
+    costs, schedule, n, extra, pins = question
+    placements = fitting(costs, schedule, n, extra, pins)
+    options: dict[str, Any] = {"schedule": schedule, "n_microbatches": n, **pinned(pins)}
+    options |= {"extra_in_flight": extra, "objective": "latency"}
+    if not placements:
+        with pytest.raises(PlanError):
+            partition(costs, **options)
+        return
+    plan = partition(costs, **options)
+    best = min(placement.latency(costs) for placement in placements)
+    fewest = min(len(p.devices) for p in placements if p.latency(costs) == best)
+    assert Placement(plan.devices, bounds_of(plan)).latency(costs) == best
+    assert len(plan.stages) == fewest
+
+
+def test_for_latency_nothing_extra_is_held_and_every_device_can_be_forced() -> None:
+    costs = equal_costs(4, 3, link=Link(1e9, 2.0))
+    quick = partition(costs, n_microbatches=8, objective="latency")
+    assert (quick.devices, quick.extra_in_flight) == (("d0",), 0)
+    forced = partition(costs, n_microbatches=8, objective="latency", use="all")
+    assert (len(forced.stages), forced.extra_in_flight) == (3, 0)
 
 
 def refusal(costs: Costs, **options: Any) -> str:
@@ -307,10 +348,25 @@ def test_all_of_too_many_devices_cannot_be_planned() -> None:
     )
 
 
+def test_one_device_at_both_ends_excludes_the_others() -> None:
+    costs = equal_costs(4, 2)
+    assert refusal(costs, n_microbatches=4, use="all", pin_first="d1", pin_last="d1") == (
+        "a device with the first and the last unit works alone (got d1 at both ends of 2 devices). "
+        "Pin another one or plan with use='fastest'."
+    )
+
+
+def test_two_pinned_devices_need_two_units() -> None:
+    assert refusal(equal_costs(1, 2), n_microbatches=4, pin_first="d0", pin_last="d1") == (
+        "two pinned devices need a unit each (got one unit for d0 and d1). Pin one of them."
+    )
+
+
 def test_an_unknown_device_or_schedule_is_the_user_s_mistake() -> None:
     costs = equal_costs(2, 2)
     wrong: list[dict[str, Any]] = [
         {"pin_first": "pi"},
+        {"pin_last": "pi"},
         {"devices": ["pi"]},
         {"schedule": "zigzag"},
     ]

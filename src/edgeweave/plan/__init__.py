@@ -1,5 +1,6 @@
 """Where to cut a model and on whom to run it: costs in, a plan out."""
 
+from edgeweave.plan.bound import period_seconds_at_least
 from edgeweave.plan.costs import (
     Costs,
     Cut,
@@ -11,6 +12,7 @@ from edgeweave.plan.costs import (
 from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
 from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.microbatching import PlannedBatch, best_microbatching, microbatch_sizes
 from edgeweave.plan.partition import best_plans, partition
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.schedule import (
@@ -49,18 +51,22 @@ __all__ = [
     "Link",
     "Monitor",
     "Plan",
+    "PlannedBatch",
     "Reduce",
     "Stage",
     "Timeline",
     "UnitFacts",
     "Update",
     "actions",
+    "best_microbatching",
     "best_plans",
     "explain",
     "from_json",
     "in_flight",
     "may_swap",
+    "microbatch_sizes",
     "partition",
+    "period_seconds_at_least",
     "simulate",
     "stage_memory_bytes",
     "to_json",

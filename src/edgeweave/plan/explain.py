@@ -21,7 +21,9 @@ from edgeweave.plan.costs import (
     stage_seconds,
 )
 from edgeweave.plan.partition import partition
+from edgeweave.plan.proposals import MAX_DEVICES
 from edgeweave.plan.simulate import Timeline, simulate
+from edgeweave.plan.splits import Pins
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["DeviceShare", "Explanation", "LeftOut", "explain"]
@@ -66,6 +68,7 @@ class DeviceShare:
 class LeftOut:
     """A device that the plan does not use, and the step of the best plan that adds it.
 
+    Where that makes more than ``MAX_DEVICES``, it is the best plan that may use it beside them.
     ``slowdown`` is that step relative to the present one, minus one: 0.12 is 12 % slower. Both are
     ``None`` if no plan uses it beside the others.
     """
@@ -142,13 +145,16 @@ class Explanation:
         return f"{alone}; this plan is SLOWER, {1 / self.speedup:.2f} times as long."
 
 
-def explain(plan: Plan, costs: Costs, *, pin_first: str | None = None) -> Explanation:
+def explain(
+    plan: Plan, costs: Costs, *, pin_first: str | None = None, pin_last: str | None = None
+) -> Explanation:
     """Compare the plan with what could be done instead, under the same schedule and costs.
 
-    ``pin_first`` must be what the plan was made with, so that the alternatives keep to it.
+    ``pin_first`` and ``pin_last`` must be what the plan was made with, so that the alternatives
+    keep to them. Steps are compared, whatever the plan's objective was.
     """
     timeline = simulate(plan, costs)
-    alternatives = _Alternatives(plan, costs, pin_first)
+    alternatives = _Alternatives(plan, costs, Pins(pin_first, pin_last))
     seconds, kind, bottleneck = _bottleneck(plan, costs)
     single_seconds, single = alternatives.best_single()
     return Explanation(
@@ -171,10 +177,10 @@ def explain(plan: Plan, costs: Costs, *, pin_first: str | None = None) -> Explan
 class _Alternatives:
     """Steps of other plans for the same work; ``None`` where there is no such plan."""
 
-    def __init__(self, plan: Plan, costs: Costs, pin_first: str | None) -> None:
+    def __init__(self, plan: Plan, costs: Costs, pins: Pins) -> None:
         self._plan = plan
         self._costs = costs
-        self._pin_first = pin_first
+        self._pins = pins
         self._names = [device.device for device in costs.devices]
 
     def without(self, device: str) -> float | None:
@@ -182,7 +188,8 @@ class _Alternatives:
         return self._step_seconds(others, use="fastest")
 
     def with_added(self, device: str) -> float | None:
-        return self._step_seconds([*self._plan.devices, device], use="all")
+        devices = [*self._plan.devices, device]
+        return self._step_seconds(devices, use="all" if len(devices) <= MAX_DEVICES else "fastest")
 
     def best_single(self) -> tuple[float, str] | tuple[None, None]:
         steps = [(self._step_seconds([name], use="all"), name) for name in self._names]
@@ -192,7 +199,7 @@ class _Alternatives:
     def _step_seconds(
         self, devices: Collection[str], *, use: Literal["fastest", "all"]
     ) -> float | None:
-        if not devices or self._pin_first not in (None, *devices):
+        if not devices or not {*self._pins.names} <= {*devices}:
             return None
         try:
             other = partition(
@@ -200,7 +207,8 @@ class _Alternatives:
                 schedule=self._plan.schedule,
                 n_microbatches=self._plan.n_microbatches,
                 extra_in_flight=self._plan.extra_in_flight,
-                pin_first=self._pin_first,
+                pin_first=self._pins.first,
+                pin_last=self._pins.last,
                 devices=devices,
                 use=use,
             )

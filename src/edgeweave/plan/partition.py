@@ -1,8 +1,8 @@
 """Choose the split of the units over the devices that makes a step shortest.
 
-Proposals come from the exact dynamic program, the simulation chooses among them. A single device is
-one of the proposals: a plan is never predicted to be slower than the best single device. More than
-``MAX_DEVICES`` devices are thinned out first by a heuristic, see ``considered``.
+Proposals come from the exact dynamic program, above ``MAX_DEVICES`` devices from a heuristic; the
+simulation chooses among them. A single device is one of the proposals: a plan is never predicted to
+be slower than the best single device.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ import numpy as np
 
 from edgeweave.core.errors import PlanError
 from edgeweave.core.units import format_bytes
-from edgeweave.plan.costs import Costs
+from edgeweave.plan.costs import Costs, DeviceCosts
 from edgeweave.plan.memory import stage_memory_bytes
-from edgeweave.plan.proposals import MAX_DEVICES, best_splits, considered, proposals
+from edgeweave.plan.proposals import MAX_DEVICES, best_splits, proposals
 from edgeweave.plan.ranking import fastest, plan_from_split
-from edgeweave.plan.splits import Floats, Grid, Microbatching, Split, solve
+from edgeweave.plan.splits import Floats, Grid, Microbatching, Pins, Split, solve
 from edgeweave.plan.stages import Plan
 
 __all__ = ["best_plans", "partition"]
 
 _EXTRA_IN_FLIGHT = (0, 1, 2)
 _WORTH_MORE_MEMORY = 1.005
+_MOST_SIMULATED = 4
+"""Above ``MAX_DEVICES``, where a simulation takes long."""
 _SPARE_IN_FLIGHT = 2
 """Held beyond what the simulation asks for, where memory allows: devices and links are never as
 regular as it takes them to be (measured: docs/reference-benchmarks.md, `efficiency`).
 """
+
+
+Objective = Literal["throughput", "latency"]
 
 
 def best_plans(
@@ -39,23 +44,19 @@ def best_plans(
     n_microbatches: int,
     extra_in_flight: int = 0,
     pin_first: str | None = None,
-    objective: Literal["throughput", "latency"] = "throughput",
+    pin_last: str | None = None,
+    objective: Objective = "throughput",
 ) -> tuple[Plan, ...]:
-    """The exact best plan for each number of devices that has one, fewest devices first.
+    """The best plan for each number of devices that has one, fewest devices first.
 
     ``"throughput"`` minimises the period, the largest of all stages' computing and all transfers;
     ``"latency"`` minimises what one microbatch takes there and back, their sum without what is fed
-    to later stages. ``pin_first`` names
-    the device that must hold the first unit.
+    to later stages. Exact to ``MAX_DEVICES`` devices; above that the best found, and not for each
+    number. ``pin_first`` and ``pin_last`` name the devices that must hold the first and last unit.
     """
-    costs = considered(costs, keep=pin_first)
+    pins = _pins(costs, pin_first, pin_last)
     run = Microbatching(schedule, n_microbatches, extra_in_flight)
-    join = np.maximum if objective == "throughput" else np.add
-    best: dict[int, tuple[float, Split]] = {}
-    for value, split in best_splits(costs, run, join, pin_first=pin_first):
-        size = len(split.devices)
-        if size not in best or value < best[size][0]:
-            best[size] = (value, split)
+    best = _best_by_size(costs, run, pins, objective)
     return tuple(plan_from_split(best[size][1], costs, run) for size in sorted(best))
 
 
@@ -66,34 +67,76 @@ def partition(
     schedule: str = "1f1b",
     extra_in_flight: int | None = None,
     pin_first: str | None = None,
+    pin_last: str | None = None,
     devices: Collection[str] | None = None,
     use: Literal["fastest", "all"] = "fastest",
+    objective: Objective = "throughput",
 ) -> Plan:
-    """The plan with the shortest simulated step; it may leave devices out, or use a single one.
+    """The plan that is best for the objective; it may leave devices out, or use a single one.
 
-    ``extra_in_flight=None`` tries 0, 1 and 2, takes the smallest that comes within 0.5 % of the
-    best, and adds up to 2 to it where every stage's memory allows, against irregular devices and
-    links. ``devices`` restricts the choice, ``use="all"`` forces every one of them into the plan.
-    Of equally fast plans the one with fewer devices is taken. ``PlanError`` if nothing fits.
+    ``"throughput"`` takes the shortest simulated step, ``"latency"`` the least time of one
+    microbatch there and back, as ``best_plans`` counts it. ``extra_in_flight=None`` tries 0, 1 and
+    2, takes the smallest that comes within 0.5 % of the best, and adds up to 2 to it where every
+    stage's memory allows, against irregular devices and links; for latency, where microbatches do
+    not wait for each other, it is 0. ``pin_first`` and ``pin_last`` name the devices that must hold
+    the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces every one of
+    them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with fewer devices
+    is taken. ``PlanError`` if nothing fits.
     """
     costs = costs if devices is None else costs.only(devices)
-    n_devices = _number_of_all_devices(costs) if use == "all" else None
-    costs = considered(costs, keep=pin_first)
+    pins = _pins(costs, pin_first, pin_last)
+    n_devices = _number_of_all_devices(costs, pins) if use == "all" else None
+    if objective == "latency":
+        run = Microbatching(schedule, n_microbatches, extra_in_flight or 0)
+        plan = _quickest(costs, run, pins, n_devices)
+        if plan is None:
+            raise _nothing_fits(costs, run, pins, n_devices)
+        return plan
     extras = _EXTRA_IN_FLIGHT if extra_in_flight is None else (extra_in_flight,)
     runs = [Microbatching(schedule, n_microbatches, extra) for extra in extras]
     plans: list[Plan] = []
     best_seconds = inf
-    for run, splits in proposals(costs, runs, pin_first=pin_first, n_devices=n_devices):
+    most = _MOST_SIMULATED if len(costs.devices) > MAX_DEVICES else None
+    for run, splits in proposals(costs, runs, pins, n_devices=n_devices):
         limit_seconds = best_seconds * _WORTH_MORE_MEMORY
-        plan = fastest(splits, costs, run, limit_seconds=limit_seconds)
+        plan = fastest(splits, costs, run, limit_seconds=limit_seconds, most=most)
         if plan is not None:
             plans.append(plan)
             best_seconds = min(best_seconds, plan.step_seconds)
     if not plans:
-        raise _nothing_fits(costs, runs[0], pin_first, n_devices)
+        raise _nothing_fits(costs, runs[0], pins, n_devices)
     good_seconds = best_seconds * _WORTH_MORE_MEMORY
     chosen = next(plan for plan in plans if plan.step_seconds <= good_seconds)
     return chosen if extra_in_flight is not None else _with_spare(chosen, costs)
+
+
+def _pins(costs: Costs, first: str | None, last: str | None) -> Pins:
+    pins = Pins(first, last)
+    for name in pins.names:
+        costs.device(name)
+    return pins
+
+
+def _best_by_size(
+    costs: Costs, run: Microbatching, pins: Pins, objective: Objective
+) -> dict[int, tuple[float, Split]]:
+    """For each number of devices the least period or latency, and its split."""
+    join = np.maximum if objective == "throughput" else np.add
+    best: dict[int, tuple[float, Split]] = {}
+    for value, split in best_splits(costs, run, join, pins):
+        size = len(split.devices)
+        if size not in best or value < best[size][0]:
+            best[size] = (value, split)
+    return best
+
+
+def _quickest(costs: Costs, run: Microbatching, pins: Pins, n_devices: int | None) -> Plan | None:
+    """The plan with the least latency, of any or the given number of devices."""
+    best = _best_by_size(costs, run, pins, "latency")
+    sizes = [size for size in sorted(best) if n_devices in (None, size)]
+    if not sizes:
+        return None
+    return plan_from_split(best[min(sizes, key=lambda size: best[size][0])][1], costs, run)
 
 
 def _with_spare(plan: Plan, costs: Costs) -> Plan:
@@ -113,8 +156,13 @@ def _with_spare(plan: Plan, costs: Costs) -> Plan:
     return plan
 
 
-def _number_of_all_devices(costs: Costs) -> int:
+def _number_of_all_devices(costs: Costs, pins: Pins) -> int:
     n_devices, n_units = len(costs.devices), len(costs.units)
+    if n_devices > 1 and pins.first is not None and pins.first == pins.last:
+        raise PlanError(
+            f"a device with the first and the last unit works alone (got {pins.first} at both ends "
+            f"of {n_devices} devices). Pin another one or plan with use='fastest'."
+        )
     if n_devices > MAX_DEVICES:
         raise PlanError(
             f"use='all' plans at most {MAX_DEVICES} devices (got {n_devices}). "
@@ -128,11 +176,14 @@ def _number_of_all_devices(costs: Costs) -> int:
     return n_devices
 
 
-def _nothing_fits(
-    costs: Costs, run: Microbatching, pin_first: str | None, n_devices: int | None
-) -> PlanError:
+def _nothing_fits(costs: Costs, run: Microbatching, pins: Pins, n_devices: int | None) -> PlanError:
     """Say what the split that comes closest to fitting lacks, and where."""
-    split = _closest_split(costs, run, pin_first, n_devices)
+    if len(pins.names) > len(costs.units):
+        return PlanError(
+            f"two pinned devices need a unit each (got one unit for {' and '.join(pins.names)}). "
+            "Pin one of them."
+        )
+    split = _closest_split(costs, run, pins, n_devices)
     lacks: list[tuple[int, str]] = []
     for index, (device, first, stop) in enumerate(split.stages()):
         in_flight = run.in_flight(len(split.devices) - 1 - index)
@@ -154,16 +205,22 @@ def _nothing_fits(
     )
 
 
-def _closest_split(
-    costs: Costs, run: Microbatching, pin_first: str | None, n_devices: int | None
-) -> Split:
-    """The split whose worst stage exceeds its device's memory the least."""
-    grid = Grid(costs)
+def _closest_split(costs: Costs, run: Microbatching, pins: Pins, n_devices: int | None) -> Split:
+    """The split whose worst stage exceeds its device's memory the least.
+
+    Looked for among pinned devices and the ``MAX_DEVICES`` with the most memory.
+    """
+    roomiest = sorted(costs.devices, key=lambda d: (d.device not in pins.names, -_room(d)))
+    grid = Grid(costs.only([device.device for device in roomiest[:MAX_DEVICES]]))
 
     def excess_bytes(n_behind: int) -> Floats:
         return grid.excess_bytes(run.in_flight(n_behind))
 
     free = np.zeros((len(grid.names), len(grid.names), grid.n_units))
-    found = solve(grid, excess_bytes, free, np.maximum).splits(first=pin_first)
+    found = solve(grid, excess_bytes, free, np.maximum, pins).splits()
     wanted = [pair for pair in found if n_devices in (None, len(pair[1].devices))]
     return min(wanted, key=lambda pair: (pair[0], len(pair[1].devices)))[1]
+
+
+def _room(device: DeviceCosts) -> float:
+    return inf if device.memory_limit_bytes is None else device.memory_limit_bytes

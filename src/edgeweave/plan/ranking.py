@@ -25,9 +25,16 @@ _ROUNDING = 1 + 1e-9
 
 
 def fastest(
-    splits: Iterable[Split], costs: Costs, run: Microbatching, *, limit_seconds: float = inf
+    splits: Iterable[Split],
+    costs: Costs,
+    run: Microbatching,
+    *,
+    limit_seconds: float = inf,
+    most: int | None = None,
 ) -> Plan | None:
     """The split whose simulated step is shortest, or nothing if none keeps the limit.
+
+    With ``most`` only so many are simulated, those with the least lower bounds.
 
     Of equally fast splits the one with the fewest devices wins, then the order of the devices in
     ``costs``. A split that cannot win by the lower bound of its step is not simulated.
@@ -39,7 +46,8 @@ def fastest(
 
     bounds = {split: step_seconds_at_least(split, costs, run) for split in splits}
     plans: list[tuple[Split, Plan]] = []
-    for split in sorted(bounds, key=lambda split: (bounds[split], preference(split))):
+    ranked = sorted(bounds, key=lambda split: (bounds[split], preference(split)))
+    for split in ranked[:most]:
         if bounds[split] > limit_seconds * _ROUNDING:
             break
         plan = plan_from_split(split, costs, run)

@@ -16,7 +16,7 @@ of one microbatch; both are exact. Work: ``2**D * D * N**2`` for D devices and N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,21 @@ from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import Costs, Link
 from edgeweave.plan.schedule import in_flight
 
-__all__ = ["Grid", "Microbatching", "Split", "solve"]
+__all__ = [
+    "ANYWHERE",
+    "Floats",
+    "Grid",
+    "Ints",
+    "Join",
+    "Microbatching",
+    "Pins",
+    "Split",
+    "Table",
+    "solve",
+]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Join = Callable[[Floats, Floats], Floats]
 
 
@@ -56,6 +68,26 @@ class Split:
     def stages(self) -> Iterator[tuple[str, int, int]]:
         """Device, first unit and stop unit of each stage."""
         return zip(self.devices, self.bounds, self.bounds[1:], strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The devices that must hold the first and the last unit, where there are such."""
+
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The devices that are pinned, each once."""
+        return tuple(dict.fromkeys(name for name in (self.first, self.last) if name is not None))
+
+    def allow(self, devices: Sequence[str]) -> bool:
+        """Whether devices in this order keep to it."""
+        return self.first in (None, devices[0]) and self.last in (None, devices[-1])
+
+
+ANYWHERE = Pins()
 
 
 class Grid:
@@ -86,9 +118,23 @@ class Grid:
         excess[:, ~_real_spans(self.n_units)] = np.inf
         return np.asarray(excess)
 
-    def fits(self, in_flight: int) -> npt.NDArray[np.bool_]:
-        """Which span fits which device."""
-        return np.asarray(self.excess_bytes(in_flight) == 0)
+    def earliest_units(self, run: Microbatching) -> Ints:
+        """Entry ``[k, d, j]``: the first unit from which ``d`` has memory for all before ``j``.
+
+        ``k`` is the number of stages behind it.
+        """
+        limits = self._limit_bytes[:, None, None]
+        found: list[Ints] = []
+        held_before = 0
+        for n_behind in range(min(len(self.names), self.n_units)):
+            held = run.in_flight(n_behind)
+            if held != held_before:
+                memory = self._weight_bytes + held * self._activation_bytes
+                found.append((memory[None] > limits).sum(axis=1))
+            else:
+                found.append(found[-1])
+            held_before = held
+        return np.stack(found)
 
     def transfer_seconds(self, join: Join, *, latency: bool) -> Floats:
         """Entry ``[d, f, j]``: both directions between ``d`` and ``f`` before unit ``j``."""
@@ -134,17 +180,19 @@ class Grid:
 class Table:
     """The best suffix for each set of devices (a bit mask), front device and first unit."""
 
-    def __init__(self, grid: Grid, join: Join) -> None:
+    def __init__(self, grid: Grid, join: Join, pins: Pins) -> None:
         n_devices = len(grid.names)
         shape = (2**n_devices, n_devices, grid.n_units)
         self._grid = grid
         self._join = join
+        self._pins = pins
         self._best: Floats = np.full(shape, np.inf)
         self._stop = np.zeros(shape, dtype=np.int32)
         self._next_device = np.zeros(shape, dtype=np.int8)
 
-    def splits(self, *, first: str | None = None) -> Iterator[tuple[float, Split]]:
+    def splits(self) -> Iterator[tuple[float, Split]]:
         """The best whole split of every set of devices for which there is one."""
+        first = self._pins.first
         fronts = [d for d, name in enumerate(self._grid.names) if first in (None, name)]
         for mask in range(1, len(self._best)):
             front = min(fronts, key=lambda d: self._best[mask, d, 0])
@@ -153,8 +201,9 @@ class Table:
                 yield value, self._trace(mask, front)
 
     def start(self, d: int, stage: Floats) -> None:
-        """Let device ``d`` hold everything from any unit to the last."""
-        self._best[1 << d, d] = stage
+        """Let device ``d`` hold everything from any unit to the last, unless another must."""
+        if self._pins.last in (None, self._grid.names[d]):
+            self._best[1 << d, d] = stage
 
     def put_in_front(self, mask: int, d: int, stage: Floats, transfer: Floats) -> None:
         """Try every unit at which device ``d`` may stop, and every device that may follow it.
@@ -188,10 +237,14 @@ class Table:
 
 
 def solve(
-    grid: Grid, stage_cost: Callable[[int], Floats], transfer_cost: Floats, join: Join
+    grid: Grid,
+    stage_cost: Callable[[int], Floats],
+    transfer_cost: Floats,
+    join: Join,
+    pins: Pins = ANYWHERE,
 ) -> Table:
     """Fill the table; ``stage_cost(n_behind)[d, i, j]`` is infinite where it is not allowed."""
-    table = Table(grid, join)
+    table = Table(grid, join, pins)
     every_device = range(len(grid.names))
     for n_behind in range(min(len(grid.names), grid.n_units)):
         stage = stage_cost(n_behind)
