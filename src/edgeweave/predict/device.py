@@ -69,90 +69,91 @@ class DeviceLatency:
     def predict(self, pieces: Sequence[Floats]) -> Predicted:
         """Seconds of pieces of work, each the rows of its operators."""
         wanted = self.model.work(pieces)
+        around = self._linear(wanted, np.zeros_like(wanted.seconds))
+        own = self.model.embedding.covariance(wanted.rows, wanted.rows)
         if not self.measurements:
-            prior = self._linear(wanted, np.zeros_like(wanted.seconds))
-            return self._predicted(prior.log_seconds, self._variances(prior))
+            return self._predicted(around.log_seconds, self._covariance(around, own, around))
         seen = self.model.work([each.rows for each in self.measurements])
-        known, values = _told(self.measurements)
-        at_seen, at_wanted = np.zeros_like(seen.seconds), np.zeros_like(wanted.seconds)
+        told, values = _told(self.measurements)
+        between = self.model.embedding.covariance(wanted.rows, seen.rows)
+        within = self.model.embedding.covariance(seen.rows, seen.rows)
+        noise = np.diag(self.model.prior.noise_variance(values))
+        at_seen = self._linear(seen, np.zeros_like(seen.seconds))
         for step in range(_STEPS):
-            a, b = self._linear(seen, at_seen), self._linear(wanted, at_wanted)
-            covariance = self._covariance(a, a)[np.ix_(known, known)]
-            noise = self.model.prior.noise_variance(values)
-            weights = np.linalg.inv(covariance + np.diag(noise))
-            answer = weights @ (values - (a.log_seconds - a.own)[known])
-            between = self._covariance(b, a)[:, known]
+            covariance = self._covariance(at_seen, within, at_seen)[np.ix_(told, told)] + noise
+            answer = np.zeros(len(at_seen.log_seconds))
+            surprise = (values - at_seen.log_seconds[told]) + at_seen.own[told]
+            answer[told] = np.linalg.solve(covariance, surprise)
             if step < _STEPS - 1:
-                at_seen = self._own(seen, a, known, answer)
-                at_wanted = self._own(wanted, a, known, answer)
-        explained = np.einsum("ij,jk,ik->i", between, weights, between)
-        variances = np.maximum(self._variances(b) - explained, 0.0)
-        return self._predicted(b.log_seconds - b.own + between @ answer, variances)
+                wanted_own = self._own(wanted, between, at_seen, answer)
+                at_seen = self._linear(seen, self._own(seen, within, at_seen, answer))
+                around = self._linear(wanted, wanted_own)
+        cross = self._covariance(around, between, at_seen)
+        explained = cross[:, told] @ np.linalg.solve(covariance, cross[:, told].T)
+        return self._predicted(
+            around.log_seconds - around.own + cross @ answer,
+            self._covariance(around, own, around) - explained,
+        )
 
     def _linear(self, work: Work, own: Floats) -> _Linear:
         """The pieces' logarithms of seconds as linear functions, around what is believed now."""
         seconds = work.seconds * np.exp(own)
         totals = work.total(seconds)
-        logs, owns, points, kinds = [], [], [], []
-        for direction in range(len(DIRECTIONS)):
-            shares = seconds[direction] / totals[work.owners, direction]
-            mean = work.weighted(shares, work.points)
-            logs.append(np.log(totals[:, direction]))
-            owns.append(work.weighted(shares, own[direction][:, None])[:, 0])
-            points.append(mean)
-            kinds.append(mean @ self.model.kinds[:, direction].T)
-        return _Linear(*(np.concatenate(each) for each in (logs, owns, points, kinds)))
+        means = [
+            work.means(each / totals[work.owners, direction])
+            for direction, each in enumerate(seconds)
+        ]
+        kinds = [
+            mean @ work.points @ self.model.kinds[:, direction].T
+            for direction, mean in enumerate(means)
+        ]
+        owns = [mean @ each for mean, each in zip(means, own, strict=True)]
+        return _Linear(np.log(totals.T.ravel()), np.concatenate(owns), means, np.concatenate(kinds))
 
-    def _covariance(self, a: _Linear, b: _Linear) -> Floats:
+    def _covariance(self, a: _Linear, own: Floats, b: _Linear) -> Floats:
+        """Of pieces with pieces, given that of the device's own function at their operators."""
         prior = self.model.prior
-        alike = _alike(len(a.log_seconds), len(b.log_seconds), prior.likeness)
-        own = prior.own**2 * (a.points @ b.points.T) * alike
-        return np.asarray(own + prior.mixture**2 * (a.kinds @ b.kinds.T))
+        blocks = [
+            [
+                left @ own @ right.T * (1.0 if i == j else prior.likeness)
+                for j, right in enumerate(b.means)
+            ]
+            for i, left in enumerate(a.means)
+        ]
+        return np.asarray(
+            prior.own**2 * np.block(blocks) + prior.mixture**2 * (a.kinds @ b.kinds.T)
+        )
 
-    def _variances(self, a: _Linear) -> Floats:
-        prior = self.model.prior
-        own = prior.own**2 * (a.points**2).sum(axis=1)
-        return np.asarray(own + prior.mixture**2 * (a.kinds**2).sum(axis=1))
-
-    def _own(self, work: Work, seen: _Linear, known: Entries, answer: Floats) -> Floats:
+    def _own(self, work: Work, covariance: Floats, seen: _Linear, answer: Floats) -> Floats:
         """The device's own function at every operator of ``work``, in both directions."""
-        prior, found = self.model.prior, []
-        half = len(seen.log_seconds) // len(DIRECTIONS)
-        spread = np.zeros(len(seen.log_seconds))
-        spread[known] = answer
-        mixture = seen.kinds.T @ spread
-        parts = [seen.points[:half].T @ spread[:half], seen.points[half:].T @ spread[half:]]
+        prior = self.model.prior
+        mixture = seen.kinds.T @ answer
+        halves = np.split(answer, len(DIRECTIONS))
+        told = [covariance @ (mean.T @ half) for mean, half in zip(seen.means, halves, strict=True)]
+        found = []
         for direction in range(len(DIRECTIONS)):
-            other = 1 - direction
-            local = work.points @ (parts[direction] + prior.likeness * parts[other])
-            known_kinds = work.points @ self.model.kinds[:, direction].T
-            found.append(prior.own**2 * local + prior.mixture**2 * (known_kinds @ mixture))
+            local = told[direction] + prior.likeness * told[1 - direction]
+            known = work.points @ self.model.kinds[:, direction].T
+            found.append(prior.own**2 * local + prior.mixture**2 * (known @ mixture))
         return np.clip(np.stack(found), -_MOST_LOG_CHANGE, _MOST_LOG_CHANGE)
 
-    def _predicted(self, log_seconds: Floats, variances: Floats) -> Predicted:
+    def _predicted(self, log_seconds: Floats, covariance: Floats) -> Predicted:
         noise = self.model.prior.noise_variance(log_seconds)
+        variances = np.maximum(np.diag(covariance), 0.0) + noise
         shape = (len(DIRECTIONS), -1)
-        return Predicted(
-            np.exp(log_seconds).reshape(shape).T, np.sqrt(variances + noise).reshape(shape).T
-        )
+        return Predicted(np.exp(log_seconds).reshape(shape).T, np.sqrt(variances).reshape(shape).T)
 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """Forward of all pieces, then backward: log seconds, what of it is the device's own, and the
-    coordinates of the linear function.
+    """Forward of all pieces, then backward: log seconds, what of it is the device's own, and how
+    it depends on the functions: ``means`` by direction over operators, ``kinds`` over kinds.
     """
 
     log_seconds: Floats
     own: Floats
-    points: Floats
+    means: list[Floats]
     kinds: Floats
-
-
-def _alike(n_rows: int, n_columns: int, likeness: float) -> Floats:
-    rows = np.arange(n_rows) < n_rows // len(DIRECTIONS)
-    columns = np.arange(n_columns) < n_columns // len(DIRECTIONS)
-    return np.where(rows[:, None] == columns[None], 1.0, likeness)
 
 
 def _told(measurements: Sequence[Measurement]) -> tuple[Entries, Floats]:

@@ -84,6 +84,17 @@ class Embedding:
                 points[mine, start : start + found.shape[1]] = found
         return points
 
+    def covariance(self, a: Floats, b: Floats) -> Floats:
+        """The prior covariance of a function's values at operators, exact also far from typical."""
+        of_a, of_b = a[:, 0].astype(int), b[:, 0].astype(int)
+        found = np.full((len(a), len(b)), self.common**2)
+        for family in set(of_a) & set(of_b):
+            in_a, in_b = np.flatnonzero(of_a == family), np.flatnonzero(of_b == family)
+            scales, amplitude = self.scales[family], float(self.amplitudes[family])
+            alike = _covariance(a[in_a, 1:] / scales, b[in_b, 1:] / scales, amplitude)
+            found[np.ix_(in_a, in_b)] += self.levels[family] ** 2 + alike
+        return found
+
 
 def _family(typical: Floats, scales: Floats, amplitude: float) -> _Family:
     scaled = typical / scales

@@ -42,6 +42,7 @@ class Work:
 
     n_pieces: int
     owners: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rows: Floats
     points: Floats
     seconds: Floats
 
@@ -51,11 +52,11 @@ class Work:
         np.add.at(found, self.owners, seconds.T)
         return found
 
-    def weighted(self, shares: Floats, values: Floats) -> Floats:
-        """Means over the operators of each piece, ``shares[i]`` being the weight of operator i."""
-        found = np.zeros((self.n_pieces, values.shape[1]))
-        np.add.at(found, self.owners, shares[:, None] * values)
-        return found
+    def means(self, shares: Floats) -> Floats:
+        """The matrix that takes means over the operators of each piece, weighted by ``shares``."""
+        matrix = np.zeros((self.n_pieces, len(self.owners)))
+        matrix[self.owners, np.arange(len(self.owners))] = shares
+        return matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class LatencyModel:
         owners = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
         points = self.embedding.points(rows)
         seconds = plain_seconds(self.work_costs, rows) * np.exp(self.shared @ points.T)
-        return Work(len(pieces), owners, points, seconds)
+        return Work(len(pieces), owners, rows, points, seconds)
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
