@@ -34,7 +34,7 @@ Part = Literal["random", "known", "probe"]
 Units = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 PATH = Path(__file__).with_name("samples.npz")
-_N_EACH = {"images": 110, "late": 60, "deep": 16, "perceptron": 40, "tokens": 40, "series": 24}
+_N_EACH = {"images": 80, "late": 48, "deep": 12, "perceptron": 30, "tokens": 32, "series": 20}
 
 
 @dataclass(frozen=True, slots=True)
