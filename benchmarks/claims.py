@@ -145,6 +145,31 @@ _EMULATOR = Claim(
     drawn_unit="got / asked, and measured against predicted steps",
 )
 
+_PREDICTOR = Claim(
+    name="predictor",
+    title="Seconds per unit on a device that never ran it",
+    metrics=(
+        Metric("unseen_zero_shot_mape", "mean error of a unit, from the probe", most=0.2),
+        Metric("unseen_zero_shot_median_error", "the same, median unit"),
+        Metric("unseen_network_mape", "the same, of whole networks"),
+        Metric("unseen_within_interval", "share of units in the interval of 90 %"),
+        *(
+            Metric(
+                f"unseen_{count}_samples_mape",
+                f"after {count} samples",
+                most=0.08 if count == 50 else None,
+            )
+            for count in (10, 20, 50, 100, 200)
+        ),
+        Metric("scalar_capacity_mape", "a full profile of another kind, times one scalar"),
+        Metric("flops_regression_mape", "regression on multiply-adds"),
+        Metric("roofline_mape", "roofline"),
+        Metric("boosted_trees_mape", "gradient-boosted trees"),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _PLANNER = Claim(
     name="planner",
     title="Plans are near the best, and soon there",
@@ -163,5 +188,5 @@ _PLANNER = Claim(
 )
 
 CLAIMS: Mapping[str, Claim] = {
-    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _WIRE)
+    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _WIRE)
 }

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans
 
@@ -247,8 +246,8 @@ def _solve(
     ``believed`` are log seconds of operators without them.
     """
     noise = scales.noise_variance(wanted)
-    coefficients: npt.NDArray[np.floating[Any]] = np.zeros(points.shape[1])
-    values: npt.NDArray[np.floating[Any]] = np.zeros(len(points))
+    coefficients: Any = np.zeros(points.shape[1])
+    values: Any = np.zeros(len(points))
     for _ in range(_STEPS):
         seconds = np.exp(believed + values)
         totals = taught.totals(seconds)

@@ -28,7 +28,7 @@ from edgeweave.predict import unit_features
 from edgeweave.predict.features import Floats
 from edgeweave.program import Captured, capture
 
-__all__ = ["PATH", "Part", "Samples"]
+__all__ = ["PATH", "Part", "Samples", "Units"]
 
 Part = Literal["random", "known", "probe"]
 Units = np.ndarray[tuple[int], np.dtype[np.intp]]

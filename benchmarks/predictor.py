@@ -1,0 +1,195 @@
+"""Seconds per unit predicted for kinds of devices and for networks that nothing was taught about.
+
+For each kind a model is fitted to the random networks on all other kinds. The kind's probe is what
+it is then known by, and each way of predicting gets the same probe. Judged are all units of the
+known networks, forward and backward each for itself: mean of |predicted / measured - 1|.
+
+    zero-shot        the probe alone
+    n samples        and n units of the known networks, drawn at random; judged are units of the
+                     half that samples are not drawn from
+    scalar           FTPipeHD's capacity: a full profile of one kind (``reference``), which no other
+                     way here has, times the probe's median ratio to it
+    FLOPs, roofline  fitted to the probe: overhead and seconds per multiply-add; overhead and the
+                     larger of computing and moving bytes
+    trees            gradient-boosted, on a unit's sums, taught as our model was, scaled by the probe
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from benchmarks.harness import Result
+from benchmarks.latency.fit import Scales, Teaching, fit, fit_scales, fit_work_costs, teaching
+from benchmarks.latency.samples import Samples, Units
+from edgeweave.predict import DeviceLatency, LatencyModel, Measurement
+from edgeweave.predict.features import FEATURES, Floats
+
+__all__ = ["run"]
+
+_SEED = 0
+_REFERENCE = "reference"
+_N_SAMPLES = (10, 20, 50, 100, 200)
+_QUICK_KINDS = ("no-onednn", "bfloat16")
+
+
+def run(*, quick: bool) -> Result:
+    """Hold out each kind in turn; ``quick`` two of them, with 10 and 50 samples."""
+    samples = Samples.load()
+    kinds = _QUICK_KINDS if quick else tuple(k for k in samples.seconds if k != _REFERENCE)
+    counts = (10, 50) if quick else _N_SAMPLES
+    found: dict[str, dict[str, float]] = {}
+    scales: Scales | None = None
+    for kind in kinds:
+        taught = teaching(samples, [other for other in samples.seconds if other != kind])
+        work_costs = fit_work_costs(taught)
+        scales = scales or fit_scales(taught, work_costs)
+        model = fit(taught, scales, work_costs)
+        found[kind] = {
+            **_ours(samples, kind, model, counts),
+            **_others(samples, kind, taught),
+        }
+    keys = next(iter(found.values()))
+    by_kind = {key: [errors[key] for errors in found.values()] for key in keys}
+    return Result(
+        name="predictor",
+        quick=quick,
+        metrics={key: fmean(errors) for key, errors in by_kind.items()},
+        lines=tuple(_line(kind, errors) for kind, errors in found.items()),
+        settings={"seed": _SEED, "kinds": list(kinds), "n_units": len(samples.networks)},
+        samples=series,
+    )
+
+
+def _ours(
+    samples: Samples, kind: str, model: LatencyModel, counts: Sequence[int]
+) -> dict[str, float]:
+    known = samples.units("known")
+    device = DeviceLatency(model, _measurements(samples, kind, samples.units("probe")))
+    predicted = device.predict(samples.pieces(known))
+    measured = samples.seconds[kind][known]
+    inside = (predicted.low < measured) & (measured < predicted.high)
+    errors = {
+        "unseen_zero_shot_mape": _mape(predicted.seconds, measured),
+        "unseen_zero_shot_median_error": _median_error(predicted.seconds, measured),
+        "unseen_within_interval": float(inside.mean()),
+        "unseen_network_mape": _network_mape(samples, known, predicted.seconds, measured),
+    }
+    shuffled = np.random.default_rng(_SEED).permutation(known)
+    half = len(known) // 2
+    learnt, judged = shuffled[:half], shuffled[half:]
+    for count in counts:
+        after = device.given(_measurements(samples, kind, learnt[:count]))
+        seconds = after.predict(samples.pieces(judged)).seconds
+        errors[f"unseen_{count}_samples_mape"] = _mape(seconds, samples.seconds[kind][judged])
+    return errors
+
+
+def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:
+    probe, known = samples.units("probe"), samples.units("known")
+    measured = samples.seconds[kind]
+    reference = samples.seconds[_REFERENCE]
+    capacity = np.median(measured[probe] / reference[probe], axis=0)
+    ways: Mapping[str, Floats] = {
+        "scalar_capacity_mape": reference[known] * capacity,
+        "flops_regression_mape": _fitted(samples, _flops, measured, probe, known),
+        "roofline_mape": _fitted(samples, _roofline, measured, probe, known),
+        "boosted_trees_mape": _trees(samples, taught, measured, probe, known),
+    }
+    return {key: _mape(seconds, measured[known]) for key, seconds in ways.items()}
+
+
+def _measurements(samples: Samples, kind: str, units: Units) -> list[Measurement]:
+    seconds = samples.seconds[kind][units]
+    return [
+        Measurement(piece, float(forward), float(backward))
+        for piece, (forward, backward) in zip(samples.pieces(units), seconds, strict=True)
+    ]
+
+
+def _mape(predicted: Floats, measured: Floats) -> float:
+    return float(np.abs(predicted / measured - 1).mean())
+
+
+def _median_error(predicted: Floats, measured: Floats) -> float:
+    return float(np.median(np.abs(predicted / measured - 1)))
+
+
+def _network_mape(samples: Samples, units: Units, predicted: Floats, measured: Floats) -> float:
+    """Of whole networks, a pass forward and backward."""
+    networks = np.array(samples.networks)[units]
+    pairs = [
+        (predicted[networks == name].sum(), measured[networks == name].sum())
+        for name in dict.fromkeys(networks.tolist())
+    ]
+    return fmean(abs(ours / true - 1) for ours, true in pairs)
+
+
+def _sums(samples: Samples, units: Units) -> tuple[Floats, Floats]:
+    """Multiply-adds and bytes moved of each unit."""
+    column = {name: 1 + index for index, name in enumerate(FEATURES)}
+    moved = ("input_bytes", "output_bytes", "weight_bytes")
+    pieces = samples.pieces(units)
+    macs = [np.expm1(piece[:, column["macs"]]).sum() for piece in pieces]
+    traffic = [sum(np.expm1(piece[:, column[n]]).sum() for n in moved) for piece in pieces]
+    return np.array(macs), np.array(traffic)
+
+
+def _flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+    return np.asarray(rates[0] + rates[1] * macs)
+
+
+def _roofline(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+    return np.asarray(rates[0] + np.maximum(rates[1] * macs, rates[2] * traffic))
+
+
+def _fitted(
+    samples: Samples,
+    way: Callable[[Floats, Floats, Floats], Floats],
+    measured: Floats,
+    probe: Units,
+    known: Units,
+) -> Floats:
+    """Rates by least squares of log seconds on the probe, direction by direction."""
+    work, wanted = _sums(samples, probe), _sums(samples, known)
+    found = []
+    for direction in range(2):
+        seconds = np.log(measured[probe, direction])
+        grids = (np.logspace(-6, -3, 25), np.logspace(-12, -8, 41), np.logspace(-12, -8, 41))
+        rates = np.array([1e-5, 1e-10, 1e-10])
+        for _ in range(6):
+            for index, grid in enumerate(grids):
+                tried = [np.array([*rates[:index], value, *rates[index + 1 :]]) for value in grid]
+                errors = [np.square(np.log(way(*work, each)) - seconds).sum() for each in tried]
+                rates = tried[int(np.argmin(errors))]
+        found.append(way(*wanted, rates))
+    return np.stack(found, axis=1)
+
+
+def _trees(
+    samples: Samples, taught: Teaching, measured: Floats, probe: Units, known: Units
+) -> Floats:
+    """Typical seconds from a unit's sums by family, and the probe's median ratio to them."""
+    random = samples.units("random")
+    typical = taught.typical()
+    found = []
+    for direction in range(2):
+        trees = HistGradientBoostingRegressor(max_iter=400, learning_rate=0.06, random_state=0)
+        trees.fit(_aggregated(samples, random), typical[:, direction])
+        at_probe = np.exp(trees.predict(_aggregated(samples, probe)))
+        scale = np.median(measured[probe, direction] / at_probe)
+        found.append(scale * np.exp(trees.predict(_aggregated(samples, known))))
+    return np.stack(found, axis=1)
+
+
+def _aggregated(samples: Samples, units: Units) -> Floats:
+    """A unit's multiply-adds and bytes, its operators counted by family, its largest features."""
+    macs, traffic = _sums(samples, units)
+    rows = [
+        [*np.bincount(piece[:, 0].astype(int), minlength=20), *piece[:, 1:].max(axis=0)]
+        for piece in samples.pieces(units)
+    ]
+    return np.column_stack([np.log1p(macs), np.log1p(traffic), np.array(rows)])
