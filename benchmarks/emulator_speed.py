@@ -23,7 +23,7 @@ from edgeweave.train.costs import measure_costs
 
 __all__ = ["CASES", "measure_speeds"]
 
-_BURST_SECONDS = 1.0
+_BURST_SECONDS = 0.7
 _FULL = "unpaced"
 
 
@@ -46,7 +46,7 @@ def measure_speeds(*, quick: bool) -> tuple[list[Row], dict[str, list[float]]]:
     rows, samples = [], {}
     for name, (training, speeds) in CASES.items():
         chosen = speeds[1::2] if quick else speeds
-        for speed, ratios in _speeds_of(training, chosen, 3 if quick else 5).items():
+        for speed, ratios in _speeds_of(training, chosen, 3 if quick else 9).items():
             combination = f"{name}, speed {speed:g}"
             rows.append(Row(combination, "speed", speed, median(ratios)))
             samples[combination] = ratios

@@ -100,8 +100,8 @@ class Recurrent(nn.Module):
 
 
 def test_a_recurrent_layer_works_for_every_position() -> None:
-    row = rows_of(Recurrent(), torch.zeros(4, 7, 3))[0]
-    assert family(row) == "recurrent"
+    rows = rows_of(Recurrent(), torch.zeros(4, 7, 3))
+    (row,) = [each for each in rows if family(each) == "recurrent"]
     assert row["macs"] == pytest.approx(4 * 7 * (20 * 3 + 20 * 5))
     assert row["steps"] == pytest.approx(7)
 
@@ -142,3 +142,15 @@ def test_the_last_unit_carries_what_a_pass_takes_beside_its_operators() -> None:
     last = captured.program.unit_numbers[-1]
     assert [len(found) for found in passes.values()] == [0] * (len(passes) - 1) + [1]
     assert passes[last][0]["input_bytes"] == pytest.approx(len(captured.program.updates))
+
+
+def test_what_lies_before_an_operator_and_in_the_whole_pass_is_counted() -> None:
+    model = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 3))
+    first, relu, second, loss = rows_of(model, torch.zeros(4, 10))
+    moved = [
+        row["input_bytes"] + row["output_bytes"] + row["weight_bytes"]
+        for row in (first, relu, second, loss)
+    ]
+    before = [row["bytes_before"] for row in (first, relu, second, loss)]
+    assert before == pytest.approx([0, moved[0], sum(moved[:2]), sum(moved[:3])])
+    assert {round(row["pass_bytes"]) for row in (first, relu, second, loss)} == {sum(moved)}
