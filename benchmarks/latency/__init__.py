@@ -1,0 +1,1 @@
+"""What latency prediction is made from: the probe's networks."""
