@@ -95,11 +95,10 @@ def probes_table(probes: Mapping[str, Probe]) -> Table:
     )
     for name, probe in probes.items():
         facts, rates = probe.facts, probe.rates()
-        where = facts.device if facts.accelerator is None else facts.accelerator
         table.add_row(
             name,
-            f"{facts.processor}, {facts.cores} cores, {format_bytes(facts.memory_bytes)}",
-            f"{where}, threads={facts.threads}, torch {facts.torch}",
+            f"{facts.processor}, {facts.cores} cores",
+            f"{facts.accelerator or facts.device}, threads={facts.threads}",
             _giga(rates.convolution_macs_per_second, "GMAC/s"),
             _giga(rates.matmul_macs_per_second, "GMAC/s"),
             _giga(rates.bytes_per_second, "GB/s"),

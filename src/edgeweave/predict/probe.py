@@ -203,6 +203,7 @@ def _is_of(ran: NetworkSeconds, n_units: int) -> bool:
 
 
 _CONVOLUTIONS = [FAMILIES.index(name) for name in ("conv", "depthwise")]
+_BETTER = 1e-9
 _FREE = [FAMILIES.index(name) for name in ("view", "pass")]
 
 
@@ -219,18 +220,21 @@ def _work(rows: Floats) -> Floats:
 
 
 def _non_negative(shares: Floats) -> Floats:
-    """The non-negative ``x`` whose ``shares @ x`` is nearest to ones: every support is tried."""
+    """The non-negative ``x`` whose ``shares @ x`` is nearest to ones, with as few costs as will do.
+
+    Every support is tried, small ones first.
+    """
     n_costs = shares.shape[1]
     scale = np.maximum(np.abs(shares).max(axis=0), np.finfo(np.float64).tiny)
     scaled, ones = shares / scale, np.ones(len(shares))
     best, least = np.zeros(n_costs), float(len(shares))
-    for support in itertools.product((False, True), repeat=n_costs):
+    for support in sorted(itertools.product((False, True), repeat=n_costs), key=sum):
         chosen = np.flatnonzero(support)
         if not len(chosen):
             continue
         found, *_ = np.linalg.lstsq(scaled[:, chosen], ones, rcond=None)
         error = float(((scaled[:, chosen] @ found - ones) ** 2).sum())
-        if error < least and (found >= 0).all():
+        if error < least - _BETTER and (found >= 0).all():
             best, least = np.zeros(n_costs), error
             best[chosen] = found
     return np.asarray(best / scale)

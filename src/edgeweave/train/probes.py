@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeweave.core.errors import FormatError
 from edgeweave.device import ProbeRequest, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.predict.probe import Probe
@@ -35,6 +36,9 @@ def probe_devices(fleet: Fleet, names: Sequence[str] = ()) -> dict[str, Probe]:
 
 def _read(answers: dict[str, bytes]) -> dict[str, Probe]:
     probes = {name: decode_message(answer, Probe) for name, answer in answers.items()}
-    for probe in probes.values():
-        probe.check()
+    for name, probe in probes.items():
+        try:
+            probe.check()
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from error
     return probes
