@@ -64,8 +64,8 @@ def test_convolutions_reach_from_many_positions_to_many_channels() -> None:
     values = {name: np.expm1(convolutions[:, column]) for name, column in COLUMNS.items()}
     assert {1, 9, 25, 49} <= {round(kernel) for kernel in values["kernel"]}
     assert values["positions"].max() > 1500
-    assert values["channels_in"][values["positions"] < 20].max() >= 512
-    assert values["groups"].max() >= 8
+    assert values["channels_in"][values["positions"] < 20].max() > 500
+    assert values["groups"].max() > 7
 
 
 def test_each_network_has_a_handful_of_units_and_all_need_little_memory() -> None:
