@@ -11,7 +11,7 @@ known networks, forward and backward each for itself: mean of |predicted / measu
                      way here has, times the probe's median ratio to it
     FLOPs, roofline  fitted to the probe: overhead and seconds per multiply-add; overhead and the
                      larger of computing and moving bytes
-    trees            gradient-boosted, on a unit's sums, taught as our model was, scaled by the probe
+    trees            gradient-boosted, on a unit's sums, taught as ours, scaled by the probe
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ def run(*, quick: bool) -> Result:
         metrics={key: fmean(errors) for key, errors in by_kind.items()},
         lines=tuple(_line(kind, errors) for kind, errors in found.items()),
         settings={"seed": _SEED, "kinds": list(kinds), "n_units": len(samples.networks)},
-        samples=series,
+        samples={f"{key}, by kind": errors for key, errors in by_kind.items()},
     )
+
+
+def _line(kind: str, errors: dict[str, float]) -> str:
+    shown = ("unseen_zero_shot_mape", "unseen_50_samples_mape", "scalar_capacity_mape")
+    return f"{kind:>22}  " + "  ".join(f"{key} {errors[key]:.3f}" for key in shown)
 
 
 def _ours(

@@ -90,6 +90,22 @@ def test_a_profile_has_every_unit_on_every_device(
     assert "forward / backward for each microbatch" in shown
 
 
+def test_a_probe_needs_no_model_and_one_device_of_a_host_measures_for_all(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('[[devices]]\nname = "half"\nspeed = 0.5\n[[devices]]\nname = "whole"\n')
+    job.write_text(JOB.replace('factory = "mlp"', 'factory = "nowhere:model"'))
+    document, shown = _run(capsys, "profile", str(job), "--probe", "--fleet", str(fleet))
+    half, whole = (document["probes"][name] for name in ("half", "whole"))
+    first, slower = whole["networks"][0], half["networks"][0]
+    assert slower["forward_seconds"] == [2 * seconds for seconds in first["forward_seconds"]]
+    assert half["facts"] == whole["facts"]
+    assert whole["facts"]["threads"] == 1
+    assert whole["rates"]["convolution_macs_per_second"] > 0
+    assert "GMAC/s" in shown
+
+
 def test_a_device_with_too_little_memory_ends_with_the_code_of_plans(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

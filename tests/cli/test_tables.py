@@ -11,6 +11,7 @@ from edgeweave.cli.documents import (
     costs_document,
     explanation_document,
     plan_document,
+    probes_document,
     report_document,
 )
 from edgeweave.cli.output import encode_document
@@ -21,11 +22,13 @@ from edgeweave.cli.tables import (
     devices_table,
     fleet_table,
     plan_table,
+    probes_table,
     step_line,
 )
 from edgeweave.plan import explain, partition
 from tests.cli.values import costs, greeting
 from tests.observe.reports import plan, three_steps
+from tests.predict.probes import made_up_probe
 
 
 def _rendered(shown: RenderableType) -> str:
@@ -126,3 +129,25 @@ def test_numbers_that_json_does_not_have_become_null() -> None:
 def test_costs_as_a_document_have_seconds_by_device() -> None:
     document = costs_document(costs())
     assert document["devices"][1]["forward_seconds"] == (0.002,) * 4  # type: ignore[index]
+
+
+def test_a_probe_is_shown_as_facts_and_rates() -> None:
+    probe = made_up_probe(seconds_per_byte=2e-10, seconds_per_operator=5e-6)
+    row = _row(probes_table({"pi-a": probe}), "pi-a")
+    assert row[:3] == ["pi-a", "Cortex-A76, 4 cores", "cpu, threads=3"]
+    assert row[3:8] == ["10.0 GMAC/s", "10.0 GMAC/s", "5.0 GB/s", "5.0 us", "10 of 10"]
+
+
+def test_a_probe_shows_what_it_left_out_and_nothing_where_it_does_not_tell() -> None:
+    probe = made_up_probe(3, seconds_per_byte=0.0)
+    row = _row(probes_table({"pi-a": probe}), "pi-a")
+    assert (row[5], row[7]) == ("", "3 of 10")
+
+
+def test_the_document_of_probes_has_facts_times_and_rates() -> None:
+    document = json.loads(encode_document("profile", probes_document({"pi-a": made_up_probe(3)})))
+    found = document["pi-a"]
+    assert found["facts"]["clock_hertz"] == 2_400_000_000
+    assert [each["name"] for each in found["networks"]] == ["plain", "transformer", "mobile"]
+    assert len(found["left_out"]) == 7
+    assert found["rates"]["matmul_macs_per_second"] == pytest.approx(1e10, rel=1e-3)

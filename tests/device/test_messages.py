@@ -19,6 +19,7 @@ from edgeweave.device import (
     LinkProbe,
     LinkTimings,
     Optimizer,
+    ProbeRequest,
     Profile,
     Release,
     StageStatistics,
@@ -28,8 +29,9 @@ from edgeweave.device import (
     decode_message,
     encode_message,
 )
-from edgeweave.device.messages import COORDINATOR
+from edgeweave.device.messages import COORDINATOR, ProbeWork
 from edgeweave.net import Links, LinkShape, hello_of
+from tests.predict.probes import FACTS, made_up_probe
 
 ASSIGNMENT = Assignment(
     run="run-1",
@@ -57,6 +59,9 @@ MESSAGES = [
     UnitTimings((0.1, 0.2), (0.3, 0.4), 1e-9),
     LinkProbe("pi-b", 1 << 20),
     Emulate(0.5, Links.of({("pi-a", "pi-b"): LinkShape(1e6, 0.02, loss=0.1)}, seed=3)),
+    ProbeRequest(),
+    ProbeRequest(made_up_probe(2)),
+    ProbeWork(FACTS, None),
     Emulate(),
     LinkTimings(0.001, 1e7, 0.01),
     StateRequest("run-1", 7, "weights"),

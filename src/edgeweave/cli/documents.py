@@ -5,12 +5,21 @@ What JSON cannot say (NaN, infinity) becomes null.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from edgeweave.plan import Costs, Decision, Explanation, Plan
+from edgeweave.predict.probe import Probe
 from edgeweave.train import DeviceReport, Report
 
-__all__ = ["costs_document", "explanation_document", "plan_document", "report_document"]
+__all__ = [
+    "costs_document",
+    "explanation_document",
+    "plan_document",
+    "probes_document",
+    "report_document",
+]
 
 
 def plan_document(plan: Plan) -> dict[str, object]:
@@ -30,6 +39,13 @@ def explanation_document(explanation: Explanation) -> dict[str, object]:
 def costs_document(costs: Costs) -> dict[str, object]:
     """Sizes per unit, seconds per unit and device, and the links."""
     return _plain(costs)
+
+
+def probes_document(probes: Mapping[str, Probe]) -> dict[str, object]:
+    """Facts, seconds by network and unit, and rates, by device."""
+    return {
+        name: {**_plain(probe), "rates": _plain(probe.rates())} for name, probe in probes.items()
+    }
 
 
 def report_document(report: Report) -> dict[str, object]:

@@ -55,15 +55,22 @@ def demo(
 def profile(
     job: JobFile,
     *,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Show what the devices are and how fast, whatever the model: 2 s."
+        ),
+    ] = False,
     options: JobOptions,
     network: NetworkOptions,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure what every unit of a model takes on every device; train nothing."""
-    from edgeweave.cli.planning import profile as run_profile  # noqa: PLC0415
+    from edgeweave.cli import planning  # noqa: PLC0415
 
-    run_profile(*_load(job, options, network), Output("profile", as_json=json))
+    run = planning.probe if probe else planning.profile
+    run(*_load(job, options, network), Output("profile", as_json=json))
 
 
 @spread

@@ -20,7 +20,7 @@ from edgeweave.train import LRSchedule, PipelineTrainer
 from edgeweave.train.job import Job, resolve_function
 from edgeweave.train.sources import DataPair, load_source
 
-__all__ = ["FleetOptions", "Session", "explained", "open_session"]
+__all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ def open_session(
     with _fleet(job, emulated, options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
         yield Session(job, data, fleet, _trainer(job, model, fleet, plan))
+
+
+@contextmanager
+def open_fleet(job: Job, options: FleetOptions, output: Output) -> Iterator[Fleet]:
+    """The fleet of a job alone, for what needs neither its data nor its model."""
+    with _fleet(job, _emulated(job, options), options, output) as fleet:
+        output.say(f"devices: {', '.join(fleet.devices)}")
+        yield fleet
 
 
 def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:

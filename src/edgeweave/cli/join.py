@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.core.units import format_bytes
 from edgeweave.device import AgentSettings, Greeting, decode_message
+from edgeweave.device.probe_cache import user_cache_directory
 from edgeweave.device.process import ProcessSettings, run_agent
 from edgeweave.fleet import Device
 from edgeweave.net import ZenohTransport, check_device_name, control_key
@@ -69,7 +71,15 @@ def _agent(options: JoinOptions, name: str) -> AgentSettings:
         memory_limit_bytes=checked.memory_bytes,
         device=options.device,
         threads=options.threads,
+        cache_directory=_cache_directory(options.speed),
     )
+
+
+def _cache_directory(speed: float | None) -> str | None:
+    """Where probes are kept; those of an emulated device go with its process, as its speed does."""
+    if speed is not None:
+        return None
+    return str(user_cache_directory(os.environ, Path("~").expanduser()))
 
 
 def _tell_ready(transport: ZenohTransport, options: JoinOptions, output: Output) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeweave.cli.documents import costs_document, plan_document
-from edgeweave.cli.jobs import FleetOptions, Session, explained, open_session
+from edgeweave.cli.documents import costs_document, plan_document, probes_document
+from edgeweave.cli.jobs import FleetOptions, Session, explained, open_fleet, open_session
 from edgeweave.cli.output import Output, write_file
-from edgeweave.cli.tables import costs_table, plan_table
+from edgeweave.cli.tables import costs_table, plan_table, probes_table
 from edgeweave.core.errors import PlanError
 from edgeweave.plan import Costs, Plan, to_json
+from edgeweave.train import probe_devices
 from edgeweave.train.job import Job
 
-__all__ = ["make_plan", "measured", "profile"]
+__all__ = ["make_plan", "measured", "probe", "profile"]
 
 
 def profile(job: Job, options: FleetOptions, output: Output) -> None:
@@ -21,6 +22,17 @@ def profile(job: Job, options: FleetOptions, output: Output) -> None:
         costs = _costs(session, output)
     output.show(costs_table(costs))
     output.finish({"costs": costs_document(costs)})
+
+
+def probe(job: Job, options: FleetOptions, output: Output) -> None:
+    """Show what every device is and how fast, whatever the model."""
+    with (
+        open_fleet(job, options, output) as fleet,
+        output.doing("probing every device, about two seconds each"),
+    ):
+        probes = probe_devices(fleet)
+    output.show(probes_table(probes))
+    output.finish({"probes": probes_document(probes)})
 
 
 def make_plan(job: Job, options: FleetOptions, output: Output, *, save: Path | None) -> None:

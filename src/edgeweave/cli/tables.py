@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.device import Greeting
 from edgeweave.plan import Costs, Plan, Stage
+from edgeweave.predict.probe import Probe
 from edgeweave.train import Report
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "devices_table",
     "fleet_table",
     "plan_table",
+    "probes_table",
     "step_line",
 ]
 
@@ -81,6 +83,33 @@ def costs_table(costs: Costs) -> Table:
     weights = format_bytes(sum(unit.parameter_bytes for unit in costs.units))
     table.add_section()
     table.add_row("all", *totals, weights, "", style="bold")
+    return table
+
+
+def probes_table(probes: Mapping[str, Probe]) -> Table:
+    """What every device is, and how fast: the costs that fit its probe best."""
+    table = _table(
+        "Probed",
+        ["device", "is", "computes on"],
+        ["convolutions", "linear layers", "memory", "an operator", "networks", "one pass"],
+    )
+    for name, probe in probes.items():
+        facts, rates = probe.facts, probe.rates()
+        table.add_row(
+            name,
+            f"{facts.processor}, {facts.cores} cores",
+            f"{facts.accelerator or facts.device}, threads={facts.threads}",
+            _giga(rates.convolution_macs_per_second, "GMAC/s"),
+            _giga(rates.matmul_macs_per_second, "GMAC/s"),
+            _giga(rates.bytes_per_second, "GB/s"),
+            "" if rates.operator_seconds is None else f"{rates.operator_seconds * 1e6:.1f} us",
+            f"{len(probe.networks)} of {len(probe.networks) + len(probe.left_out)}",
+            _milliseconds(sum(network.seconds for network in probe.networks)),
+        )
+    table.caption = (
+        "forward passes: multiply-adds, bytes in and out, and what an operator takes beside them; "
+        "one pass: forward and backward of all networks that ran"
+    )
     return table
 
 
@@ -183,6 +212,10 @@ def _memory(greeting: Greeting) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms"
+
+
+def _giga(rate: float | None, unit: str) -> str:
+    return "" if rate is None else f"{rate / 1e9:.1f} {unit}"
 
 
 def _share(seconds: float, total: float) -> str:

@@ -4,6 +4,7 @@ It announces itself, answers requests, and works for at most one run at a time. 
 when it is released, when its stage fails, or when its coordinator vanishes; the agent stays.
 
     idle --profile--> profiling --> idle
+    idle --probe----> probing ----> idle
     idle --deploy---> running ----> idle   (release, fault, coordinator gone)
 """
 
@@ -16,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,12 +28,15 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import memory
+from edgeweave.device.facts import read_facts
 from edgeweave.device.messages import (
     Assignment,
     Deploy,
     Emulate,
     Greeting,
     LinkProbe,
+    ProbeRequest,
+    ProbeWork,
     Profile,
     Release,
     StateRequest,
@@ -40,6 +45,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.probe_cache import ProbeCache
 from edgeweave.device.probing import BASES_BYTES, probe_link
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.settings import AgentSettings
@@ -47,6 +53,7 @@ from edgeweave.device.tasks import tasks
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Links, Transport, control_key, hello_of
 from edgeweave.net.transport import REQUEST_BYTES
+from edgeweave.predict.probe import Probe
 from edgeweave.program import decode_program
 
 __all__ = ["Agent"]
@@ -90,6 +97,8 @@ class Agent:
             run_task or (lambda name, data: own_tasks[name](data)),
             UnitMemory(),
         )
+        cache = settings.cache_directory
+        self._probes = ProbeCache(settings.name, None if cache is None else Path(cache))
         self._busy = threading.Lock()
         self._busy_with: str | None = None
         self._running: Running | None = None
@@ -105,6 +114,7 @@ class Agent:
             "echo": (lambda payload: b"", _LARGEST_PROBE_BYTES),
             "measure": (self._measure, REQUEST_BYTES),
             "profile": (self._profile, most),
+            "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
@@ -170,11 +180,7 @@ class Agent:
     def _profile(self, payload: bytes) -> bytes:
         message = decode_message(payload, Profile)
         speed = self._settings.speed
-        if speed is None and message.full_speed is not None:
-            raise ConfigError(
-                f"only an emulated device takes over what another measured "
-                f"({self._settings.name} is a real one). Let it measure."
-            )
+        self._check_takes_over(message.full_speed)
         with self._working("profiling"):
             if message.full_speed is None or speed is None:
                 answer = self._place.run_task("profile", payload)
@@ -188,6 +194,34 @@ class Agent:
                 program, message.microbatch_size, message.optimizer.name, timings
             )
             return encode_message(timings.stretched(self._place.slowdown()))
+
+    def _probe(self, payload: bytes) -> bytes:
+        message = decode_message(payload, ProbeRequest)
+        speed = self._settings.speed
+        self._check_takes_over(message.full_speed)
+        with self._working("probing"):
+            if message.full_speed is None or speed is None:
+                found = self._probed()
+            else:
+                found = message.full_speed.stretched(1 / speed)
+            return encode_message(found.stretched(self._place.slowdown()))
+
+    def _probed(self) -> Probe:
+        """At the speed the device was started with: what is known of it, or measured now."""
+        facts = read_facts(self._place.torch_device, self._threads)
+        known = self._probes.load(facts)
+        answer = self._place.run_task("probe", encode_message(ProbeWork(facts, known)))
+        found = decode_message(answer, Probe)
+        if found != known:
+            self._probes.keep(found)
+        return found
+
+    def _check_takes_over(self, full_speed: UnitTimings | Probe | None) -> None:
+        if self._settings.speed is None and full_speed is not None:
+            raise ConfigError(
+                f"only an emulated device takes over what another measured "
+                f"({self._settings.name} is a real one). Let it measure."
+            )
 
     def _emulate(self, payload: bytes) -> bytes:
         message = decode_message(payload, Emulate)

@@ -9,6 +9,8 @@ import msgspec
 from edgeweave.core.errors import WireError
 from edgeweave.device.optimizer import Optimizer
 from edgeweave.net import Hello, Links
+from edgeweave.predict.facts import DeviceFacts
+from edgeweave.predict.probe import Probe
 from edgeweave.program import Program
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "Greeting",
     "LinkProbe",
     "LinkTimings",
+    "ProbeRequest",
+    "ProbeWork",
     "Profile",
     "Release",
     "StageStatistics",
@@ -134,6 +138,25 @@ class Weigh(msgspec.Struct, frozen=True):
     microbatch_size: int
     in_flight: int
     optimizer: Optimizer
+
+
+class ProbeRequest(msgspec.Struct, frozen=True):
+    """Tell what the probe's networks take. Answered with a ``Probe``, old or new.
+
+    ``full_speed`` spares an emulated device the measuring, as in ``Profile``.
+    """
+
+    full_speed: Probe | None = None
+
+
+class ProbeWork(msgspec.Struct, frozen=True):
+    """Probe the device that has these facts, unless what is known of it still holds.
+
+    Answered by ``edgeweave.device.tasks`` with a ``Probe``: ``known`` itself if it holds.
+    """
+
+    facts: DeviceFacts
+    known: Probe | None
 
 
 class Emulate(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ Weights are made up: nothing but the graph has to reach the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -15,10 +15,10 @@ from edgeweave.core.units import format_bytes
 from edgeweave.device.messages import UnitTimings
 from edgeweave.device.optimizer import Optimizer, StageOptimizer
 from edgeweave.device.throttle import Throttle
-from edgeweave.program import Program, StageProgram, cut, without_outputs
+from edgeweave.program import Program, StageProgram, StateSpec, cut, without_outputs
 from edgeweave.program.operators import DTYPES
 
-__all__ = ["profile"]
+__all__ = ["made_up_state", "profile"]
 
 
 def profile(
@@ -38,7 +38,8 @@ def profile(
     its units told apart by ``edgeweave.program.watch``.
     """
     program = without_outputs(program)
-    complete = {**state, **_made_up_parameters(program)}
+    parameters = [spec for spec in program.state if spec.kind == "parameter"]
+    complete = {**state, **made_up_state(parameters)}
     _check_memory(complete, memory_limit_bytes)
     stage = StageProgram(cut(program, ())[0], complete, device=device, take_over=True)
     passes = [
@@ -51,17 +52,14 @@ def profile(
     )
 
 
-def _made_up_parameters(program: Program) -> dict[str, torch.Tensor]:
+def made_up_state(specs: Iterable[StateSpec]) -> dict[str, torch.Tensor]:
+    """Small floats, and zeros for whole numbers; the same whenever it is asked for."""
     generator = torch.Generator().manual_seed(0)
-    parameters = {
-        spec.name: torch.zeros(spec.shape, dtype=DTYPES[spec.dtype])
-        for spec in program.state
-        if spec.kind == "parameter"
-    }
-    for tensor in parameters.values():
+    made = {spec.name: torch.zeros(spec.shape, dtype=DTYPES[spec.dtype]) for spec in specs}
+    for tensor in made.values():
         if tensor.is_floating_point():
             tensor.uniform_(-0.05, 0.05, generator=generator)
-    return parameters
+    return made
 
 
 def _check_memory(state: Mapping[str, torch.Tensor], limit_bytes: int | None) -> None:

@@ -16,7 +16,8 @@ __all__ = ["AgentSettings"]
 class AgentSettings:
     """One agent. ``speed`` emulates a fraction of one host core; None is a real device.
 
-    ``device`` is where torch computes (cpu, cuda, mps); ``threads=None`` chooses.
+    ``device`` is where torch computes (cpu, cuda, mps); ``threads=None`` chooses. Probes are
+    kept in ``cache_directory``; None keeps them in memory.
     """
 
     name: str
@@ -25,6 +26,7 @@ class AgentSettings:
     memory_limit_bytes: int | None = None
     device: str = "cpu"
     threads: int | None = None
+    cache_directory: str | None = None
 
     def torch_device(self) -> torch.device:
         """The device by name; ``ConfigError`` if torch cannot compute there."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import torch
 
 from edgeweave.core.clock import SystemClock
-from edgeweave.device.messages import Profile, Weigh, decode_message, encode_message
+from edgeweave.device.messages import ProbeWork, Profile, Weigh, decode_message, encode_message
 from edgeweave.device.nursery import Task
 from edgeweave.device.optimizer import state_bytes_per_trainable_byte
+from edgeweave.device.prober import probe, still_holds
 from edgeweave.device.profiler import profile
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.throttle import Throttle
+from edgeweave.predict.probe import probe_programs
 from edgeweave.program import Program, check, decode_program, decode_state, unit_bytes
 
 __all__ = ["tasks"]
@@ -20,12 +22,13 @@ __all__ = ["tasks"]
 
 def tasks(settings: AgentSettings) -> Mapping[str, Task]:
     """``check`` raises for an unsound program, ``weigh`` answers with a number of bytes (big
-    endian), ``profile`` with ``UnitTimings``.
+    endian), ``profile`` with ``UnitTimings``, ``probe`` with a ``Probe``.
     """
     return {
         "check": _check,
         "weigh": _weigh,
         "profile": lambda data: _profile(settings, data),
+        "probe": lambda data: _probe(settings, data),
     }
 
 
@@ -62,3 +65,13 @@ def _profile(settings: AgentSettings, data: bytes) -> bytes:
         memory_limit_bytes=settings.memory_limit_bytes,
     )
     return encode_message(timings)
+
+
+def _probe(settings: AgentSettings, data: bytes) -> bytes:
+    message = decode_message(data, ProbeWork)
+    torch.set_num_threads(settings.choose_threads()[0])
+    clock, networks, device = SystemClock(), probe_programs(), settings.torch_device()
+    throttle, facts, known = Throttle(settings.speed, clock), message.facts, message.known
+    if known is not None and still_holds(known, facts, networks, throttle=throttle, device=device):
+        return encode_message(known)
+    return encode_message(probe(facts, networks, throttle=throttle, clock=clock, device=device))

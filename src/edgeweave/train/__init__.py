@@ -2,6 +2,7 @@
 
 from edgeweave.train.costs import measure_costs
 from edgeweave.train.learning_rate import LRSchedule
+from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
 from edgeweave.train.trainer import PipelineTrainer
 
@@ -13,4 +14,5 @@ __all__ = [
     "PipelineTrainer",
     "Report",
     "measure_costs",
+    "probe_devices",
 ]
