@@ -32,7 +32,7 @@ PUBLIC = {
     """,
     "edgeweave.train": """
         DeviceReport EpochRecord Evaluation LRSchedule PipelineTrainer Report measure_costs
-        probe_devices
+        predict_units probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""

@@ -88,6 +88,10 @@ def test_a_profile_has_every_unit_on_every_device(
     assert [device["device"] for device in costs["devices"]] == ["one"]
     assert len(costs["devices"][0]["backward_seconds"]) == len(costs["units"])
     assert "forward / backward for each microbatch" in shown
+    predicted = document["predicted"]["one"]
+    assert predicted["mean_error"] > 0
+    assert 0 <= predicted["within_interval"] <= 1
+    assert "Predicted from the probe alone" in shown
 
 
 def test_a_probe_needs_no_model_and_one_device_of_a_host_measures_for_all(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import numpy as np
 import pytest
 
 from edgeweave.core.errors import FormatError
-from edgeweave.predict import FAMILIES, FEATURES, DeviceLatency, LatencyModel, Measurement
+from edgeweave.predict import (
+    FAMILIES,
+    FEATURES,
+    DeviceLatency,
+    LatencyModel,
+    Measurement,
+    unit_features,
+)
 from edgeweave.predict.embedding import Embedding
 from edgeweave.predict.features import Floats
 from edgeweave.predict.model import Prior
+from edgeweave.predict.probe import probe_programs
 
 CONV, MATMUL = FAMILIES.index("conv"), FAMILIES.index("matmul")
 PRIOR = Prior(own=1.0, mixture=1.0, likeness=0.5, noise=0.05, small_noise=0.1, small_seconds=1e-6)
@@ -140,3 +150,19 @@ def test_a_model_of_other_features_is_refused() -> None:
 def test_rows_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match=r"operators are rows of 1 \+"):
         model().embedding.points(np.zeros((3, 4)))
+
+
+def test_the_model_that_ships_is_small_and_predicts_the_probe_s_networks() -> None:
+    file = resources.files("edgeweave.predict") / "model.safetensors"
+    assert len(file.read_bytes()) < 1_000_000
+    shipped = LatencyModel.shipped()
+    assert len(shipped.kind_names) >= 8
+    pieces = [
+        piece
+        for network in probe_programs()
+        for piece in unit_features(network.program, network.microbatch_size).values()
+    ]
+    predicted = DeviceLatency(shipped).predict(pieces)
+    assert (predicted.seconds > 1e-6).all()
+    assert (predicted.seconds < 0.1).all()
+    assert (predicted.deviation < 2).all()

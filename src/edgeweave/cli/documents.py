@@ -5,15 +5,17 @@ What JSON cannot say (NaN, infinity) becomes null.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from edgeweave.cli.accuracy import Accuracy
 from edgeweave.plan import Costs, Decision, Explanation, Plan
 from edgeweave.predict.probe import Probe
 from edgeweave.train import DeviceReport, Report
 
 __all__ = [
+    "accuracies_document",
     "costs_document",
     "explanation_document",
     "plan_document",
@@ -46,6 +48,11 @@ def probes_document(probes: Mapping[str, Probe]) -> dict[str, object]:
     return {
         name: {**_plain(probe), "rates": _plain(probe.rates())} for name, probe in probes.items()
     }
+
+
+def accuracies_document(accuracies: Sequence[Accuracy]) -> dict[str, object]:
+    """How well the probe predicted each device."""
+    return {each.device: _plain(each) for each in accuracies}
 
 
 def report_document(report: Report) -> dict[str, object]:

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeweave.cli.documents import costs_document, plan_document, probes_document
+from edgeweave.cli.accuracy import Accuracy
+from edgeweave.cli.documents import (
+    accuracies_document,
+    costs_document,
+    plan_document,
+    probes_document,
+)
 from edgeweave.cli.jobs import FleetOptions, Session, explained, open_fleet, open_session
 from edgeweave.cli.output import Output, write_file
-from edgeweave.cli.tables import costs_table, plan_table, probes_table
+from edgeweave.cli.tables import accuracies_table, costs_table, plan_table, probes_table
 from edgeweave.core.errors import PlanError
 from edgeweave.plan import Costs, Plan, to_json
-from edgeweave.train import probe_devices
+from edgeweave.train import predict_units, probe_devices
 from edgeweave.train.job import Job
 
 __all__ = ["make_plan", "measured", "probe", "profile"]
 
 
 def profile(job: Job, options: FleetOptions, output: Output) -> None:
-    """Show what every unit takes on every device."""
+    """Show what every unit takes on every device, and how well its probe predicts that."""
     with open_session(job, options, output) as session:
         costs = _costs(session, output)
+        measured = session.trainer.measured
+        assert measured is not None, "costs are about something that was measured"
+        with output.doing("probing every device"):
+            probes = probe_devices(session.fleet)
     output.show(costs_table(costs))
-    output.finish({"costs": costs_document(costs)})
+    accuracies = [
+        Accuracy.of(costs.device(name), predicted)
+        for name, predicted in predict_units(*measured, probes).items()
+    ]
+    output.show(accuracies_table(accuracies))
+    output.finish({"costs": costs_document(costs), "predicted": accuracies_document(accuracies)})
 
 
 def probe(job: Job, options: FleetOptions, output: Output) -> None:

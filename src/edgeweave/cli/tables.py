@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from edgeweave.cli.accuracy import Accuracy
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.device import Greeting
 from edgeweave.plan import Costs, Plan, Stage
@@ -15,6 +16,7 @@ from edgeweave.train import Report
 
 __all__ = [
     "Alone",
+    "accuracies_table",
     "alone_table",
     "costs_table",
     "devices_table",
@@ -181,6 +183,25 @@ def fleet_table(fleet: str, devices: Sequence[tuple[str, Greeting | str]]) -> Ta
             _memory(greeting),
             greeting.run or "nobody",
         )
+    return table
+
+
+def accuracies_table(accuracies: Sequence[Accuracy]) -> Table:
+    """Predicted from the probe alone, beside what was measured."""
+    table = _table(
+        "Predicted from the probe alone, beside this profile",
+        ["device"],
+        ["a unit's error", "in the interval", "forward in all", "backward in all"],
+    )
+    for each in accuracies:
+        table.add_row(
+            each.device,
+            f"{each.mean_error:.0%}",
+            f"{each.within_interval:.0%}",
+            f"{each.forward_ratio:.2f} times",
+            f"{each.backward_ratio:.2f} times",
+        )
+    table.caption = "a unit's error: mean, forward and backward; the interval is meant to hold 90 %"
     return table
 
 

@@ -2,6 +2,7 @@
 
 from edgeweave.train.costs import measure_costs
 from edgeweave.train.learning_rate import LRSchedule
+from edgeweave.train.predictions import predict_units
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
 from edgeweave.train.trainer import PipelineTrainer
@@ -14,5 +15,6 @@ __all__ = [
     "PipelineTrainer",
     "Report",
     "measure_costs",
+    "predict_units",
     "probe_devices",
 ]

@@ -19,7 +19,7 @@ from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
 from edgeweave.plan import SCHEDULES, Costs, Monitor, Plan, partition
-from edgeweave.program import Captured, LossFunction, capture
+from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.batches import (
     Batch,
     epoch_batches,
@@ -114,6 +114,13 @@ class PipelineTrainer:
     def costs(self) -> Costs | None:
         """What the devices measured, if they were asked."""
         return self._costs
+
+    @property
+    def measured(self) -> tuple[Program, int] | None:
+        """What ``costs`` are about: the captured program, and the samples of a microbatch."""
+        if self._captured is None or self._measured_size is None:
+            return None
+        return self._captured.program, self._measured_size
 
     def prepare(self, dataset: Dataset[Any], *, batch_size: int) -> Plan:
         """Capture the model, measure the devices and plan, without training anything."""
