@@ -116,11 +116,13 @@ def _measurements(samples: Samples, kind: str, units: Units) -> list[Measurement
 
 
 def _mape(predicted: Floats, measured: Floats) -> float:
-    return float(np.abs(predicted / measured - 1).mean())
+    some = measured > 0
+    return float(np.abs(predicted[some] / measured[some] - 1).mean())
 
 
 def _median_error(predicted: Floats, measured: Floats) -> float:
-    return float(np.median(np.abs(predicted / measured - 1)))
+    some = measured > 0
+    return float(np.median(np.abs(predicted[some] / measured[some] - 1)))
 
 
 def _network_mape(samples: Samples, units: Units, predicted: Floats, measured: Floats) -> float:

@@ -3,7 +3,7 @@
     python -m benchmarks.latency.kinds KIND DIRECTORY RESULT
 
 runs as one of them, because some of it is settled when torch is imported: it times every unit of
-every program in a directory (``write_programs``) and leaves an npz of ``[direction, unit]`` seconds
+every program in a directory (``write_programs``) and leaves an npz of ``[unit, direction]`` seconds
 by program.
 """
 

@@ -63,6 +63,16 @@ def test_waits_for_lost_packets_are_told_from_the_rate(loss: float, size_bytes: 
     assert median(timings.latency_seconds for timings in found) == pytest.approx(LATENCY, rel=1e-3)
 
 
+def test_a_scheduler_s_hiccups_on_a_quick_link_are_no_loss() -> None:
+    now, chance = [0.0], random.Random(3)
+
+    def ask(payload: bytes) -> bytes:
+        now[0] += 3e-4 + len(payload) / 1e9 + chance.uniform(0.0, 1e-3)
+        return b""
+
+    assert probe_link(ask, lambda: now[0], 60_000).loss == pytest.approx(0, abs=1e-6)
+
+
 def test_a_link_too_fast_to_measure_has_a_rate_all_the_same() -> None:
     timings = probe_link(lambda _payload: b"", lambda: 0.0, 1 << 20)
     assert timings.bytes_per_second > 1e11

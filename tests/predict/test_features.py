@@ -154,3 +154,14 @@ def test_what_lies_before_an_operator_and_in_the_whole_pass_is_counted() -> None
     before = [row["bytes_before"] for row in (first, relu, second, loss)]
     assert before == pytest.approx([0, moved[0], sum(moved[:2]), sum(moved[:3])])
     assert {round(row["pass_bytes"]) for row in (first, relu, second, loss)} == {sum(moved)}
+
+
+def test_a_transposed_convolution_works_for_every_input() -> None:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(32, 1, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(1, 8, 3), nn.Flatten()
+    )
+    first, _, second, *_ = rows_of(model, torch.zeros(4, 32, 4, 4))
+    assert (family(first), family(second)) == ("conv", "conv")
+    assert first["groups"] == pytest.approx(1)
+    assert first["macs"] == pytest.approx((4 * 32 * 16) * 4 * 1)
+    assert second["macs"] == pytest.approx((4 * 1 * 64) * 9 * 8)

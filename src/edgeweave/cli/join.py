@@ -79,7 +79,11 @@ def _cache_directory(speed: float | None) -> str | None:
     """Where probes are kept; those of an emulated device go with its process, as its speed does."""
     if speed is not None:
         return None
-    return str(user_cache_directory(os.environ, Path("~").expanduser()))
+    try:
+        home = Path("~").expanduser()
+    except RuntimeError:  # a user without a home: a container's, mostly
+        return None
+    return str(user_cache_directory(os.environ, home))
 
 
 def _tell_ready(transport: ZenohTransport, options: JoinOptions, output: Output) -> None:

@@ -28,9 +28,9 @@ def profile(job: Job, options: FleetOptions, output: Output) -> None:
         costs = _costs(session, output)
         measured = session.trainer.measured
         assert measured is not None, "costs are about something that was measured"
+        output.show(costs_table(costs))
         with output.doing("probing every device"):
             probes = probe_devices(session.fleet)
-    output.show(costs_table(costs))
     accuracies = [
         Accuracy.of(costs.device(name), predicted)
         for name, predicted in predict_units(*measured, probes).items()

@@ -38,7 +38,7 @@ def mean_rounds(size_bytes: float, loss: float) -> float:
 
 
 def drawn_rounds(size_bytes: float, loss: float, chance: float) -> int:
-    """How many round trips a message waits that is luckier than a share ``chance`` of all."""
+    """How many round trips a message waits that is unluckier than a share ``chance`` of all."""
     if loss == 0 or chance == 0:
         return 0
     # The probability to be done after k rounds, (1 - loss ** (k + 1)) ** n, reaches ``chance``.

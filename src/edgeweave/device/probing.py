@@ -18,6 +18,8 @@ round trip of its own."""
 
 _SAMPLES = 8
 _SHORTEST_SECONDS = 1e-6
+_SHORTEST_WAIT_SECONDS = 2e-3
+"""Shorter delays are the scheduler's."""
 
 
 def probe_link(
@@ -29,8 +31,8 @@ def probe_link(
 
     The latency is half the median of small round trips, so links whose directions differ get their
     mean. What payloads of some fifty packets take beyond the quickest of them is put down to lost
-    packets, each of which costs a round trip: eight payloads tell 1 % of loss from none, not from
-    half or twice as much.
+    packets, each of which costs a round trip, unless it is less than half of one: eight payloads
+    tell 1 % of loss from none, not from half or twice as much.
     """
 
     def seconds(n_bytes: int) -> list[float]:
@@ -46,9 +48,11 @@ def probe_link(
     small = seconds(1)
     base = small if base_bytes == 1 else seconds(base_bytes)
     large = seconds(size_bytes)
-    round_trip = median(small)
+    round_trip = max(median(small), _SHORTEST_SECONDS)
     watched_bytes, watched = (size_bytes, large) if base_bytes == 1 else (base_bytes, base)
-    rounds = (fmean(watched) - min(watched)) / max(round_trip, _SHORTEST_SECONDS)
+    waits = [taken - min(watched) for taken in watched]
+    least_wait = max(round_trip / 2, _SHORTEST_WAIT_SECONDS)
+    rounds = fmean(wait / round_trip if wait >= least_wait else 0.0 for wait in waits)
     loss = loss_from_rounds(watched_bytes, rounds)
 
     def without_waits(n_bytes: int, taken: list[float]) -> float:

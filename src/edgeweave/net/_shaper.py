@@ -203,7 +203,8 @@ class Shaper:
             arrives_at, _, target, message = heapq.heappop(self._on_the_way)
             found.append((target, message))
             if self._threaded:
-                early = self._early_seconds + _EARLY_LEARNING * (now - arrives_at)
+                late = min(now - arrives_at, _MOST_EARLY_SECONDS)
+                early = self._early_seconds + _EARLY_LEARNING * late
                 self._early_seconds = min(max(early, 0.0), _MOST_EARLY_SECONDS)
         return found
 

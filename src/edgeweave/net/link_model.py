@@ -56,7 +56,7 @@ class LinkModel:
     """One direction between two devices. Moments are seconds on a clock that the caller reads.
 
     >>> shape = LinkShape(bytes_per_second=1514.0, delay_seconds=0.5)
-    >>> LinkModel(shape, ("pi-1", "pi-2")).carry(10.0, PACKET_BYTES)
+    >>> LinkModel(shape, ("pi-1", "pi-2")).carry(10.0, 1448)
     Passage(left_at=11.0, arrives_at=11.5)
     """
 

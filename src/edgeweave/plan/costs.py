@@ -276,7 +276,7 @@ class Crossing:
         return self.occupied_seconds + self.arrival_seconds
 
     def drawn_arrival_seconds(self, chance: float) -> float:
-        """From when it has left until it is there, luckier than a share ``chance`` of all."""
+        """From when it has left until it is there, unluckier than a share ``chance`` of all."""
         rounds = drawn_rounds(self.size_bytes, self.link.loss, chance)
         return self.link.latency_seconds * (1 + 2 * rounds)
 

@@ -89,7 +89,7 @@ class _Search:
     def compromises(self) -> list[Split]:
         """Quick splits within multiples of the period, scarce devices spared more or less."""
         found = [split for _, split in self.quickest()]
-        for slack in _PERIOD_SLACK if np.isfinite(self.period) else ():
+        for slack in _PERIOD_SLACK if 0 < self.period < np.inf else ():
             period = self.period * slack
             scale = 1 / (period * len(self.times.names))
             for weight in _SCARCITY_WEIGHT:

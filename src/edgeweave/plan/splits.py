@@ -138,32 +138,39 @@ class Grid:
 
     def transfer_seconds(self, join: Join, *, latency: bool) -> Floats:
         """Entry ``[d, f, j]``: both directions between ``d`` and ``f`` before unit ``j``."""
-        there_bytes = np.array([cut.forward_bytes for cut in self._costs.cuts], dtype=np.float64)
-        back_bytes = np.array([cut.backward_bytes for cut in self._costs.cuts], dtype=np.float64)
+        there_bytes = [cut.forward_bytes for cut in self._costs.cuts]
+        back_bytes = [cut.backward_bytes for cut in self._costs.cuts]
         transfer = np.full((len(self.names), len(self.names), self.n_units), np.inf)
         for d, src in enumerate(self.names):
             for f, dst in enumerate(self.names):
                 there, back = self._costs.link(src, dst), self._costs.link(dst, src)
                 transfer[d, f, 1:] = join(
-                    there_bytes / there.bytes_per_second + there.latency_seconds * latency,
-                    back_bytes / back.bytes_per_second + back.latency_seconds * latency,
+                    _link_seconds(there, there_bytes, latency=latency),
+                    _link_seconds(back, back_bytes, latency=latency),
                 )
         return transfer
 
     def feed_seconds(self) -> Floats:
         """Entry ``[d, i, j]``: how long a span's feeds keep the coordinator's link busy."""
+        rates = [link.bytes_per_second for link in self._links_to_devices()]
+        return np.asarray(self._feed_bytes()[None] / np.array(rates)[:, None, None])
+
+    def _feed_bytes(self) -> Floats:
+        """Entry ``[i, j]``: what the coordinator sends to a span for each microbatch."""
         sizes = np.zeros((self.n_units, self.n_units + 1))
         for feed in self._costs.feeds:
             used = np.isin(np.arange(self.n_units), feed.units)
             sizes += feed.size_bytes * (_spans(used) > 0)
-        rates = [link.bytes_per_second for link in self._links_to_devices()]
-        return np.asarray(sizes[None] / np.array(rates)[:, None, None])
+        return sizes
 
     def feed_latency_seconds(self) -> Floats:
-        """Entry ``[d, i, j]``: the latency of a span's feeds; 0 where nothing is fed."""
-        latencies = [link.latency_seconds for link in self._links_to_devices()]
-        fed = np.isin(np.arange(self.n_units), [u for f in self._costs.feeds for u in f.units])
-        return np.asarray(np.array(latencies)[:, None, None] * (_spans(fed) > 0)[None])
+        """Entry ``[d, i, j]``: from when a span's feeds have left until they are there."""
+        sizes = self._feed_bytes()
+        found = np.zeros((len(self.names), *sizes.shape))
+        for d, link in enumerate(self._links_to_devices()):
+            for size in np.unique(sizes[sizes > 0]):
+                found[d, sizes == size] = link.arrival_seconds(int(size))
+        return found
 
     def _links_to_devices(self) -> list[Link]:
         return [self._costs.link(COORDINATOR_NAME, name) for name in self.names]
@@ -258,6 +265,14 @@ def solve(
                 elif mask >> d & 1:
                     table.put_in_front(mask, d, inner[d], transfer_cost[d])
     return table
+
+
+def _link_seconds(link: Link, sizes: Sequence[int], *, latency: bool) -> Floats:
+    """What messages take, without or with the way there and the mean wait for lost packets."""
+    occupied = np.array(sizes, dtype=np.float64) / link.bytes_per_second
+    if not latency:
+        return np.asarray(occupied)
+    return np.asarray(occupied + [link.arrival_seconds(size) for size in sizes])
 
 
 def _spans(values: Any) -> Floats:

@@ -1,4 +1,4 @@
-"""What is known of one device: predictions from its probe at once, better ones as it works.
+"""What is known of one device: predictions from its probe, better ones the more it measured.
 
 Every measurement of whatever sum of operators (a probe's layer, a unit, a whole stage) tells about
 the device's own function. A sum is not linear in it, so the posterior is found by Gauss-Newton

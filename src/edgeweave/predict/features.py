@@ -128,7 +128,9 @@ def _row(
     kernel, groups, channels_in = 1, 1, _size(inputs[0], 1) if inputs else 1
     matrix = next((shape for shape in weights if len(shape) > 1), ())
     if family == "conv" and matrix:
-        kernel, groups = math.prod(matrix[2:]), max(channels_in // matrix[1], 1)
+        kernel = math.prod(matrix[2:])
+        ahead = not operator.startswith("conv_transpose")
+        groups = max((channels_in if ahead else _size(output, 1)) // matrix[1], 1)
         if groups > 1 and groups == channels_in:
             family = "depthwise"
     if family in ("matmul", "attention", "recurrent") and inputs:
@@ -136,6 +138,8 @@ def _row(
     steps = _size(inputs[0], 1) if family == "recurrent" and inputs else 1
     macs = _macs(family, inputs, weights, output, kernel, groups, channels_in)
     channels_out = _channels(family, output)
+    if operator.startswith("conv_transpose") and inputs:
+        macs = math.prod(inputs[0]) * kernel * channels_out / groups
     in_bytes, out_bytes = _bytes(data, batch), _bytes(node.results, batch)
     weight_bytes = 4 * sum(map(math.prod, weights))
     traffic = in_bytes + out_bytes + weight_bytes

@@ -134,7 +134,8 @@ class LatencyModel:
         if found != expected:
             raise FormatError(
                 "the latency model was made for other features than this package has "
-                f"(version {metadata.get('version')}). Fit it again: python -m benchmarks.latency."
+                f"(version {metadata.get('version')}). Fit it again: "
+                "python -m benchmarks.latency.fit."
             )
         tensors = {
             name: tensor.astype(np.float64) for name, tensor in safetensors.numpy.load(data).items()
