@@ -48,11 +48,12 @@ def probe_link(
     small = seconds(1)
     base = small if base_bytes == 1 else seconds(base_bytes)
     large = seconds(size_bytes)
-    round_trip = max(median(small), _SHORTEST_SECONDS)
+    round_trip = median(small)
     watched_bytes, watched = (size_bytes, large) if base_bytes == 1 else (base_bytes, base)
     waits = [taken - min(watched) for taken in watched]
     least_wait = max(round_trip / 2, _SHORTEST_WAIT_SECONDS)
-    rounds = fmean(wait / round_trip if wait >= least_wait else 0.0 for wait in waits)
+    lost = [wait if wait >= least_wait else 0.0 for wait in waits]
+    rounds = fmean(lost) / max(round_trip, _SHORTEST_SECONDS)
     loss = loss_from_rounds(watched_bytes, rounds)
 
     def without_waits(n_bytes: int, taken: list[float]) -> float:
