@@ -83,7 +83,7 @@ class Drift:
             return False
         self._believed = median(self._recent)
         self._in_a_row = 0
-        if self._n_observed <= _LEAST_HISTORY + _WINDOW and not self._at_first:
+        if self._n_observed == _LEAST_HISTORY + 1:
             self._at_first = self._believed
         return True
 
