@@ -135,6 +135,7 @@ at_step = 1
 """
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_the_fleet_of_a_file_and_its_chaos_is_reported(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

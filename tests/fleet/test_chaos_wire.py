@@ -109,6 +109,7 @@ def test_the_same_seed_and_script_give_the_same_losses_and_the_same_chaos(
     assert [each for each in log_of(second) if not each[0].startswith("end of")] == begun
 
 
+@pytest.mark.slow
 def test_a_killed_device_ends_the_run_by_its_name_and_leaves_nothing_behind() -> None:
     family: list[psutil.Process] = []
 

@@ -258,6 +258,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_joined_agent_outlives_its_coordinator_and_takes_a_new_run(tmp_path: Path) -> None:
     with meeting_point("left") as (transport, net):
         joined = Joined(tmp_path, net)

@@ -19,6 +19,7 @@ from tests.train.trained_models import MLP, n_units
 SLOWED_AT, N_STEPS, STEPS_AN_EPOCH = 20, 60, 10
 
 
+@pytest.mark.slow
 def test_a_device_slowed_to_a_third_is_planned_around_within_20_steps(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
