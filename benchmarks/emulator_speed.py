@@ -46,7 +46,7 @@ def measure_speeds(*, quick: bool) -> tuple[list[Row], dict[str, list[float]]]:
     rows, samples = [], {}
     for name, (training, speeds) in CASES.items():
         chosen = speeds[1::2] if quick else speeds
-        for speed, ratios in _speeds_of(training, chosen, 3 if quick else 9).items():
+        for speed, ratios in _speeds_of(training, chosen, 1 if quick else 9).items():
             combination = f"{name}, speed {speed:g}"
             rows.append(Row(combination, "speed", speed, median(ratios)))
             samples[combination] = ratios
