@@ -26,7 +26,7 @@ from benchmarks.harness import Result
 from benchmarks.latency.fit import Scales, Teaching, fit, fit_scales, fit_work_costs, teaching
 from benchmarks.latency.samples import Samples, Units
 from edgeweave.predict import DeviceLatency, LatencyModel, Measurement
-from edgeweave.predict.features import FEATURES, Floats
+from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
 
 __all__ = ["run"]
 
@@ -137,12 +137,9 @@ def _network_mape(samples: Samples, units: Units, predicted: Floats, measured: F
 
 def _sums(samples: Samples, units: Units) -> tuple[Floats, Floats]:
     """Multiply-adds and bytes moved of each unit."""
-    column = {name: 1 + index for index, name in enumerate(FEATURES)}
-    moved = ("input_bytes", "output_bytes", "weight_bytes")
-    pieces = samples.pieces(units)
-    macs = [np.expm1(piece[:, column["macs"]]).sum() for piece in pieces]
-    traffic = [sum(np.expm1(piece[:, column[n]]).sum() for n in moved) for piece in pieces]
-    return np.array(macs), np.array(traffic)
+    work = [macs_and_bytes(piece) for piece in samples.pieces(units)]
+    macs, moved = (np.array([part.sum() for part in parts]) for parts in zip(*work, strict=True))
+    return macs, moved
 
 
 def _flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
@@ -196,7 +193,7 @@ def _aggregated(samples: Samples, units: Units) -> Floats:
     """A unit's multiply-adds and bytes, its operators counted by family, its largest features."""
     macs, traffic = _sums(samples, units)
     rows = [
-        [*np.bincount(piece[:, 0].astype(int), minlength=20), *piece[:, 1:].max(axis=0)]
+        [*np.bincount(piece[:, 0].astype(int), minlength=len(FAMILIES)), *piece[:, 1:].max(axis=0)]
         for piece in samples.pieces(units)
     ]
     return np.column_stack([np.log1p(macs), np.log1p(traffic), np.array(rows)])

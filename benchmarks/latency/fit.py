@@ -10,7 +10,7 @@ share; and every kind's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from sklearn.cluster import KMeans
 import edgeweave.predict
 from benchmarks.latency.samples import Samples
 from edgeweave.predict.embedding import Embedding
-from edgeweave.predict.features import FAMILIES, FEATURES, Floats
+from edgeweave.predict.features import FAMILIES, FEATURES, Floats, macs_and_bytes
 from edgeweave.predict.model import LatencyModel, Prior, plain_seconds
 
-__all__ = ["PRIOR", "Scales", "Teaching", "fit", "fit_scales", "teaching"]
+__all__ = ["PRIOR", "Scales", "Teaching", "fit", "fit_scales", "fit_work_costs", "teaching"]
 
 PRIOR = Prior(own=0.6, mixture=0.2, likeness=0.7, noise=0.15, small_noise=0.3, small_seconds=4.5e-5)
 """Chosen on kinds and networks held out, by hand."""
@@ -47,8 +47,9 @@ class Scales:
     small_noise: float
 
     def noise_variance(self, log_seconds: Floats) -> Floats:
-        small = 1 / (1 + np.exp(log_seconds - np.log(PRIOR.small_seconds)))
-        return np.asarray(self.noise**2 + self.small_noise**2 * small)
+        """Of a measurement that takes so long, in the random networks."""
+        measured = replace(PRIOR, noise=self.noise, small_noise=self.small_noise)
+        return measured.noise_variance(log_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,8 @@ def fit_work_costs(taught: Teaching) -> Floats:
 
 
 def _work(rows: Floats) -> list[Floats]:
-    ones = np.zeros((2, len(FAMILIES), 3))
-    found = []
-    for term in range(3):
-        unit = ones.copy()
-        unit[..., term] = 1.0
-        found.append(plain_seconds(unit, rows)[0])
-    return found
+    """What an operator has of each cost: itself, multiply-adds, bytes."""
+    return [np.ones(len(rows)), *macs_and_bytes(rows)]
 
 
 def fit_scales(taught: Teaching, work_costs: Floats, *, seed: int = 0) -> Scales:
@@ -203,10 +199,8 @@ def _negative_likelihood(
         alike = torch.exp(2 * logs["amplitudes"][index]) / (1 + distances / 2)
         alike = alike + torch.exp(2 * logs["levels"][index])
         covariance = covariance + shares[:, mine] @ alike @ shares[:, mine].T
-    small = 1 / (1 + np.exp(np.log(totals) - np.log(PRIOR.small_seconds)))
-    noise = torch.exp(2 * logs["noise"]) + torch.exp(2 * logs["small_noise"]) * torch.from_numpy(
-        small
-    )
+    small = torch.from_numpy(PRIOR.smallness(np.log(totals)))
+    noise = torch.exp(2 * logs["noise"]) + torch.exp(2 * logs["small_noise"]) * small
     lower = torch.linalg.cholesky(covariance + torch.diag(noise))
     surprise = torch.from_numpy(wanted - np.log(totals))[:, None]
     whitened = torch.linalg.solve_triangular(lower, surprise, upper=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -10,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.latency.blocks import Logits
-from benchmarks.latency.networks import Example, next_token_loss
+from benchmarks.latency.drawing import Example
+from benchmarks.latency.networks import next_token_loss
 from benchmarks.resnet import resnet18
 
 __all__ = ["KNOWN"]
@@ -68,64 +70,38 @@ def _gpt2(name: str) -> Example:
     )
 
 
-def _mobilenet_v2(size: int) -> nn.Module:
-    config = transformers.MobileNetV2Config(  # type: ignore[call-arg]  # as for all configurations
-        image_size=size, num_labels=10
-    )
-    return Logits(transformers.MobileNetV2ForImageClassification(config))
+def _classifier(kind: str, **options: Any) -> nn.Module:
+    """A model of ``transformers`` that tells ten classes of images apart."""
+    config = getattr(transformers, f"{kind}Config")(num_labels=10, **options)
+    return Logits(getattr(transformers, f"{kind}ForImageClassification")(config))
 
 
-def _mobilenet_v1() -> nn.Module:
-    config = transformers.MobileNetV1Config(image_size=64, num_labels=10)  # type: ignore[call-arg]
-    return Logits(transformers.MobileNetV1ForImageClassification(config))
-
-
-def _vit() -> nn.Module:
-    config = transformers.ViTConfig(  # type: ignore[call-arg]
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        intermediate_size=768,
-        image_size=32,
-        patch_size=4,
-        num_labels=10,
-    )
-    return Logits(transformers.ViTForImageClassification(config))
-
-
-def _convnext() -> nn.Module:
-    config = transformers.ConvNextConfig(  # type: ignore[call-arg]
-        depths=[2, 2, 4, 2], hidden_sizes=[32, 64, 128, 256], image_size=64, num_labels=10
-    )
-    return Logits(transformers.ConvNextForImageClassification(config))
-
-
-def _efficientnet() -> nn.Module:
-    config = transformers.EfficientNetConfig(  # type: ignore[call-arg]
-        image_size=64,
-        width_coefficient=0.6,
-        depth_coefficient=0.6,
-        hidden_dim=768,
-        drop_connect_rate=0.0,
-        num_labels=10,
-    )
-    return Logits(transformers.EfficientNetForImageClassification(config))
-
-
-def _resnet50() -> nn.Module:
-    config = transformers.ResNetConfig(num_labels=10)  # type: ignore[call-arg]
-    return Logits(transformers.ResNetForImageClassification(config))
-
+_VIT = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "image_size": 32,
+    "patch_size": 4,
+}
+_EFFICIENT = {
+    "image_size": 64,
+    "width_coefficient": 0.6,
+    "depth_coefficient": 0.6,
+    "hidden_dim": 768,
+    "drop_connect_rate": 0.0,
+}
+_NEXT = {"depths": [2, 2, 4, 2], "hidden_sizes": [32, 64, 128, 256], "image_size": 64}
 
 KNOWN: Sequence[Callable[[], Example]] = (
     lambda: _pictures("resnet18-32", Logits(resnet18(0)), 4, 32),
-    lambda: _pictures("resnet50-64", _resnet50(), 2, 64),
-    lambda: _pictures("mobilenetv1-64", _mobilenet_v1(), 4, 64),
-    lambda: _pictures("mobilenetv2-32", _mobilenet_v2(32), 8, 32),
-    lambda: _pictures("mobilenetv2-96", _mobilenet_v2(96), 2, 96),
-    lambda: _pictures("efficientnet-64", _efficientnet(), 2, 64),
-    lambda: _pictures("convnext-64", _convnext(), 2, 64),
-    lambda: _pictures("vit-32", _vit(), 4, 32),
+    lambda: _pictures("resnet50-64", _classifier("ResNet"), 2, 64),
+    lambda: _pictures("mobilenetv1-64", _classifier("MobileNetV1", image_size=64), 4, 64),
+    lambda: _pictures("mobilenetv2-32", _classifier("MobileNetV2", image_size=32), 8, 32),
+    lambda: _pictures("mobilenetv2-96", _classifier("MobileNetV2", image_size=96), 2, 96),
+    lambda: _pictures("efficientnet-64", _classifier("EfficientNet", **_EFFICIENT), 2, 64),
+    lambda: _pictures("convnext-64", _classifier("ConvNext", **_NEXT), 2, 64),
+    lambda: _pictures("vit-32", _classifier("ViT", **_VIT), 4, 32),
     lambda: _pictures("vgg-32", _vgg(), 8, 32),
     lambda: _pictures("lenet-28", _lenet(), 16, 28, channels=1),
     lambda: _gpt2("gpt2-64"),

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.latency.drawing import Example
 from benchmarks.latency.kinds import KINDS, time_as, write_programs
 from benchmarks.latency.known import KNOWN
-from benchmarks.latency.networks import Example, random_examples
+from benchmarks.latency.networks import random_examples
 from benchmarks.latency.probe_networks import NETWORKS, ProbeNetwork
 from edgeweave.core.errors import CaptureError
 from edgeweave.predict import unit_features

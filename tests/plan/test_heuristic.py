@@ -187,3 +187,9 @@ def test_many_devices_without_room_are_refused_with_what_is_lacking() -> None:
     costs = equal_costs(2, 12, memory_limit_bytes=100)
     with pytest.raises(PlanError, match="no split of 2 units fits the memory of 12 devices"):
         partition(costs, n_microbatches=4)
+
+
+def test_devices_that_take_no_time_at_all_are_planned() -> None:
+    devices = tuple(DeviceCosts(f"d{d}", (0.0, 0.0), (0.0, 0.0), None) for d in range(11))
+    costs = replace(equal_costs(2, 1), devices=devices)
+    assert partition(costs, n_microbatches=4).step_seconds >= 0

@@ -24,7 +24,15 @@ from edgeweave.plan import (
 from edgeweave.plan.ranking import plan_from_split, step_seconds_at_least
 from edgeweave.plan.splits import Microbatching, Split
 
-from .worlds import FREE_LINK, Placement, equal_costs, every_placement, plan_of, small_costs
+from .worlds import (
+    FREE_LINK,
+    Placement,
+    equal_costs,
+    every_placement,
+    plan_of,
+    small_costs,
+    with_links,
+)
 
 schedules = st.sampled_from(sorted(SCHEDULES))
 microbatches = st.integers(1, 6)
@@ -373,3 +381,15 @@ def test_an_unknown_device_or_schedule_is_the_user_s_mistake() -> None:
     for options in wrong:
         with pytest.raises(ConfigError):
             partition(costs, n_microbatches=2, **options)
+
+
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_the_best_cut_of_a_lossy_link_is_where_little_waits_for_lost_packets(
+    objective: Literal["throughput", "latency"],
+) -> None:
+    lossy = {pair: Link(1e9, 30.0, loss=0.05) for pair in (("d0", "d1"), ("d1", "d0"))}
+    costs = replace(equal_costs(3, 2), cuts=(Cut(1_000_000, 1_000_000), Cut(100, 100)))
+    plans = best_plans(
+        with_links(costs, lossy), schedule="1f1b", n_microbatches=4, objective=objective
+    )
+    assert [stage.stop_unit for stage in plans[1].stages] == [2, 3]

@@ -24,11 +24,19 @@ from edgeweave.device.exchange import StageExchange, as_mapping
 from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
-from edgeweave.device.pacing import StageSeconds
 from edgeweave.device.throttle import Throttle
 from edgeweave.device.timings import StepTimings
 from edgeweave.net import Frame
-from edgeweave.plan import Action, Agenda, Backward, Forward, Reduce, actions, may_swap
+from edgeweave.plan import (
+    Action,
+    Agenda,
+    Backward,
+    Forward,
+    Reduce,
+    StageSeconds,
+    actions,
+    may_swap,
+)
 from edgeweave.program import Moment, StageProgram, StageResult, encode_state, is_external
 
 __all__ = ["Executor", "RunEnded"]

@@ -8,23 +8,15 @@ device from then on, alone or in any stage. Units are recognised by their conten
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 import msgspec
 
 from edgeweave.core.errors import WireError
 from edgeweave.device.messages import UnitTimings
+from edgeweave.plan import StageSeconds
 from edgeweave.program import Program, cut, state_bytes, without_outputs
 
-__all__ = ["StageSeconds", "UnitMemory"]
-
-
-class StageSeconds(NamedTuple):
-    """What a stage takes: forward and backward for each microbatch, update for each step."""
-
-    forward: float
-    backward: float
-    update: float
+__all__ = ["UnitMemory"]
 
 
 class UnitMemory:

@@ -31,7 +31,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.optimizer import StageOptimizer
-from edgeweave.device.pacing import StageSeconds, UnitMemory
+from edgeweave.device.pacing import UnitMemory
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Transport, control_key
@@ -184,8 +184,7 @@ class Running:
             program, self.assignment.microbatch_size, self.assignment.optimizer.name
         )
         if known is not None:
-            slowdown = self._place.slowdown()
-            known = StageSeconds(*(slowdown * seconds for seconds in known))
+            known = known.stretched(self._place.slowdown())
         self._executor.rehearse(known)
 
     def _report_fault(self, error: BaseException) -> None:

@@ -24,6 +24,7 @@ from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.core.units import format_seconds
+from edgeweave.net._punctuality import Punctuality
 from edgeweave.net.link import Links, LinkShape, link_name
 from edgeweave.net.link_model import LinkModel
 from edgeweave.net.link_queue import MOST_WAITING_BYTES, LinkQueue, Message
@@ -35,8 +36,6 @@ __all__ = ["Shaper"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 60.0
-_MOST_EARLY_SECONDS = 3e-4
-_EARLY_LEARNING = 0.05
 
 
 class Shaper:
@@ -70,7 +69,7 @@ class Shaper:
         self._on_the_way: list[tuple[float, int, str, Message]] = []
         self._numbers = itertools.count()
         self._worker: threading.Thread | None = None
-        self._early_seconds = 0.0
+        self._punctuality = Punctuality()
         self._closed = False
 
     def is_plain(self, device: str) -> bool:
@@ -195,17 +194,15 @@ class Shaper:
                 self.changed.notify_all()
         next_at = min((queue.next_at() for queue in self._queues.values()), default=math.inf)
         arrival = self._on_the_way[0][0] if self._on_the_way else math.inf
-        return min(next_at, arrival - self._early_seconds, self._look_too(now))
+        return min(next_at, arrival - self._punctuality.early_seconds, self._look_too(now))
 
     def _arrived(self) -> list[tuple[str, Message]]:
         now, found = self._clock.now(), []
-        while self._on_the_way and self._on_the_way[0][0] <= now + self._early_seconds:
+        while self._on_the_way and self._on_the_way[0][0] <= now + self._punctuality.early_seconds:
             arrives_at, _, target, message = heapq.heappop(self._on_the_way)
             found.append((target, message))
             if self._threaded:
-                late = min(now - arrives_at, _MOST_EARLY_SECONDS)
-                early = self._early_seconds + _EARLY_LEARNING * late
-                self._early_seconds = min(max(early, 0.0), _MOST_EARLY_SECONDS)
+                self._punctuality.learn(now - arrives_at)
         return found
 
     def _deliver(self, target: str, message: Message) -> None:

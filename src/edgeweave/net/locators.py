@@ -40,7 +40,7 @@ class Locator:
         """Read a locator; ``ConfigError`` if it is none.
 
         >>> Locator.parse("tls/[::1]:7447")
-        Locator(protocol='tls', host='::1', port=7447)
+        Locator(protocol='tls', host='::1', port=7447, interface='')
         """
         match = _PATTERN.fullmatch(text)
         if match is None or int(match["port"]) > 65_535:

@@ -7,6 +7,7 @@ from edgeweave.plan.costs import (
     DeviceCosts,
     Feed,
     Link,
+    StageSeconds,
     UnitFacts,
 )
 from edgeweave.plan.decision import Caution, Decision, Departure
@@ -54,6 +55,7 @@ __all__ = [
     "PlannedBatch",
     "Reduce",
     "Stage",
+    "StageSeconds",
     "Timeline",
     "UnitFacts",
     "Update",

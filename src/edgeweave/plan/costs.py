@@ -239,6 +239,10 @@ class StageSeconds:
         """Forward and backward together."""
         return self.forward + self.backward
 
+    def stretched(self, factor: float) -> StageSeconds:
+        """What a device takes that takes ``factor`` times as long."""
+        return StageSeconds(factor * self.forward, factor * self.backward, factor * self.update)
+
 
 def stage_seconds(costs: Costs, device: str, first: int, stop: int) -> StageSeconds:
     """What units ``first`` to ``stop - 1`` take on a device."""

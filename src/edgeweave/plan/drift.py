@@ -38,7 +38,7 @@ class Drift:
     >>> drift = Drift()
     >>> [step for step in range(60) if drift.observe(3.0 if step >= 30 else 1.0)]
     [38]
-    >>> drift.ratio
+    >>> round(drift.ratio, 9)
     3.0
     """
 

@@ -32,6 +32,8 @@ class _Family:
     amplitude: float
     typical: Floats
     whitening: Floats
+    start: int
+    """Its first coordinate."""
 
     def points(self, features: Floats) -> Floats:
         between = _covariance(features / self.scales, self.typical, self.amplitude)
@@ -56,17 +58,13 @@ class Embedding:
     ) -> None:
         self.typical = dict(typical)
         self.scales, self.amplitudes, self.levels, self.common = scales, amplitudes, levels, common
-        self._families = {
-            FAMILIES.index(name): _family(rows, scales[FAMILIES.index(name)], amplitude)
-            for name, rows in self.typical.items()
-            for amplitude in (float(amplitudes[FAMILIES.index(name)]),)
-        }
-        self._starts: dict[int, int] = {}
-        start = 1 + len(FAMILIES)
-        for family, part in self._families.items():
-            self._starts[family] = start
-            start += len(part.typical)
-        self.n_coordinates = start
+        self._families: dict[int, _Family] = {}
+        self.n_coordinates = 1 + len(FAMILIES)
+        for name, rows in self.typical.items():
+            family, start = FAMILIES.index(name), self.n_coordinates
+            amplitude = float(amplitudes[family])
+            self._families[family] = _family(rows, scales[family], amplitude, start)
+            self.n_coordinates += len(rows)
 
     def points(self, rows: Floats) -> Floats:
         """The coordinates of operators, each row the family's number and ``FEATURES``."""
@@ -79,9 +77,8 @@ class Embedding:
         for family, part in self._families.items():
             mine = np.flatnonzero(families == family)
             if len(mine):
-                start = self._starts[family]
                 found = part.points(rows[mine, 1:])
-                points[mine, start : start + found.shape[1]] = found
+                points[mine, part.start : part.start + found.shape[1]] = found
         return points
 
     def covariance(self, a: Floats, b: Floats) -> Floats:
@@ -96,11 +93,11 @@ class Embedding:
         return found
 
 
-def _family(typical: Floats, scales: Floats, amplitude: float) -> _Family:
+def _family(typical: Floats, scales: Floats, amplitude: float, start: int) -> _Family:
     scaled = typical / scales
     values, vectors = np.linalg.eigh(_covariance(scaled, scaled, amplitude))
     kept = np.maximum(values, _JITTER * amplitude**2)
-    return _Family(scales, amplitude, scaled, (vectors / np.sqrt(kept)) @ vectors.T)
+    return _Family(scales, amplitude, scaled, (vectors / np.sqrt(kept)) @ vectors.T, start)
 
 
 def _covariance(a: Floats, b: Floats, amplitude: float) -> Floats:

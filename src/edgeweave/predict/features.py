@@ -19,7 +19,7 @@ from edgeweave.program import DTYPES, Program, without_outputs
 from edgeweave.program.cut import needed
 from edgeweave.program.graph import SHARED_UNIT, Node, StateSpec, Value
 
-__all__ = ["FAMILIES", "FEATURES", "Floats", "unit_features"]
+__all__ = ["FAMILIES", "FEATURES", "Floats", "macs_and_bytes", "unit_features"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -83,6 +83,7 @@ after another. Small operators take several times as long where others have empt
 
 _BEFORE = 3
 _BYTES_BEFORE, _PASS_BYTES = (1 + FEATURES.index(n) for n in ("bytes_before", "pass_bytes"))
+_MACS = 1 + FEATURES.index("macs")
 _MOVED = [1 + FEATURES.index(n) for n in ("input_bytes", "output_bytes", "weight_bytes")]
 _FAMILY_OF: Final = {
     operator: family for family, names in _OPERATORS.items() for operator in names.split()
@@ -112,6 +113,12 @@ def unit_features(program: Program, microbatch_size: int) -> dict[int, Floats]:
         unit: np.array(found, dtype=np.float64).reshape(-1, 1 + len(FEATURES))
         for unit, found in rows.items()
     }
+
+
+def macs_and_bytes(rows: Floats) -> tuple[Floats, Floats]:
+    """The multiply-adds of every operator, and the bytes that it moves in and out."""
+    moved = np.expm1(rows[:, _MOVED]).sum(axis=1)
+    return np.asarray(np.expm1(rows[:, _MACS])), np.asarray(moved)
 
 
 def _row(

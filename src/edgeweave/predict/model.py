@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from edgeweave.core.errors import FormatError
 from edgeweave.predict.embedding import Embedding
-from edgeweave.predict.features import FAMILIES, FEATURES, Floats
+from edgeweave.predict.features import FAMILIES, FEATURES, Floats, macs_and_bytes
 
 __all__ = ["DIRECTIONS", "LatencyModel", "Prior", "Work"]
 
@@ -75,9 +75,13 @@ class Prior:
     small_noise: float
     small_seconds: float
 
+    def smallness(self, log_seconds: Floats) -> Floats:
+        """Near 1 for what takes much less than ``small_seconds``, near 0 for much more."""
+        return np.asarray(1 / (1 + np.exp(log_seconds - np.log(self.small_seconds))))
+
     def noise_variance(self, log_seconds: Floats) -> Floats:
         """Of a measurement that takes so long."""
-        small = 1 / (1 + np.exp(log_seconds - np.log(self.small_seconds)))
+        small = self.smallness(log_seconds)
         return np.asarray(self.noise**2 + self.small_noise**2 * small)
 
 
@@ -172,11 +176,7 @@ class LatencyModel:
 def plain_seconds(work_costs: Floats, rows: Floats) -> Floats:
     """``[direction, operator]``: overhead, multiply-adds and bytes at the family's costs."""
     family = rows[:, 0].astype(int)
-    column = {name: 1 + index for index, name in enumerate(FEATURES)}
-    macs = np.expm1(rows[:, column["macs"]])
-    moved = sum(
-        np.expm1(rows[:, column[name]]) for name in ("input_bytes", "output_bytes", "weight_bytes")
-    )
+    macs, moved = macs_and_bytes(rows)
     costs = work_costs[:, family]
     return np.asarray(costs[..., 0] + costs[..., 1] * macs + costs[..., 2] * moved)
 

@@ -21,8 +21,8 @@ import numpy as np
 from edgeweave.core.errors import FormatError
 from edgeweave.predict.device import Measurement
 from edgeweave.predict.facts import DeviceFacts
-from edgeweave.predict.features import FAMILIES, FEATURES, Floats, unit_features
-from edgeweave.program import Program, decode_program, encode_program, without_outputs
+from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes, unit_features
+from edgeweave.program import Program, decode_program, encode_program
 
 __all__ = [
     "NetworkSeconds",
@@ -189,9 +189,7 @@ def _file() -> bytes:
 def _unit_rows() -> dict[str, tuple[Floats, ...]]:
     """The operators of every unit, by network."""
     return {
-        each.name: tuple(
-            unit_features(without_outputs(each.program), each.microbatch_size).values()
-        )
+        each.name: tuple(unit_features(each.program, each.microbatch_size).values())
         for each in probe_programs()
     }
 
@@ -209,13 +207,10 @@ _FREE = [FAMILIES.index(name) for name in ("view", "pass")]
 
 def _work(rows: Floats) -> Floats:
     """Multiply-adds of convolutions, those of all else, bytes moved, operators."""
-    family, column = rows[:, 0].astype(int), {name: 1 + i for i, name in enumerate(FEATURES)}
-    macs = np.expm1(rows[:, column["macs"]])
-    moved = sum(
-        np.expm1(rows[:, column[name]]) for name in ("input_bytes", "output_bytes", "weight_bytes")
-    )
+    family = rows[:, 0].astype(int)
+    macs, moved = macs_and_bytes(rows)
     convolves, works = np.isin(family, _CONVOLUTIONS), ~np.isin(family, _FREE)
-    parts = macs[convolves], macs[~convolves], np.asarray(moved)[works], works
+    parts = macs[convolves], macs[~convolves], moved[works], works
     return np.array([part.sum() for part in parts], dtype=np.float64)
 
 
