@@ -106,7 +106,7 @@ CASES = (
     Case(200, 1, loss=0.05),
     Case(None, 5),
 )
-_QUICK = (3, 7, 8, 11)
+_QUICK = (3, 8)
 
 
 def measure_links(*, quick: bool, seed: int) -> list[Row]:

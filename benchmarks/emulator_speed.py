@@ -42,9 +42,12 @@ CASES: Mapping[str, tuple[Training, tuple[float, ...]]] = {
 
 
 def measure_speeds(*, quick: bool) -> tuple[list[Row], dict[str, list[float]]]:
-    """A row for each speed, and every turn's ratio under the row's name."""
+    """A row for each speed, and every turn's ratio under the row's name.
+
+    ``quick`` takes every second speed of the first case, in one turn instead of nine.
+    """
     rows, samples = [], {}
-    for name, (training, speeds) in CASES.items():
+    for name, (training, speeds) in list(CASES.items())[: 1 if quick else None]:
         chosen = speeds[1::2] if quick else speeds
         for speed, ratios in _speeds_of(training, chosen, 1 if quick else 9).items():
             combination = f"{name}, speed {speed:g}"
