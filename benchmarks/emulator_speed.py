@@ -1,14 +1,15 @@
 """Speed asked and got: one device training alone, paced, beside the same agent unpaced.
 
 Full speed is what ``edgeweave join --threads 1`` is on this host: the real agent, without a speed,
-with one thread, in a fleet of its own. It and the paced device take turns, each as a whole stack:
-coordinator, frames, schedule, optimizer. What waits computes nothing. Each turn begins with a
-profile and a deployment, as a run does: a host is not equally fast from one minute to the next.
+with one thread, in a fleet of its own, as a whole stack: coordinator, frames, schedule, optimizer.
+A paced device is held to its profile, while the host it is on is up to 40 % slower in one minute
+than in the next. So full speed is taken in the seconds before and after the profile, and every
+turn begins with both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from statistics import mean, median
 
@@ -24,6 +25,7 @@ from edgeweave.train.costs import measure_costs
 __all__ = ["CASES", "measure_speeds"]
 
 _BURST_SECONDS = 0.7
+_FULL_STEPS = 12
 _FULL = "unpaced"
 
 
@@ -65,9 +67,6 @@ def _speeds_of(
     ratios: dict[float, list[float]] = {speed: [] for speed in speeds}
     with real_fleet([_FULL]) as real, ew.Fleet.local(devices) as emulated:
         for _ in range(turns):
-            measure_costs(
-                emulated, captured, microbatch_size=training.microbatch_size, optimizer=OPTIMIZER
-            )
             with ExitStack() as stack:
 
                 def deployed(fleet: ew.Fleet, device: str) -> Deployed:
@@ -75,25 +74,24 @@ def _speeds_of(
                     return stack.enter_context(Deployed(fleet, captured, plan, training))
 
                 full = deployed(real, _FULL)
-                paced = {speed: deployed(emulated, name) for speed, name in names.items()}
-                for speed, got in _speeds_now(full, paced).items():
-                    ratios[speed].append(got)
+                full_seconds = full.steps(_FULL_STEPS)
+                measure_costs(
+                    emulated,
+                    captured,
+                    microbatch_size=training.microbatch_size,
+                    optimizer=OPTIMIZER,
+                )
+                full_seconds += full.steps(_FULL_STEPS)
+                for speed, name in names.items():
+                    ratios[speed].append(_speed_of(deployed(emulated, name), speed, full_seconds))
     return ratios
 
 
-def _speeds_now(full: Deployed, paced: Mapping[float, Deployed]) -> dict[float, float]:
-    """What each device does, as a share of what the one at full speed does before and after.
+def _speed_of(paced: Deployed, speed: float, full_seconds: Sequence[float]) -> float:
+    """What a paced device does, as a share of what the one at full speed did.
 
     Of the one at full speed the median step counts: what disturbs it now and then is not the host's
     speed, and the paced ones sleep through it.
     """
-    seconds = median(full.steps(8))
-    counts = {speed: max(1, round(_BURST_SECONDS * speed / seconds)) for speed in (1.0, *paced)}
-    n_full = max(4, counts[1.0] // 2)
-    found, before = {}, median(full.steps(n_full))
-    for speed, device in paced.items():
-        took = mean(device.steps(counts[speed]))
-        after = median(full.steps(n_full))
-        found[speed] = mean((before, after)) / took
-        before = after
-    return found
+    full = median(full_seconds)
+    return full / mean(paced.steps(max(1, round(_BURST_SECONDS * speed / full))))
