@@ -1,4 +1,4 @@
-"""Microbatches chosen by the planner against 16 of them: ``python -m benchmarks.microbatches CASE``.
+"""The planner's microbatches against 16: ``python -m benchmarks.microbatches mlp@equal-lan``.
 
 For both the devices are measured and a plan is made; then they take turns on one fleet, and medians
 of full steps are compared. Each line has the predicted step too.

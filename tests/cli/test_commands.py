@@ -68,7 +68,7 @@ def test_a_plan_is_shown_saved_and_trained_with(
     assert {"plan", "explanation", "microbatches", "saved"} <= planned.keys()
     tried = {each["microbatch_size"]: each["step_seconds"] for each in planned["microbatches"]}
     assert list(tried) == [512, 256, 128, 64]
-    assert planned["plan"]["step_seconds"] == min(tried.values())
+    assert planned["plan"]["step_seconds"] <= 1.03 * min(tried.values())
     assert "Microbatches, and the step they are predicted to take: 1 of 512: " in shown
     assert planned["plan"]["stages"][0]["device"] == "one"
     assert "Plan: 1f1b" in shown

@@ -65,7 +65,8 @@ def test_what_was_tried_is_told_with_what_does_not_fit() -> None:
     fits = [each.step_seconds is not None for each in found.tried]
     assert fits == [False, False, True, True]
     steps = [each.step_seconds for each in found.tried if each.step_seconds is not None]
-    assert min(steps) == found.plan.step_seconds
+    assert found.plan.step_seconds in steps
+    assert found.plan.step_seconds <= 1.03 * min(steps)
 
 
 def test_sizes_below_the_least_are_tried_only_where_nothing_else_fits() -> None:
@@ -82,7 +83,7 @@ def test_sizes_below_the_least_are_tried_only_where_nothing_else_fits() -> None:
 
 
 @pytest.mark.parametrize("overhead", [0.0, 0.5, 4.0, 100.0])
-def test_the_size_has_the_shortest_step_of_all_that_are_tried(overhead: float) -> None:
+def test_the_size_is_the_largest_within_3_percent_of_the_shortest_step(overhead: float) -> None:
     found = best_microbatching(lambda size: with_overhead(size, overhead=overhead), 16)
     steps = {
         size: partition(
@@ -90,7 +91,9 @@ def test_the_size_has_the_shortest_step_of_all_that_are_tried(overhead: float) -
         ).step_seconds
         for size in (16, 8, 4, 2, 1)
     }
-    assert found.plan.step_seconds == min(steps.values()) == steps[found.microbatch_size]
+    good = [size for size, step in steps.items() if step <= 1.03 * min(steps.values())]
+    assert found.microbatch_size == max(good)
+    assert found.plan.step_seconds == steps[found.microbatch_size]
     assert found.plan.n_microbatches == 16 // found.microbatch_size
 
 

@@ -123,7 +123,7 @@ def test_a_choice_that_was_too_hopeful_is_made_again(fleet: ew.Fleet, devices: D
     assert 256 // plan.n_microbatches in devices.sizes
     assert plan.n_microbatches > 1
     best = min(each.step_seconds for each in trainer.tried if each.step_seconds is not None)
-    assert plan.step_seconds == best
+    assert plan.step_seconds <= 1.03 * best
 
 
 def test_the_chosen_number_trains_as_one_device_would_with_it(fleet: ew.Fleet) -> None:

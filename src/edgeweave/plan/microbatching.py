@@ -26,6 +26,8 @@ __all__ = [
 
 _MOST_PER_STAGE = 8
 """Links are stages too: with n devices and what lies between, a fifth of a step is filling."""
+_WORTH_SMALLER = 1.03
+"""What each message costs beside its bytes is in no prediction: many microbatches look too good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def best_microbatching(
     pin_last: str | None = None,
     use: Literal["fastest", "all"] = "fastest",
 ) -> PlannedBatch:
-    """The plan and microbatch size with the shortest simulated step for a batch.
+    """The largest microbatch size whose simulated step is within 3 % of the shortest, and its plan.
 
     ``costs_at(size)`` are the costs for microbatches of so many samples, measured or predicted; it
     is asked once for each size tried, the largest first. ``sizes=None`` tries
@@ -101,15 +103,15 @@ def best_microbatching(
     smaller is planned as if it were whole. Assumed: costs at different sizes are comparable (made
     by the same means on the same devices), and the size changes nothing that is learnt. That holds
     for means over samples; BatchNorm sees its microbatch only, and learns less from few samples:
-    ``at_least`` keeps it from them. Of equally fast ones the largest size is taken. ``PlanError``,
-    that of the smallest size, if none fits.
+    ``at_least`` keeps it from them. ``PlanError``, that of the smallest size, if none fits.
     """
-    best: tuple[Plan, int, Costs] | None = None
+    fitting: list[tuple[Plan, int, Costs]] = []
     refusal: PlanError | None = None
     tried: list[TriedSize] = []
     for size in microbatch_sizes(batch_size) if sizes is None else _checked(sizes, batch_size):
-        if best is not None and sizes is None:
-            n_stages = min(len(best[2].devices), len(best[2].units))
+        if fitting and sizes is None:
+            _, _, costs = fitting[0]
+            n_stages = min(len(costs.devices), len(costs.units))
             if size not in worthwhile_sizes(batch_size, n_stages, at_least=at_least):
                 break
         n_microbatches = -(-batch_size // size)
@@ -128,12 +130,13 @@ def best_microbatching(
             tried.append(TriedSize(n_microbatches, size, None))
             continue
         tried.append(TriedSize(n_microbatches, size, plan.step_seconds))
-        if best is None or plan.step_seconds < best[0].step_seconds:
-            best = plan, size, costs
-    if best is None:
+        fitting.append((plan, size, costs))
+    if not fitting:
         assert refusal is not None
         raise refusal
-    return PlannedBatch(*best, tuple(tried))
+    good_seconds = _WORTH_SMALLER * min(plan.step_seconds for plan, _, _ in fitting)
+    chosen = next(each for each in fitting if each[0].step_seconds <= good_seconds)
+    return PlannedBatch(*chosen, tuple(tried))
 
 
 def _checked(sizes: Iterable[int], batch_size: int) -> tuple[int, ...]:
