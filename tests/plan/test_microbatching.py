@@ -69,7 +69,7 @@ def test_what_was_tried_is_told_with_what_does_not_fit() -> None:
     assert found.plan.step_seconds <= 1.03 * min(steps)
 
 
-def test_sizes_below_the_least_are_tried_only_where_nothing_else_fits() -> None:
+def test_no_size_below_the_least_is_tried() -> None:
     assert best_microbatching(partial(with_overhead, overhead=0.0), 64).microbatch_size < 16
     found = best_microbatching(partial(with_overhead, overhead=0.0), 64, at_least=16)
     assert found.microbatch_size == 16
@@ -79,7 +79,10 @@ def test_sizes_below_the_least_are_tried_only_where_nothing_else_fits() -> None:
         devices = [replace(each, memory_limit_bytes=4 * (21 + 800)) for each in costs.devices]
         return replace(costs, devices=tuple(devices))
 
-    assert best_microbatching(small, 64, at_least=16).microbatch_size < 16
+    assert best_microbatching(small, 64).microbatch_size < 16
+    with pytest.raises(PlanError, match="no split of 4 units fits"):
+        best_microbatching(small, 64, at_least=16)
+    assert best_microbatching(small, 8, at_least=16).microbatch_size == 8
 
 
 @pytest.mark.parametrize("overhead", [0.0, 0.5, 4.0, 100.0])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
@@ -232,6 +233,30 @@ def test_batch_norm_is_given_at_least_16_samples(fleet: ew.Fleet, devices: Devic
         assert min(each.microbatch_size for each in trainer.tried) == least
     trainer = trainer_of(fleet, CNN)
     assert trainer.prepare(data_of(12, CNN), batch_size=12).n_microbatches == 1
+
+
+class Narrowing(nn.Module):
+    """What is left of a picture at the last BatchNorm is one number for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 8)
+        self.norm = nn.BatchNorm2d(4)
+        self.classify = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.norm(self.conv(x)).flatten(1))
+
+
+def test_batch_norm_over_one_number_of_each_sample_is_never_given_one_sample(
+    devices: Devices,
+) -> None:
+    example = Example("narrowing", Narrowing, CNN.loss, CNN.sample)
+    with memory_fleet("a", "b", memory_limits={"a": 400, "b": 400}) as tiny:
+        trainer = trainer_of(tiny.fleet, example)
+        with pytest.raises(ew.PlanError, match="fits the memory of 2 devices"):
+            trainer.prepare(data_of(8, example), batch_size=8)
+    assert devices.sizes == [2]
 
 
 def test_no_device_measures_more_than_its_memory_holds(devices: Devices) -> None:

@@ -55,10 +55,11 @@ class PlannedBatch:
     tried: tuple[TriedSize, ...]
 
 
-def microbatch_sizes(batch_size: int) -> tuple[int, ...]:
+def microbatch_sizes(batch_size: int, *, at_least: int = 1) -> tuple[int, ...]:
     """The sizes that cut a batch into 1, 2, 4, 8, ... microbatches, largest first.
 
-    Where the count does not divide the batch, the last microbatch is smaller.
+    Where the count does not divide the batch, the last microbatch is smaller. None is below
+    ``at_least``, but a batch smaller than that is left whole.
 
     >>> microbatch_sizes(100)
     (100, 50, 25, 13, 7, 4, 2, 1)
@@ -66,22 +67,18 @@ def microbatch_sizes(batch_size: int) -> tuple[int, ...]:
     if batch_size < 1:
         raise ConfigError(f"batch_size must be positive (got {batch_size}). Use at least one.")
     doublings = range((batch_size - 1).bit_length() + 1)
-    return tuple(dict.fromkeys(-(-batch_size // 2**doubling) for doubling in doublings))
+    sizes = dict.fromkeys(-(-batch_size // 2**doubling) for doubling in doublings)
+    return tuple(size for size in sizes if size >= min(at_least, batch_size))
 
 
 def worthwhile_sizes(batch_size: int, n_stages: int, *, at_least: int = 1) -> tuple[int, ...]:
     """Of ``microbatch_sizes`` those up to 8 microbatches for each of ``n_stages``.
 
-    None is below ``at_least``, but a batch smaller than that is left whole.
-
     >>> worthwhile_sizes(100, 2, at_least=10)
     (100, 50, 25, 13)
     """
-    sizes = microbatch_sizes(batch_size)
-    most = _MOST_PER_STAGE * n_stages
-    return sizes[:1] + tuple(
-        size for size in sizes[1:] if size >= at_least and -(-batch_size // size) <= most
-    )
+    sizes = microbatch_sizes(batch_size, at_least=at_least)
+    return tuple(size for size in sizes if -(-batch_size // size) <= _MOST_PER_STAGE * n_stages)
 
 
 def best_microbatching(
@@ -99,16 +96,21 @@ def best_microbatching(
 
     ``costs_at(size)`` are the costs for microbatches of so many samples, measured or predicted; it
     is asked once for each size tried, the largest first. ``sizes=None`` tries
-    ``worthwhile_sizes``, and smaller ones only as long as nothing fits. A last microbatch that is
-    smaller is planned as if it were whole. Assumed: costs at different sizes are comparable (made
-    by the same means on the same devices), and the size changes nothing that is learnt. That holds
-    for means over samples; BatchNorm sees its microbatch only, and learns less from few samples:
-    ``at_least`` keeps it from them. ``PlanError``, that of the smallest size, if none fits.
+    ``worthwhile_sizes``, and smaller ones, down to ``at_least``, only as long as nothing fits. A
+    last microbatch that is smaller is planned as if it were whole. Assumed: costs at different
+    sizes are comparable (made by the same means on the same devices), and the size changes nothing
+    that is learnt. That holds for means over samples; BatchNorm sees its microbatch only, and
+    learns less from few samples: ``at_least`` keeps it from them. ``PlanError``, that of the
+    smallest size, if none fits.
     """
     fitting: list[tuple[Plan, int, Costs]] = []
     refusal: PlanError | None = None
     tried: list[TriedSize] = []
-    for size in microbatch_sizes(batch_size) if sizes is None else _checked(sizes, batch_size):
+    if sizes is None:
+        candidates = microbatch_sizes(batch_size, at_least=at_least)
+    else:
+        candidates = _checked(sizes, batch_size)
+    for size in candidates:
         if fitting and sizes is None:
             _, _, costs = fitting[0]
             n_stages = min(len(costs.devices), len(costs.units))

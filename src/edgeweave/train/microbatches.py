@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeweave.core.errors import CheckpointError, ConfigError
+from edgeweave.core.errors import CheckpointError, ConfigError, PlanError
 from edgeweave.plan import PlannedBatch, best_microbatching, microbatch_sizes, worthwhile_sizes
 from edgeweave.program import has_batch_norm
 from edgeweave.train import checkpoint as checkpoints
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _BATCH_NORM_SAMPLES = 16
 """With fewer BatchNorm learns worse (Wu and He, Group Normalization, arXiv 1803.08494, fig. 1)."""
+_BATCH_NORM_NEEDS = 2
+"""The variance of one sample may be that of one number, which there is none of."""
 _REPETITIONS = (3, 8)
 """At least and at most; fewer for larger sizes, which take longer and vary less."""
 
@@ -69,10 +72,11 @@ def choose_microbatches(
     though the stages of a plan may fit; then the line has to do.
     """
     program = measurements.program
-    at_least = _BATCH_NORM_SAMPLES if has_batch_norm(program) else 1
+    bounds = (_BATCH_NORM_SAMPLES, _BATCH_NORM_NEEDS) if has_batch_norm(program) else (1,)
     n_stages = min(len(measurements.devices), len(program.unit_numbers))
-    fitting = [size for size in microbatch_sizes(batch_size) if measurements.fits(size)] or [1]
-    worthwhile = worthwhile_sizes(batch_size, n_stages, at_least=at_least)
+    sizes = microbatch_sizes(batch_size, at_least=bounds[-1])
+    fitting = [size for size in sizes if measurements.fits(size)] or list(sizes[-1:])
+    worthwhile = worthwhile_sizes(batch_size, n_stages, at_least=bounds[0])
     first = [size for size in worthwhile if size in fitting] or fitting[:1]
 
     def measure(size: int) -> None:
@@ -83,10 +87,24 @@ def choose_microbatches(
     for size in sorted({first[-1], first[(len(first) - 1) // 2]}):
         measure(size)
     while True:
-        found = best_microbatching(
-            measurements.costs_at, batch_size, at_least=at_least, schedule=schedule
-        )
+        found = _best(measurements, batch_size, bounds, schedule)
         size = found.microbatch_size
         if size in measurements.sizes or not measurements.fits(size):
             return found
         measure(size)
+
+
+def _best(
+    measurements: Measurements, batch_size: int, bounds: Sequence[int], schedule: str
+) -> PlannedBatch:
+    """With microbatches of at least the first bound; where nothing fits, of the next."""
+    refusal: PlanError | None = None
+    for at_least in bounds:
+        try:
+            return best_microbatching(
+                measurements.costs_at, batch_size, at_least=at_least, schedule=schedule
+            )
+        except PlanError as error:
+            refusal = error
+    assert refusal is not None, "there is a bound"
+    raise refusal
