@@ -14,11 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
-from edgeweave.device import UnitTimings
-from edgeweave.plan import from_json, to_json
+from edgeweave.plan import DeviceCosts, from_json, to_json
 from edgeweave.program import Captured, capture, cut
-from edgeweave.train import costs
-from edgeweave.train.costs import Measurements
+from edgeweave.train import measurements
+from edgeweave.train.measurements import Measurements
 from edgeweave.train.microbatches import choose_microbatches
 from tests.fleet.worlds import memory_fleet, plan_of
 from tests.models import Example
@@ -42,14 +41,16 @@ class Devices:
         fleet: ew.Fleet,
         captured: Captured,
         names: Sequence[str],
-        size: int,
+        *,
+        microbatch_size: int,
         optimizer: ew.Optimizer,
         repetitions: int,
-    ) -> dict[str, UnitTimings]:
+    ) -> dict[str, DeviceCosts]:
+        size = microbatch_size
         self.asked.append((size, repetitions))
         each = self.overhead_seconds + size * (1.0 if size <= self.slow_above else 10.0)
         times = (each,) * len(cut(captured.program, ())[0].unit_numbers)
-        return {name: UnitTimings(times, times, 0.0) for name in names}
+        return {name: DeviceCosts(name, times, times, None) for name in names}
 
     @property
     def sizes(self) -> list[int]:
@@ -60,7 +61,7 @@ class Devices:
 def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
     """Instead of what they really take, which no test can tell."""
     devices = Devices()
-    monkeypatch.setattr(costs, "_profile", devices.profile)
+    monkeypatch.setattr(measurements, "profile_devices", devices.profile)
     return devices
 
 
@@ -264,8 +265,9 @@ def test_no_device_measures_more_than_its_memory_holds(devices: Devices) -> None
     captured = capture(CNN.model(), CNN.loss, *CNN.batch(4))
     devices.overhead_seconds = 1000.0
     with memory_fleet("a", "b", memory_limits={"a": limit, "b": limit}) as small:
-        measurements = Measurements(small.fleet, captured, optimizer=SGD)
-        found = choose_microbatches(measurements, 64, schedule="1f1b")
+        found = choose_microbatches(
+            Measurements(small.fleet, captured, optimizer=SGD), 64, schedule="1f1b"
+        )
         assert max(devices.sizes) == 16
     assert found.tried[0].step_seconds is None
     assert all(stage.memory_bytes <= limit for stage in found.plan.stages)

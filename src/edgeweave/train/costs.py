@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import msgspec
@@ -27,6 +28,7 @@ from edgeweave.net import control_key
 from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
 from edgeweave.program import (
     Captured,
+    Program,
     cut_bytes,
     encode_program,
     encode_state,
@@ -34,9 +36,8 @@ from edgeweave.program import (
     unit_bytes,
     without_outputs,
 )
-from edgeweave.train.interpolation import timings_at
 
-__all__ = ["Measurements", "measure_costs"]
+__all__ = ["costs_of", "measure_costs", "measure_links", "profile_devices"]
 
 _PROBE_BYTES = 1 << 20
 _FIRST_PROBE_BYTES = 60_000
@@ -61,101 +62,82 @@ def measure_costs(
     Devices of a local fleet share this machine: one of them measures for all. Real ones measure at
     the same time. Who measures runs the whole program for ``repetitions + 1`` microbatches.
     """
-    measurements = Measurements(fleet, captured, optimizer=optimizer, devices=devices)
-    measurements.measure(microbatch_size, repetitions=repetitions)
-    return measurements.costs_at(microbatch_size)
+    names = tuple(devices) or fleet.devices
+    profiled = profile_devices(
+        fleet,
+        captured,
+        names,
+        microbatch_size=microbatch_size,
+        optimizer=optimizer,
+        repetitions=repetitions,
+    )
+    limited = (
+        replace(profiled[name], memory_limit_bytes=fleet.greet(name).memory_limit_bytes)
+        for name in names
+    )
+    links = measure_links(fleet, names)
+    return costs_of(captured.program, microbatch_size, optimizer, limited, links)
 
 
-class Measurements:
-    """What devices take for a program, as far as they were asked: links once, units by size."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        captured: Captured,
-        *,
-        optimizer: Optimizer,
-        devices: Sequence[str] = (),
-    ) -> None:
-        self.devices = tuple(devices) or fleet.devices
-        self._fleet = fleet
-        self._captured = captured
-        self.program = program = without_outputs(captured.program)
-        self._unit_bytes = functools.cache(lambda size: unit_bytes(program, size))
-        self._optimizer = optimizer
-        self._timings: dict[int, dict[str, UnitTimings]] = {}
-        self._limits = {name: fleet.greet(name).memory_limit_bytes for name in self.devices}
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes of microbatches that were measured."""
-        return tuple(self._timings)
-
-    def measure(self, microbatch_size: int, *, repetitions: int = 8) -> None:
-        """Profile the program on every device, see ``measure_costs``."""
-        self._timings[microbatch_size] = _profile(
-            self._fleet,
-            self._captured,
-            self.devices,
-            microbatch_size,
-            self._optimizer,
-            repetitions,
-        )
-
-    def fits(self, microbatch_size: int) -> bool:
-        """Whether every device can measure it: weights, gradients, activations of the whole."""
-        units = self._unit_bytes(microbatch_size).values()
-        needed = sum(u.parameters + u.trainable + u.buffers + u.activations for u in units)
-        return all(limit is None or needed <= limit for limit in self._limits.values())
-
-    def costs_at(self, microbatch_size: int) -> Costs:
-        """What a plan for microbatches of so many samples is made from, see ``timings_at``."""
-        program = self.program
-        sizes = self._unit_bytes(microbatch_size)
-        crossing = cut_bytes(program, microbatch_size)
-        timings = {
-            name: timings_at(
-                {size: all_[name] for size, all_ in self._timings.items()}, microbatch_size
+def costs_of(
+    program: Program,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    devices: Iterable[DeviceCosts],
+    links: Mapping[str, Mapping[str, Link]],
+) -> Costs:
+    """What devices and links take, with the sizes that the graph tells."""
+    program = without_outputs(program)
+    return Costs(
+        units=tuple(
+            UnitFacts(
+                name=f"unit {unit}",
+                parameter_bytes=size.parameters,
+                trainable_bytes=size.trainable,
+                buffer_bytes=size.buffers,
+                activation_bytes=size.activations,
             )
-            for name in self.devices
-        }
-        return Costs(
-            units=tuple(
-                UnitFacts(
-                    name=f"unit {unit}",
-                    parameter_bytes=size.parameters,
-                    trainable_bytes=size.trainable,
-                    buffer_bytes=size.buffers,
-                    activation_bytes=size.activations,
-                )
-                for unit, size in sizes.items()
-            ),
-            cuts=tuple(Cut(each.forward, each.backward) for each in crossing.values()),
-            devices=tuple(
-                DeviceCosts(
-                    device=name,
-                    forward_seconds=timings[name].forward_seconds,
-                    backward_seconds=timings[name].backward_seconds,
-                    memory_limit_bytes=self._limits[name],
-                    update_seconds_per_byte=timings[name].update_seconds_per_byte,
-                )
-                for name in self.devices
-            ),
-            links=self._links,
-            default_link=_UNSEEN,
-            optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(self._optimizer),
-            feeds=tuple(
-                Feed(name, fed.size, fed.units)
-                for name, fed in input_bytes(program, microbatch_size).items()
-            ),
+            for unit, size in unit_bytes(program, microbatch_size).items()
+        ),
+        cuts=tuple(
+            Cut(each.forward, each.backward)
+            for each in cut_bytes(program, microbatch_size).values()
+        ),
+        devices=tuple(devices),
+        links={source: dict(targets) for source, targets in links.items()},
+        default_link=_UNSEEN,
+        optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(optimizer),
+        feeds=tuple(
+            Feed(name, fed.size, fed.units)
+            for name, fed in input_bytes(program, microbatch_size).items()
+        ),
+    )
+
+
+def profile_devices(
+    fleet: Fleet,
+    captured: Captured,
+    names: Sequence[str],
+    *,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    repetitions: int,
+) -> dict[str, DeviceCosts]:
+    """What every unit takes on each of the devices, whose memory is not looked at."""
+    timings = _timings(fleet, captured, names, microbatch_size, optimizer, repetitions)
+    return {
+        name: DeviceCosts(
+            device=name,
+            forward_seconds=timings[name].forward_seconds,
+            backward_seconds=timings[name].backward_seconds,
+            memory_limit_bytes=None,
+            update_seconds_per_byte=timings[name].update_seconds_per_byte,
         )
-
-    @functools.cached_property
-    def _links(self) -> dict[str, dict[str, Link]]:
-        return _links(self._fleet, self.devices)
+        for name in names
+    }
 
 
-def _profile(
+def _timings(
     fleet: Fleet,
     captured: Captured,
     names: Sequence[str],
@@ -208,7 +190,7 @@ def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
     return encode_program(program), encode_state(kept)
 
 
-def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
+def measure_links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
     """Every link between devices, and the coordinator's own.
 
     On the way back to the coordinator go only results, whose size is as good as nothing: its rate

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from edgeweave.device import UnitTimings
+from edgeweave.plan import DeviceCosts
 
-__all__ = ["timings_at"]
+__all__ = ["device_costs_at"]
 
 
-def timings_at(measured: Mapping[int, UnitTimings], size: int) -> UnitTimings:
+def device_costs_at(measured: Mapping[int, DeviceCosts], size: int) -> DeviceCosts:
     """Each unit on the line through the two measured sizes next to ``size``, and never below 0.
 
     So it is where a unit takes a fixed time and one for each sample; caches bend the line. With
     one measured size the line goes through zero.
 
-    >>> measured = {4: UnitTimings((5.0,), (6.0,), 0.1), 8: UnitTimings((7.0,), (10.0,), 0.1)}
-    >>> timings_at(measured, 16).forward_seconds
-    (11.0,)
+    >>> measured = {n: DeviceCosts("pi", (3.0 + n,), (2.0 * n,), None) for n in (4, 8)}
+    >>> device_costs_at(measured, 16).forward_seconds
+    (19.0,)
     """
     if size in measured:
         return measured[size]
     if len(measured) == 1:
-        measured = {0: next(iter(measured.values())).stretched(0.0), **measured}
+        measured = {0: _nothing(next(iter(measured.values()))), **measured}
     known = sorted(measured)
     above = min(max(bisect(known, size), 1), len(known) - 1)
     low, high = known[above - 1], known[above]
@@ -34,8 +35,13 @@ def timings_at(measured: Mapping[int, UnitTimings], size: int) -> UnitTimings:
         return tuple(max(first + share * (second - first), 0.0) for first, second in pairs)
 
     first, second = measured[low], measured[high]
-    return UnitTimings(
-        on_the_line(first.forward_seconds, second.forward_seconds),
-        on_the_line(first.backward_seconds, second.backward_seconds),
-        second.update_seconds_per_byte,
+    return replace(
+        second,
+        forward_seconds=on_the_line(first.forward_seconds, second.forward_seconds),
+        backward_seconds=on_the_line(first.backward_seconds, second.backward_seconds),
     )
+
+
+def _nothing(costs: DeviceCosts) -> DeviceCosts:
+    zeros = (0.0,) * len(costs.forward_seconds)
+    return replace(costs, forward_seconds=zeros, backward_seconds=zeros)

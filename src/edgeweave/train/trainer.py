@@ -36,10 +36,10 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
-from edgeweave.train.costs import Measurements
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.measurements import Measurements
 from edgeweave.train.microbatches import (
     Chosen,
     choose_microbatches,
