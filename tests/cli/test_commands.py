@@ -63,13 +63,19 @@ def test_a_plan_is_shown_saved_and_trained_with(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved, weights = tmp_path / "made" / "plan.json", tmp_path / "weights.safetensors"
-    planned, shown = _run(capsys, "plan", str(job), "--save", str(saved))
-    assert {"plan", "explanation", "saved"} <= planned.keys()
+    auto = ["--set", "train.n_microbatches=auto"]
+    planned, shown = _run(capsys, "plan", str(job), "--save", str(saved), *auto)
+    assert {"plan", "explanation", "microbatches", "saved"} <= planned.keys()
+    tried = {each["microbatch_size"]: each["step_seconds"] for each in planned["microbatches"]}
+    assert list(tried) == [512, 256, 128, 64]
+    assert planned["plan"]["step_seconds"] <= 1.03 * min(tried.values())
+    assert "Microbatches, and the step they are predicted to take: 1 of 512: " in shown
     assert planned["plan"]["stages"][0]["device"] == "one"
     assert "Plan: 1f1b" in shown
     assert "one alone takes" in shown
 
-    trained, shown = _run(capsys, "train", str(job), "--plan", str(saved), "--save", str(weights))
+    with_plan = ["--plan", str(saved), "--save", str(weights)]
+    trained, shown = _run(capsys, "train", str(job), *with_plan, *auto)
     report = trained["report"]
     assert trained["explanation"] is None
     assert trained["plan"] == planned["plan"]

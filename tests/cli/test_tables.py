@@ -13,6 +13,7 @@ from edgeweave.cli.documents import (
     plan_document,
     probes_document,
     report_document,
+    tried_document,
 )
 from edgeweave.cli.output import encode_document
 from edgeweave.cli.tables import (
@@ -24,8 +25,9 @@ from edgeweave.cli.tables import (
     plan_table,
     probes_table,
     step_line,
+    tried_line,
 )
-from edgeweave.plan import explain, partition
+from edgeweave.plan import TriedSize, explain, partition
 from tests.cli.values import costs, greeting
 from tests.observe.reports import plan, three_steps
 from tests.predict.probes import made_up_probe
@@ -114,6 +116,20 @@ def test_an_explanation_as_a_document_has_its_sentences() -> None:
     document = explanation_document(explain(made, costs()))
     assert document["lines"][0].startswith("A step of 4 microbatches takes")  # type: ignore[index]
     assert document["best_single_device"] == "pi-a"
+
+
+def test_microbatches_that_fit_nowhere_are_said_to() -> None:
+    tried = (TriedSize(1, 64, None), TriedSize(2, 32, 0.1234))
+    assert tried_line(tried) == (
+        "Microbatches, and the step they are predicted to take: 1 of 64: nothing fits, "
+        "2 of 32: 123 ms."
+    )
+    document = json.loads(encode_document("plan", {"microbatches": tried_document(tried)}))
+    assert document["microbatches"][0] == {
+        "n_microbatches": 1,
+        "microbatch_size": 64,
+        "step_seconds": None,
+    }
 
 
 def test_documents_are_json_that_says_what_made_it() -> None:

@@ -253,7 +253,7 @@ if __name__ == "__main__":
     data = Slow(torch.randn(64, 4), torch.randn(64, 1))
     with ew.Fleet.lan(net, devices=["pi-x"]) as fleet:
         trainer = ew.PipelineTrainer(model, torch.nn.functional.mse_loss, fleet=fleet,
-                                     optimizer=ew.Optimizer("SGD", lr=0.1))
+                                     optimizer=ew.Optimizer("SGD", lr=0.1), n_microbatches=4)
         trainer.fit(data, batch_size=8, epochs=1, progress=False)
 """
 
@@ -280,6 +280,7 @@ def test_a_joined_agent_outlives_its_coordinator_and_takes_a_new_run(tmp_path: P
                     torch.nn.functional.mse_loss,
                     optimizer=ew.Optimizer("SGD", lr=0.1),
                     fleet=fleet,
+                    n_microbatches=4,
                 )
                 data = TensorDataset(torch.randn(16, 4), torch.randn(16, 1))
                 report = trainer.fit(data, batch_size=8, epochs=1, progress=False)

@@ -29,6 +29,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "Stage",
         "StageSeconds",
         "Timeline",
+        "TriedSize",
         "UnitFacts",
         "Update",
         "actions",
@@ -45,5 +46,6 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "stage_memory_bytes",
         "to_json",
         "window",
+        "worthwhile_sizes",
     ]
     assert all(hasattr(plan, name) for name in plan.__all__)

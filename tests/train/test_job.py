@@ -95,11 +95,20 @@ def test_a_small_job_has_the_defaults(tmp_path: Path) -> None:
         loss=LossSection(Reference("torch.nn.functional:cross_entropy")),
         metrics=MetricsSection({}),
         lr_schedule=None,
-        train=TrainSection(128, 4, 1, "1f1b", 0, None, None, None),
+        train=TrainSection(128, "auto", 1, "1f1b", 0, None, None, None),
         fleet=FleetSection(
             devices=(DeviceEntry("pi-a", 0.5, MemoryBytes(512 * 2**20)), DeviceEntry("pi-b"))
         ),
     )
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("16", 16)])
+def test_microbatches_are_a_number_or_left_to_the_planner(
+    tmp_path: Path, text: str, value: object
+) -> None:
+    job = read(tmp_path, WHOLE, overrides={"train.n_microbatches": text})
+    assert job.train.n_microbatches == value
+    assert read(tmp_path, dump_job(job)) == job
 
 
 def test_a_whole_job_has_every_key_and_paths_from_its_own_folder(tmp_path: Path) -> None:
@@ -205,6 +214,8 @@ def test_paths_of_the_command_line_start_from_the_current_folder(
         ({"model.factory": "~nobody-here/x.py:f"}, r"begins with a user's folder"),
         ({"train.clip_grad_norm": "nan"}, r"train\.clip_grad_norm is the largest norm"),
         ({"train.clip_grad_norm": "inf"}, r"train\.clip_grad_norm is the largest norm"),
+        ({"train.n_microbatches": "many"}, r"1 or more, or \"auto\" \(got 'many'"),
+        ({"train.n_microbatches": "0"}, r"train\.n_microbatches is how many parts .*\(got 0"),
         ({"train.n_microbatches": "129"}, r"at most train\.batch_size \(got 129 and 128\)"),
         ({"train.checkpoint_every_steps": "5"}, r"needs a place to write to"),
         ({"data.normalise": "yes"}, r"data\.normalise is true or false \(got 'yes'"),

@@ -454,7 +454,11 @@ def test_the_planner_puts_on_a_device_only_what_fits() -> None:
 
     def prepare(world: MemoryFleet) -> ew.Plan:
         trainer = ew.PipelineTrainer(
-            model, nn.functional.mse_loss, optimizer=ew.Optimizer("Adam"), fleet=world.fleet
+            model,
+            nn.functional.mse_loss,
+            optimizer=ew.Optimizer("Adam"),
+            fleet=world.fleet,
+            n_microbatches=4,
         )
         plan = trainer.prepare(data, batch_size=8)
         fit(trainer, data, batch_size=8, epochs=1)
@@ -470,7 +474,11 @@ def test_a_model_that_fits_nowhere_is_refused_with_what_it_lacks() -> None:
     with memory_fleet("a", "b", memory_limits={"a": 40_000, "b": 40_000}) as world:
         model = nn.Sequential(nn.Linear(64, 40), nn.Linear(40, 4))
         trainer = ew.PipelineTrainer(
-            model, nn.functional.mse_loss, optimizer=ew.Optimizer("Adam"), fleet=world.fleet
+            model,
+            nn.functional.mse_loss,
+            optimizer=ew.Optimizer("Adam"),
+            fleet=world.fleet,
+            n_microbatches=4,
         )
         data = TensorDataset(torch.randn(16, 64), torch.randn(16, 4))
         with pytest.raises(ew.PlanError, match="fits the memory of 2 devices"):
@@ -491,6 +499,8 @@ def test_a_model_that_cannot_be_captured_is_refused_before_any_device_is_asked(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
-    trainer = ew.PipelineTrainer(Branching(), MLP.loss, optimizer=SGD, fleet=fleet)
+    trainer = ew.PipelineTrainer(
+        Branching(), MLP.loss, optimizer=SGD, fleet=fleet, n_microbatches=4
+    )
     with pytest.raises(ew.CaptureError):
         fit(trainer, data_of(12))

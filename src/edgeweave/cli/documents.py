@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgeweave.cli.accuracy import Accuracy
-from edgeweave.plan import Costs, Decision, Explanation, Plan
+from edgeweave.plan import Costs, Decision, Explanation, Plan, TriedSize
 from edgeweave.predict.probe import Probe
 from edgeweave.train import DeviceReport, Report
 
@@ -21,6 +21,7 @@ __all__ = [
     "plan_document",
     "probes_document",
     "report_document",
+    "tried_document",
 ]
 
 
@@ -41,6 +42,11 @@ def explanation_document(explanation: Explanation) -> dict[str, object]:
 def costs_document(costs: Costs) -> dict[str, object]:
     """Sizes per unit, seconds per unit and device, and the links."""
     return _plain(costs)
+
+
+def tried_document(tried: Sequence[TriedSize]) -> list[dict[str, object]]:
+    """Count, size and predicted step of the microbatches that were compared."""
+    return [_plain(each) for each in tried]
 
 
 def probes_document(probes: Mapping[str, Probe]) -> dict[str, object]:

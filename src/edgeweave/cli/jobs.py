@@ -110,7 +110,7 @@ def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) 
         else LRSchedule(schedule.name, interval=schedule.interval, **schedule.options),
         clip_grad_norm=job.train.clip_grad_norm,
         schedule=job.train.schedule,
-        n_microbatches=job.train.n_microbatches,
+        n_microbatches=None if job.train.n_microbatches == "auto" else job.train.n_microbatches,
         seed=job.train.seed,
         plan=plan,
     )

@@ -10,10 +10,17 @@ from edgeweave.cli.documents import (
     costs_document,
     plan_document,
     probes_document,
+    tried_document,
 )
 from edgeweave.cli.jobs import FleetOptions, Session, explained, open_fleet, open_session
 from edgeweave.cli.output import Output, write_file
-from edgeweave.cli.tables import accuracies_table, costs_table, plan_table, probes_table
+from edgeweave.cli.tables import (
+    accuracies_table,
+    costs_table,
+    plan_table,
+    probes_table,
+    tried_line,
+)
 from edgeweave.core.errors import PlanError
 from edgeweave.plan import Costs, Plan, to_json
 from edgeweave.train import predict_units, probe_devices
@@ -63,17 +70,23 @@ def make_plan(job: Job, options: FleetOptions, output: Output, *, save: Path | N
         {
             "plan": plan_document(plan),
             "explanation": explanation,
+            "microbatches": tried_document(session.trainer.tried),
             "saved": None if save is None else str(save),
         }
     )
 
 
-def measured(session: Session, output: Output) -> tuple[Plan, Costs]:
-    """Measure every device, and plan."""
+def measured(session: Session, output: Output, *, resume: Path | None = None) -> tuple[Plan, Costs]:
+    """Measure every device, and plan; ``resume`` as ``PipelineTrainer.prepare`` has it."""
+    trainer = session.trainer
     with output.doing("measuring every unit on every device"):
-        plan = session.trainer.prepare(session.data.train, batch_size=session.job.train.batch_size)
-    costs = session.trainer.costs
+        plan = trainer.prepare(
+            session.data.train, batch_size=session.job.train.batch_size, resume=resume
+        )
+    costs = trainer.costs
     assert costs is not None, "a trainer without a plan measures"
+    if trainer.tried:
+        output.say(tried_line(trainer.tried))
     return plan, costs
 
 

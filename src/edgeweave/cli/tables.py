@@ -10,7 +10,7 @@ from rich.table import Table
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.device import Greeting
-from edgeweave.plan import Costs, Plan, Stage
+from edgeweave.plan import Costs, Plan, Stage, TriedSize
 from edgeweave.predict.probe import Probe
 from edgeweave.train import Report
 
@@ -24,6 +24,7 @@ __all__ = [
     "plan_table",
     "probes_table",
     "step_line",
+    "tried_line",
 ]
 
 
@@ -56,6 +57,16 @@ def plan_table(plan: Plan, costs: Costs | None = None) -> Table:
         )
     table.caption = "forward and backward: each microbatch; a step: computing alone, no waiting"
     return table
+
+
+def tried_line(tried: Sequence[TriedSize]) -> str:
+    """Into how many microbatches a batch may be cut, and the step that is predicted for each."""
+    shown = [
+        f"{each.n_microbatches} of {each.microbatch_size}: "
+        + ("nothing fits" if each.step_seconds is None else format_seconds(each.step_seconds))
+        for each in tried
+    ]
+    return f"Microbatches, and the step they are predicted to take: {', '.join(shown)}."
 
 
 def costs_table(costs: Costs) -> Table:

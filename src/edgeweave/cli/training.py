@@ -35,7 +35,8 @@ def train(job: Job, options: TrainOptions, output: Output) -> None:
     with open_session(job, options.fleet, output, plan=given) as session:
         explanation = None
         if given is None:
-            plan, costs = measured(session, output)
+            kept = job.train.checkpoint_directory if options.resume else None
+            plan, costs = measured(session, output, resume=kept)
             output.show(plan_table(plan, costs))
             explanation = explained(plan, costs, output)
         else:

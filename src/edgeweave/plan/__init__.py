@@ -13,7 +13,13 @@ from edgeweave.plan.costs import (
 from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
 from edgeweave.plan.memory import stage_memory_bytes
-from edgeweave.plan.microbatching import PlannedBatch, best_microbatching, microbatch_sizes
+from edgeweave.plan.microbatching import (
+    PlannedBatch,
+    TriedSize,
+    best_microbatching,
+    microbatch_sizes,
+    worthwhile_sizes,
+)
 from edgeweave.plan.partition import best_plans, partition
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.schedule import (
@@ -57,6 +63,7 @@ __all__ = [
     "Stage",
     "StageSeconds",
     "Timeline",
+    "TriedSize",
     "UnitFacts",
     "Update",
     "actions",
@@ -73,4 +80,5 @@ __all__ = [
     "stage_memory_bytes",
     "to_json",
     "window",
+    "worthwhile_sizes",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isqrt
 from typing import Literal
 
 from edgeweave.core.errors import ConfigError, PlanError
@@ -17,31 +16,69 @@ from edgeweave.plan.costs import Costs
 from edgeweave.plan.partition import partition
 from edgeweave.plan.stages import Plan
 
-__all__ = ["PlannedBatch", "best_microbatching", "microbatch_sizes"]
+__all__ = [
+    "PlannedBatch",
+    "TriedSize",
+    "best_microbatching",
+    "microbatch_sizes",
+    "worthwhile_sizes",
+]
 
-_MOST_PER_DEVICE = 4
-"""Beyond 4 microbatches for each device filling and draining are at most a fifth of a step."""
+_MOST_PER_STAGE = 8
+"""Links are stages too: with n devices and what lies between, a fifth of a step is filling."""
+_WORTH_SMALLER = 1.03
+"""What each message costs beside its bytes is in no prediction: many microbatches look too good."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedSize:
+    """A batch cut into so many microbatches, and the step that its best plan would take.
+
+    ``step_seconds=None``: no plan fits the devices' memory.
+    """
+
+    n_microbatches: int
+    microbatch_size: int
+    step_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBatch:
-    """A plan, the samples in each of its microbatches, and the costs that it was made from."""
+    """A plan, the samples in each of its microbatches, and the costs that it was made from.
+
+    ``tried`` has every size that was planned, largest first, the chosen one among them.
+    """
 
     plan: Plan
     microbatch_size: int
     costs: Costs
+    tried: tuple[TriedSize, ...]
 
 
-def microbatch_sizes(batch_size: int) -> tuple[int, ...]:
-    """The divisors of the batch size, largest first.
+def microbatch_sizes(batch_size: int, *, at_least: int = 1) -> tuple[int, ...]:
+    """The sizes that cut a batch into 1, 2, 4, 8, ... microbatches, largest first.
 
-    >>> microbatch_sizes(12)
-    (12, 6, 4, 3, 2, 1)
+    Where the count does not divide the batch, the last microbatch is smaller. None is below
+    ``at_least``, but a batch smaller than that is left whole.
+
+    >>> microbatch_sizes(100)
+    (100, 50, 25, 13, 7, 4, 2, 1)
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be positive (got {batch_size}). Use at least one.")
-    small = [size for size in range(1, isqrt(batch_size) + 1) if batch_size % size == 0]
-    return tuple(sorted({*small, *(batch_size // size for size in small)}, reverse=True))
+    doublings = range((batch_size - 1).bit_length() + 1)
+    sizes = dict.fromkeys(-(-batch_size // 2**doubling) for doubling in doublings)
+    return tuple(size for size in sizes if size >= min(at_least, batch_size))
+
+
+def worthwhile_sizes(batch_size: int, n_stages: int, *, at_least: int = 1) -> tuple[int, ...]:
+    """Of ``microbatch_sizes`` those up to 8 microbatches for each of ``n_stages``.
+
+    >>> worthwhile_sizes(100, 2, at_least=10)
+    (100, 50, 25, 13)
+    """
+    sizes = microbatch_sizes(batch_size, at_least=at_least)
+    return tuple(size for size in sizes if -(-batch_size // size) <= _MOST_PER_STAGE * n_stages)
 
 
 def best_microbatching(
@@ -49,29 +86,37 @@ def best_microbatching(
     batch_size: int,
     *,
     sizes: Iterable[int] | None = None,
+    at_least: int = 1,
     schedule: str = "1f1b",
     pin_first: str | None = None,
     pin_last: str | None = None,
     use: Literal["fastest", "all"] = "fastest",
 ) -> PlannedBatch:
-    """The plan and microbatch size with the shortest simulated step for a batch.
+    """The largest microbatch size whose simulated step is within 3 % of the shortest, and its plan.
 
     ``costs_at(size)`` are the costs for microbatches of so many samples, measured or predicted; it
-    is asked once for each size tried, the largest first. ``sizes=None`` tries the divisors of the
-    batch size up to 4 microbatches for each device, and smaller ones only as long as nothing fits.
-    A size that does not divide the batch leaves a smaller last microbatch, which is planned as if
-    it were whole. Assumed: costs at different sizes are comparable (made by the same means on the
-    same devices), and the size changes nothing that is learnt. That holds for means over samples;
-    BatchNorm sees its microbatch only. Of equally fast ones the largest size is taken.
-    ``PlanError``, that of the smallest size, if none fits.
+    is asked once for each size tried, the largest first. ``sizes=None`` tries
+    ``worthwhile_sizes``, and smaller ones, down to ``at_least``, only as long as nothing fits. A
+    last microbatch that is smaller is planned as if it were whole. Assumed: costs at different
+    sizes are comparable (made by the same means on the same devices), and the size changes nothing
+    that is learnt. That holds for means over samples; BatchNorm sees its microbatch only, and
+    learns less from few samples: ``at_least`` keeps it from them. ``PlanError``, that of the
+    smallest size, if none fits.
     """
-    tried = microbatch_sizes(batch_size) if sizes is None else _checked(sizes, batch_size)
-    best: PlannedBatch | None = None
+    fitting: list[tuple[Plan, int, Costs]] = []
     refusal: PlanError | None = None
-    for size in tried:
+    tried: list[TriedSize] = []
+    if sizes is None:
+        candidates = microbatch_sizes(batch_size, at_least=at_least)
+    else:
+        candidates = _checked(sizes, batch_size)
+    for size in candidates:
+        if fitting and sizes is None:
+            _, _, costs = fitting[0]
+            n_stages = min(len(costs.devices), len(costs.units))
+            if size not in worthwhile_sizes(batch_size, n_stages, at_least=at_least):
+                break
         n_microbatches = -(-batch_size // size)
-        if best is not None and sizes is None and n_microbatches > _most_worthwhile(best.costs):
-            break
         costs = costs_at(size)
         try:
             plan = partition(
@@ -84,17 +129,16 @@ def best_microbatching(
             )
         except PlanError as error:
             refusal = error
+            tried.append(TriedSize(n_microbatches, size, None))
             continue
-        if best is None or plan.step_seconds < best.plan.step_seconds:
-            best = PlannedBatch(plan, size, costs)
-    if best is None:
+        tried.append(TriedSize(n_microbatches, size, plan.step_seconds))
+        fitting.append((plan, size, costs))
+    if not fitting:
         assert refusal is not None
         raise refusal
-    return best
-
-
-def _most_worthwhile(costs: Costs) -> int:
-    return _MOST_PER_DEVICE * min(len(costs.devices), len(costs.units))
+    good_seconds = _WORTH_SMALLER * min(plan.step_seconds for plan, _, _ in fitting)
+    chosen = next(each for each in fitting if each[0].step_seconds <= good_seconds)
+    return PlannedBatch(*chosen, tuple(tried))
 
 
 def _checked(sizes: Iterable[int], batch_size: int) -> tuple[int, ...]:

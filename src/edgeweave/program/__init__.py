@@ -3,7 +3,7 @@
 from edgeweave.program.capture import Captured, LossFunction, capture, flatten_inputs
 from edgeweave.program.check import check, value_bytes
 from edgeweave.program.cut import cut, shared_parameters, without_outputs
-from edgeweave.program.evaluation import evaluation
+from edgeweave.program.evaluation import evaluation, has_batch_norm
 from edgeweave.program.footprint import (
     CutBytes,
     InputBytes,
@@ -53,6 +53,7 @@ __all__ = [
     "encode_state",
     "evaluation",
     "flatten_inputs",
+    "has_batch_norm",
     "input_bytes",
     "is_external",
     "made_up",

@@ -21,7 +21,7 @@ from edgeweave.program.interpret import Interpreter
 
 _BATCH_NORM = "aten._native_batch_norm_legit_functional.default"
 
-__all__ = ["check_evaluation", "evaluation", "in_mode"]
+__all__ = ["check_evaluation", "evaluation", "has_batch_norm", "in_mode"]
 
 
 def evaluation(program: Program) -> Program:
@@ -39,6 +39,11 @@ def evaluation(program: Program) -> Program:
         rule = _RULES.get(node.op)
         nodes.append(node if rule is None else rule(node))
     return msgspec.structs.replace(program, nodes=tuple(nodes), updates={})
+
+
+def has_batch_norm(program: Program) -> bool:
+    """Whether what a sample gives depends on the others of its microbatch, by their statistics."""
+    return any(node.op == _BATCH_NORM and node.args[5] is not False for node in program.nodes)
 
 
 def _substituted(arg: Arg, replacements: Mapping[str, Arg]) -> Arg:

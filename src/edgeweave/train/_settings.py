@@ -168,7 +168,8 @@ class Settings:
             return None
         if hint == tuple[str, ...] and not text.startswith("["):
             return [part.strip() for part in text.split(",") if part.strip()]
-        is_text = any(k in (str, Path, Reference) or get_origin(k) is Literal for k in kinds)
+        kinds = tuple(kind for kind in kinds if kind is not type(None))
+        is_text = all(k in (str, Path, Reference) or get_origin(k) is Literal for k in kinds)
         return text if is_text else _guess(text)
 
     def _convert(self, section: str, spec: Field[Any], setting: Setting) -> object:

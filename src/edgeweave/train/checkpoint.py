@@ -26,7 +26,7 @@ import torch
 from edgeweave.core.errors import CheckpointError
 from edgeweave.train.report import EpochRecord, OpenEpoch
 
-__all__ = ["Checkpoint", "Progress", "latest", "load", "save"]
+__all__ = ["Checkpoint", "Progress", "latest", "load", "load_progress", "save"]
 
 _FORMAT = "edgeweave/checkpoint"
 _VERSION = 1
@@ -105,20 +105,33 @@ def latest(directory: Path) -> Path:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint directory."""
+    progress = load_progress(path)
     try:
-        progress = msgspec.convert(json.loads((path / "trainer.json").read_bytes()), Progress)
         state = safetensors.torch.load((path / "model.safetensors").read_bytes())
         optimizer = safetensors.torch.load((path / "optimizer.safetensors").read_bytes())
     except (OSError, *_DAMAGED) as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint ({error}). Delete it to resume from the one before."
-        ) from error
+        raise _not_whole(path, error) from error
+    return Checkpoint(progress, state, optimizer)
+
+
+def load_progress(path: Path) -> Progress:
+    """Where the run of a checkpoint directory is, without its tensors."""
+    try:
+        progress = msgspec.convert(json.loads((path / "trainer.json").read_bytes()), Progress)
+    except (OSError, *_DAMAGED) as error:
+        raise _not_whole(path, error) from error
     if (progress.format, progress.version) != (_FORMAT, _VERSION):
         raise CheckpointError(
             f"{path} has format {progress.format!r} version {progress.version}; this package reads "
             f"{_FORMAT!r} version {_VERSION}. Use the package that wrote it."
         )
-    return Checkpoint(progress, state, optimizer)
+    return progress
+
+
+def _not_whole(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a whole checkpoint ({error}). Delete it to resume from the one before."
+    )
 
 
 def _as_json(progress: Progress) -> bytes:

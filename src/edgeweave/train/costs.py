@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import msgspec
@@ -27,6 +28,7 @@ from edgeweave.net import control_key
 from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
 from edgeweave.program import (
     Captured,
+    Program,
     cut_bytes,
     encode_program,
     encode_state,
@@ -35,7 +37,7 @@ from edgeweave.program import (
     without_outputs,
 )
 
-__all__ = ["measure_costs"]
+__all__ = ["costs_of", "measure_costs", "measure_links", "profile_devices"]
 
 _PROBE_BYTES = 1 << 20
 _FIRST_PROBE_BYTES = 60_000
@@ -61,10 +63,31 @@ def measure_costs(
     the same time. Who measures runs the whole program for ``repetitions + 1`` microbatches.
     """
     names = tuple(devices) or fleet.devices
-    program = without_outputs(captured.program)
-    timings = _profile(fleet, captured, names, microbatch_size, optimizer, repetitions)
-    sizes = unit_bytes(program, microbatch_size)
-    crossing = cut_bytes(program, microbatch_size)
+    profiled = profile_devices(
+        fleet,
+        captured,
+        names,
+        microbatch_size=microbatch_size,
+        optimizer=optimizer,
+        repetitions=repetitions,
+    )
+    limited = (
+        replace(profiled[name], memory_limit_bytes=fleet.greet(name).memory_limit_bytes)
+        for name in names
+    )
+    links = measure_links(fleet, names)
+    return costs_of(captured.program, microbatch_size, optimizer, limited, links)
+
+
+def costs_of(
+    program: Program,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    devices: Iterable[DeviceCosts],
+    links: Mapping[str, Mapping[str, Link]],
+) -> Costs:
+    """What devices and links take, with the sizes that the graph tells."""
+    program = without_outputs(program)
     return Costs(
         units=tuple(
             UnitFacts(
@@ -74,20 +97,14 @@ def measure_costs(
                 buffer_bytes=size.buffers,
                 activation_bytes=size.activations,
             )
-            for unit, size in sizes.items()
+            for unit, size in unit_bytes(program, microbatch_size).items()
         ),
-        cuts=tuple(Cut(each.forward, each.backward) for each in crossing.values()),
-        devices=tuple(
-            DeviceCosts(
-                device=name,
-                forward_seconds=timings[name].forward_seconds,
-                backward_seconds=timings[name].backward_seconds,
-                memory_limit_bytes=fleet.greet(name).memory_limit_bytes,
-                update_seconds_per_byte=timings[name].update_seconds_per_byte,
-            )
-            for name in names
+        cuts=tuple(
+            Cut(each.forward, each.backward)
+            for each in cut_bytes(program, microbatch_size).values()
         ),
-        links=_links(fleet, names),
+        devices=tuple(devices),
+        links={source: dict(targets) for source, targets in links.items()},
         default_link=_UNSEEN,
         optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(optimizer),
         feeds=tuple(
@@ -97,7 +114,30 @@ def measure_costs(
     )
 
 
-def _profile(
+def profile_devices(
+    fleet: Fleet,
+    captured: Captured,
+    names: Sequence[str],
+    *,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    repetitions: int,
+) -> dict[str, DeviceCosts]:
+    """What every unit takes on each of the devices, whose memory is not looked at."""
+    timings = _timings(fleet, captured, names, microbatch_size, optimizer, repetitions)
+    return {
+        name: DeviceCosts(
+            device=name,
+            forward_seconds=timings[name].forward_seconds,
+            backward_seconds=timings[name].backward_seconds,
+            memory_limit_bytes=None,
+            update_seconds_per_byte=timings[name].update_seconds_per_byte,
+        )
+        for name in names
+    }
+
+
+def _timings(
     fleet: Fleet,
     captured: Captured,
     names: Sequence[str],
@@ -150,7 +190,7 @@ def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
     return encode_program(program), encode_state(kept)
 
 
-def _links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
+def measure_links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Link]]:
     """Every link between devices, and the coordinator's own.
 
     On the way back to the coordinator go only results, whose size is as good as nothing: its rate

@@ -131,8 +131,9 @@ class TrainSection:
     batch_size: Count = field(
         default=128, metadata=key("how many samples a step takes, 1 or more", 128)
     )
-    n_microbatches: Count = field(
-        default=4, metadata=key("how many parts a batch is cut into, 1 or more", 4)
+    n_microbatches: Count | Literal["auto"] = field(
+        default="auto",
+        metadata=key('how many parts a batch is cut into, 1 or more, or "auto"', 8),
     )
     epochs: Count = field(default=1, metadata=key("how often all samples are seen, 1 or more", 2))
     schedule: Literal["1f1b", "gpipe"] = field(
@@ -283,7 +284,7 @@ def _plain(value: object) -> object:
 
 def _check(job: Job, path: Path) -> None:
     train, fleet = job.train, job.fleet
-    if train.n_microbatches > train.batch_size:
+    if train.n_microbatches != "auto" and train.n_microbatches > train.batch_size:
         raise ConfigError(
             f"{path}: train.n_microbatches is at most train.batch_size (got "
             f"{train.n_microbatches} and {train.batch_size}). Lower the first or raise the second."

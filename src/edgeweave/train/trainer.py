@@ -18,7 +18,15 @@ from torch.utils.data import Dataset
 from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
-from edgeweave.plan import SCHEDULES, Costs, Monitor, Plan, partition
+from edgeweave.plan import (
+    SCHEDULES,
+    Costs,
+    Monitor,
+    Plan,
+    PlannedBatch,
+    TriedSize,
+    best_microbatching,
+)
 from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.batches import (
     Batch,
@@ -28,10 +36,16 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
-from edgeweave.train.costs import measure_costs
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.measurements import Measurements
+from edgeweave.train.microbatches import (
+    Chosen,
+    choose_microbatches,
+    kept_size,
+    microbatch_size,
+)
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import Evaluation, Report, device_reports
@@ -39,7 +53,8 @@ from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
 
 __all__ = ["PipelineTrainer"]
 
-_DEFAULT_MICROBATCHES = 16
+_EXAMPLE_SAMPLES = 2
+"""The batch is symbolic: one capture serves microbatches of every size."""
 
 
 class PipelineTrainer:
@@ -51,12 +66,17 @@ class PipelineTrainer:
     changes no number on CPU: losses are bit-equal to one device doing the same microbatches
     (tied weights: to float summation order, see docs/explanation-architecture.md).
 
-    ``n_microbatches`` pieces of each batch are under way at once (default: 16, or half the batch
-    size if that is less); more of them keep the devices busier, fewer make each piece more
-    efficient. ``plan`` skips measuring. While training, a device that leaves what it measured is
-    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
-    the run goes on with the plan it has. Raises ``CaptureError`` for a model that cannot be
-    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+    Each batch is cut into ``n_microbatches``: more of them keep the devices busier, fewer make each
+    more efficient. ``None`` takes as many as ``plan`` has, else those with the shortest predicted
+    step that fit the devices' memory (``tried``); a resumed run takes those it began with. Losses
+    depend on how many there are: BatchNorm takes statistics of a microbatch (of at least 16
+    samples then, if that fits), dropout draws for each, sums are rounded. A choice depends on what
+    was measured; pass the number for runs that must be equal.
+
+    ``plan`` skips measuring. While training, a device that leaves what it measured is noticed;
+    whether another plan would be worth it is logged and stands in ``Report.replans``, and the run
+    goes on with the plan it has. Raises ``CaptureError`` for a model that cannot be captured,
+    ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
@@ -96,6 +116,7 @@ class PipelineTrainer:
         self._n_microbatches = n_microbatches
         self._seed = seed
         self._plan = plan
+        self._chosen: Chosen | None = None
         self._costs: Costs | None = None
         self._measured_size: int | None = None
         self._captured: Captured | None = None
@@ -108,7 +129,7 @@ class PipelineTrainer:
 
     @plan.setter
     def plan(self, plan: Plan | None) -> None:
-        self._plan = plan
+        self._plan, self._chosen = plan, None
 
     @property
     def costs(self) -> Costs | None:
@@ -122,25 +143,30 @@ class PipelineTrainer:
             return None
         return self._captured.program, self._measured_size
 
-    def prepare(self, dataset: Dataset[Any], *, batch_size: int) -> Plan:
-        """Capture the model, measure the devices and plan, without training anything."""
-        microbatch_size = self._microbatch_size(batch_size)
-        self._capture(dataset, microbatch_size)
-        if self._plan is None:
-            assert self._captured is not None
-            self._costs = measure_costs(
-                self._fleet,
-                self._captured,
-                microbatch_size=microbatch_size,
-                optimizer=self._optimizer,
-            )
-            self._measured_size = microbatch_size
-            self._plan = partition(
-                self._costs,
-                n_microbatches=-(-batch_size // microbatch_size),
-                schedule=self._schedule,
-            )
-        return self._check_plan(self._plan, batch_size)
+    @property
+    def tried(self) -> tuple[TriedSize, ...]:
+        """The microbatches that were planned, largest first; none if their number was given."""
+        return () if self._chosen is None else self._chosen.planned.tried
+
+    def prepare(
+        self, dataset: Dataset[Any], *, batch_size: int, resume: str | Path | None = None
+    ) -> Plan:
+        """Capture the model, measure the devices and plan, without training anything.
+
+        ``resume`` is the directory of checkpoints that ``fit`` will continue from: microbatches
+        that are chosen are those of its run.
+        """
+        size = self._wanted_size(batch_size, resume)
+        self._capture(dataset)
+        if self._chosen is not None and not self._chosen.serves(batch_size, size):
+            self.plan = None
+        plan = self._plan
+        if plan is None:
+            planned = self._planned(batch_size, size)
+            self.plan = plan = planned.plan
+            if self._n_microbatches is None:
+                self._chosen = Chosen(planned, batch_size)
+        return self._check_plan(plan, batch_size)
 
     def fit(
         self,
@@ -168,7 +194,7 @@ class PipelineTrainer:
             )
         if resume and checkpoint is None:
             raise ConfigError("resume needs a checkpoint directory. Pass checkpoint=.")
-        plan = self.prepare(train_set, batch_size=batch_size)
+        plan = self.prepare(train_set, batch_size=batch_size, resume=checkpoint if resume else None)
         self._weights.optimizer = {}
         store = None if checkpoint is None else Store(Path(checkpoint), checkpoint_every)
         fit = Fit(
@@ -212,7 +238,7 @@ class PipelineTrainer:
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
         """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
-        self._capture(dataset, self._microbatch_size(batch_size))
+        self._capture(dataset)
         plan = self._plan or self.prepare(dataset, batch_size=batch_size)
         self._check_place(plan)
         self._weights.optimizer = {}
@@ -240,10 +266,10 @@ class PipelineTrainer:
             result = run.evaluate(step, ahead, n_batches(dataset, size))
         return Evaluation(result.loss, result.metrics, result.n_samples)
 
-    def _capture(self, dataset: Dataset[Any], microbatch_size: int) -> None:
+    def _capture(self, dataset: Dataset[Any]) -> None:
         if self._captured is not None:
             return
-        inputs, target = example(dataset, max(microbatch_size, 2))
+        inputs, target = example(dataset, _EXAMPLE_SAMPLES)
         self._captured = capture(self._model, self._loss_fn, inputs, target, metrics=self._metrics)
         state = {name: t.detach().clone() for name, t in self._captured.state.items()}
         self._weights = Weights(state)
@@ -311,21 +337,40 @@ class PipelineTrainer:
         theirs = self._fleet.greet(device).clock_seconds
         return theirs - (before + self._fleet.clock.now()) / 2
 
-    def _count_microbatches(self, batch_size: int) -> int:
-        wanted = self._n_microbatches
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1 (got {batch_size}).")
-        if wanted is None:
-            return max(min(_DEFAULT_MICROBATCHES, batch_size // 2), 1)
-        if not 1 <= wanted <= batch_size:
-            raise ConfigError(
-                f"n_microbatches is at least 1 and at most batch_size (got {wanted} for "
-                f"{batch_size})."
-            )
-        return wanted
+    def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:
+        """The samples of a microbatch as told or as a checkpoint had them; None: to be chosen."""
+        if self._n_microbatches is not None:
+            return microbatch_size(batch_size, self._n_microbatches)
+        return None if resume is None else min(kept_size(Path(resume)), batch_size)
+
+    def _planned(self, batch_size: int, size: int | None) -> PlannedBatch:
+        """Measure and plan, for microbatches of this size or for the best."""
+        assert self._captured is not None
+        measurements = Measurements(self._fleet, self._captured, optimizer=self._optimizer)
+        try:
+            if size is None:
+                found = choose_microbatches(measurements, batch_size, schedule=self._schedule)
+            else:
+                measurements.measure(size)
+                found = best_microbatching(
+                    measurements.costs_at, batch_size, sizes=[size], schedule=self._schedule
+                )
+        except PlanError:
+            if measurements.sizes:  # that nothing fits can be seen in them
+                self._measured_size = min(measurements.sizes)
+                self._costs = measurements.costs_at(self._measured_size)
+            raise
+        self._costs, self._measured_size = found.costs, found.microbatch_size
+        return found
 
     def _microbatch_size(self, batch_size: int) -> int:
-        return -(-batch_size // self._count_microbatches(batch_size))
+        if self._chosen is not None:
+            return min(self._chosen.planned.microbatch_size, batch_size)
+        told = self._n_microbatches
+        if told is None:
+            assert self._plan is not None, "microbatches are told, a plan's, or chosen"
+            told = max(min(self._plan.n_microbatches, batch_size), 1)
+        return microbatch_size(batch_size, told)
 
     def _check_plan(self, plan: Plan, batch_size: int) -> Plan:
         self._check_place(plan)
