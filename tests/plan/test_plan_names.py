@@ -26,6 +26,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "Plan",
         "PlannedBatch",
         "Reduce",
+        "Skip",
         "Stage",
         "StageSeconds",
         "Timeline",

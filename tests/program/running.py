@@ -22,6 +22,7 @@ from edgeweave.program import (
     StageResult,
     cut,
     flatten_inputs,
+    ways,
     without_outputs,
 )
 from tests.models import Batch
@@ -93,10 +94,17 @@ class Pipeline:
     """The stages of a cut program in one process, a fresh copy of the state in each."""
 
     def __init__(
-        self, captured: Captured, boundaries: Sequence[int] = (), *, outputs: bool = False
+        self,
+        captured: Captured,
+        boundaries: Sequence[int] = (),
+        *,
+        outputs: bool = False,
+        direct: bool = False,
     ) -> None:
         program = captured.program if outputs else without_outputs(captured.program)
-        self.stages = [StageProgram(s, captured.state) for s in cut(program, boundaries)]
+        stages = cut(program, boundaries, direct=direct)
+        self.stages = [StageProgram(stage, captured.state) for stage in stages]
+        self.ways = ways(stages)
         self.forward_bytes = 0
         self.backward_bytes = 0
 
@@ -110,19 +118,26 @@ class Pipeline:
         self, batch: Batch, run: Callable[[StageProgram, Tensors], StageResult]
     ) -> StageResult:
         external = flatten_inputs(*batch)
-        handed: Tensors = {}
-        for stage in self.stages:
-            known = {**external, **handed}
+        arriving: list[Tensors] = [{} for _ in self.stages]
+        for index, (stage, way) in enumerate(zip(self.stages, self.ways, strict=True)):
+            known = {**external, **arriving[index]}
             given = wire({v.name: known[v.name] for v in stage.program.inputs})
             result = run(stage, given)
             handed = wire(result.outputs)
+            for name, tensor in handed.items() if index + 1 < len(self.stages) else ():
+                arriving[way.targets.get(name, index + 1)][name] = tensor
             self.forward_bytes += n_bytes(handed)
         return result
 
     def backward(self, microbatch: int, loss_weight: float) -> None:
-        gradients: Tensors = {}
-        for stage in reversed(self.stages):
-            gradients = wire(stage.backward(microbatch, gradients, loss_weight=loss_weight))
+        arriving: list[Tensors] = [{} for _ in self.stages]
+        for index in reversed(range(len(self.stages))):
+            returned = self.stages[index].backward(
+                microbatch, arriving[index], loss_weight=loss_weight
+            )
+            gradients = wire(returned)
+            for name, tensor in gradients.items():
+                arriving[self.ways[index].sources.get(name, index - 1)][name] = tensor
             self.backward_bytes += n_bytes(gradients)
 
     def train(self, parts: Sequence[Batch]) -> Trained:

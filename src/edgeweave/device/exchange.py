@@ -4,9 +4,10 @@
                 <----result------  stage s  <--gradient----
                                    stage s  <--reduce-->  every other stage
 
-A round is one training step or one evaluation pass; ``step`` of a frame's header is its number.
-A gradient frame without tensors is still sent: it tells the stage before that a microbatch has
-left the pipeline.
+Values that go past stages travel likewise, in frames of their own. A round is one training step or
+one evaluation pass; ``step`` of a frame's header is its number.
+A gradient frame without tensors is still sent: it tells its receiver that a microbatch has left
+the pipeline.
 """
 
 from __future__ import annotations
@@ -98,23 +99,15 @@ class StageExchange:
         self._transport = transport
         self._fleet = fleet
         self._timeouts = timeouts
-        values = program.values()
-        outputs = [values[name] for name in program.outputs if values[name].requires_grad]
-        state = {spec.name: spec for spec in program.state}
-        self._may_receive = {
-            "input": {v.name: v for v in program.inputs if is_external(v.name)},
-            "activation": {v.name: v for v in program.inputs if not is_external(v.name)},
-            "gradient": {v.name: v for v in outputs},
-            "reduce": {
-                n: Value(n, state[n].dtype, state[n].shape) for n in assignment.tied if n in state
-            },
-            "begin": {},
-        }
-        self.inbox = Inbox(capacity=4 * assignment.max_microbatches + 8 * assignment.n_stages + 16)
+        self._may_receive = _declared(assignment, program)
+        self._me = assignment.peer(assignment.stage)
+        n_peers = max(2, len(assignment.senders) + len(assignment.receivers))
+        most, n_stages = assignment.max_microbatches, assignment.n_stages
+        self.inbox = Inbox(capacity=(n_peers + 2) * most + 8 * n_stages + 16)
         self._sender = Sender(
             transport,
             clock,
-            capacity=2 * assignment.max_microbatches + 2 * assignment.n_stages + 4,
+            capacity=n_peers * most + 2 * n_stages + 4,
             timeout_seconds=timeouts.frame,
             on_error=self.inbox.fail,
         )
@@ -187,15 +180,14 @@ class StageExchange:
             self._refuse(error)
 
     def _refuse(self, error: WireError) -> None:
-        me = self._assignment.peer(self._assignment.stage)
-        named = me in str(error)
-        self.inbox.fail(error if named else type(error)(f"{me} refuses a frame: {error}"))
+        named = self._me in str(error)
+        self.inbox.fail(error if named else type(error)(f"{self._me} refuses a frame: {error}"))
 
     def _expect(self, header: FrameHeader) -> None:
         """Refuse what the program does not declare, before anything is allocated for it."""
-        declared = self._may_receive.get(header.kind)
-        me = self._assignment.peer(self._assignment.stage)
-        if declared is None or not self._is_sender(header):
+        declared = self._may_receive.get((header.kind, header.stage))
+        me = self._me
+        if declared is None or header.device != self._assignment.device_of(header.stage):
             raise WireError(
                 f"{me} expects no {header.kind!r} frame from stage {header.stage} "
                 f"({header.device})."
@@ -223,7 +215,7 @@ class StageExchange:
                 )
 
     def _check_scalars(self, header: FrameHeader) -> None:
-        me = self._assignment.peer(self._assignment.stage)
+        me = self._me
         needed = _SCALARS.get(header.kind, ())
         if header.kind == "begin" and header.scalars.get("train"):
             needed += ("total_samples",)
@@ -241,19 +233,6 @@ class StageExchange:
                 f"(got {header.scalars['microbatches']:.0f} from {header.device})."
             )
 
-    def _is_sender(self, header: FrameHeader) -> bool:
-        """Whether the sender is who may send this. Names catch accidents: members are trusted."""
-        mine, devices = self._assignment.stage, self._assignment.devices
-        if header.kind in ("begin", "input"):
-            expected = [COORDINATOR]
-        elif header.kind == "reduce":
-            expected = [stage for stage in range(len(devices)) if stage != mine]
-        else:
-            expected = [mine - 1 if header.kind == "activation" else mine + 1]
-        if header.stage not in expected or header.stage >= len(devices):
-            return False
-        return header.device == self._assignment.device_of(header.stage)
-
     def _limit_bytes(self) -> int:
         size = self._assignment.microbatch_size
         return max(
@@ -267,9 +246,36 @@ class StageExchange:
     def _late(self, key: FrameId) -> EdgeweaveError:
         assignment = self._assignment
         return DeviceTimeout(
-            f"{assignment.peer(assignment.stage)} waited {self._timeouts.frame:.0f} s for the "
+            f"{self._me} waited {self._timeouts.frame:.0f} s for the "
             f"{key.kind} of microbatch {key.microbatch} (round {key.round}) from "
             f"{assignment.peer(key.sender)}. Look at that device, or raise Timeouts.frame.",
             device=assignment.device,
             stage=assignment.stage,
         )
+
+
+def _declared(assignment: Assignment, program: Program) -> dict[tuple[str, int], dict[str, Value]]:
+    """The tensors that each kind of frame brings from each stage that may send it.
+
+    Names of senders catch accidents: members are trusted.
+    """
+    values, state = program.values(), {spec.name: spec for spec in program.state}
+    tied = {n: Value(n, state[n].dtype, state[n].shape) for n in assignment.tied if n in state}
+    external = {v.name: v for v in program.inputs if is_external(v.name)}
+    found = {("begin", COORDINATOR): {}, ("input", COORDINATOR): external}
+    for stage in range(assignment.n_stages):
+        if stage != assignment.stage:
+            found["reduce", stage] = tied
+    for stage in assignment.senders:
+        found["activation", stage] = {
+            v.name: v
+            for v in program.inputs
+            if v.name not in external and assignment.source(v.name) == stage
+        }
+    for stage in assignment.receivers:
+        found["gradient", stage] = {
+            name: values[name]
+            for name in program.outputs
+            if values[name].requires_grad and assignment.target(name) == stage
+        }
+    return found

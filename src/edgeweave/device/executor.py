@@ -82,8 +82,7 @@ class Executor:
         self._forward_senders: list[tuple[str, int]] = []
         if any(is_external(value.name) for value in stage.program.inputs):
             self._forward_senders.append(("input", COORDINATOR))
-        if assignment.stage > 0:
-            self._forward_senders.append(("activation", assignment.stage - 1))
+        self._forward_senders += [("activation", sender) for sender in assignment.senders]
         self._needs_reduce = bool(assignment.tied) or assignment.clip_grad_norm is not None
         self.events: deque[TraceEvent] = deque(maxlen=_MAX_EVENTS)
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
@@ -216,12 +215,12 @@ class Executor:
 
     def _needs(self, number: int, action: Action) -> list[FrameId]:
         """The frames that an action takes."""
-        stage = self._assignment.stage
         if isinstance(action, Forward):
             senders = self._forward_senders
             return [FrameId(kind, sender, number, action.microbatch) for kind, sender in senders]
-        if isinstance(action, Backward) and not self._assignment.is_last:
-            return [FrameId("gradient", stage + 1, number, action.microbatch)]
+        if isinstance(action, Backward):
+            receivers = self._assignment.receivers
+            return [FrameId("gradient", stage, number, action.microbatch) for stage in receivers]
         return []
 
     def _forward(self, number: int, moment: Moment) -> None:
@@ -255,10 +254,11 @@ class Executor:
     def _hand_on(
         self, number: int, microbatch: int, scalars: dict[str, float], result: StageResult
     ) -> None:
-        """To the next stage; from the last one the loss and metrics, to the coordinator."""
-        if not self._assignment.is_last:
-            target = self._assignment.stage + 1
-            self._exchange.send("activation", target, number, microbatch, result.outputs, scalars)
+        """To the stages behind; from the last one the loss and metrics, to the coordinator."""
+        assignment = self._assignment
+        for stage in assignment.receivers:
+            sent = {n: x for n, x in result.outputs.items() if assignment.target(n) == stage}
+            self._exchange.send("activation", stage, number, microbatch, sent, scalars)
         if result.loss is not None:
             scalars = {**scalars, "loss": result.loss.item()}
             scalars.update({f"metric:{name}": v.item() for name, v in result.metrics.items()})
@@ -268,20 +268,23 @@ class Executor:
         assignment = self._assignment
         microbatch = moment.microbatch
         gradients: dict[str, torch.Tensor] = {}
-        if not assignment.is_last:
+        for stage in assignment.receivers:
             with self._timed("wait", moment.step, microbatch):
-                frame = self._exchange.wait("gradient", assignment.stage + 1, number, microbatch)
-            gradients = as_mapping(frame)
+                frame = self._exchange.wait("gradient", stage, number, microbatch)
+            gradients.update(as_mapping(frame))
         samples = self._samples.pop(microbatch)
         with self._computing("backward", moment, samples):
             returned = self._stage.backward(
                 microbatch, gradients, loss_weight=samples / total_samples
             )
-        if assignment.stage > 0:
-            sent = {name: grad for name, grad in returned.items() if not is_external(name)}
+        for stage in assignment.senders:
+            sent = {
+                name: grad
+                for name, grad in returned.items()
+                if not is_external(name) and assignment.source(name) == stage
+            }
             scalars = {"samples": float(samples)}
-            target = assignment.stage - 1
-            self._exchange.send("gradient", target, number, microbatch, sent, scalars)
+            self._exchange.send("gradient", stage, number, microbatch, sent, scalars)
 
     def _update(self, step: int, scalars: Mapping[str, float]) -> None:
         hyperparameters = {

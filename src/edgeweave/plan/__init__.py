@@ -7,6 +7,7 @@ from edgeweave.plan.costs import (
     DeviceCosts,
     Feed,
     Link,
+    Skip,
     StageSeconds,
     UnitFacts,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Plan",
     "PlannedBatch",
     "Reduce",
+    "Skip",
     "Stage",
     "StageSeconds",
     "Timeline",

@@ -68,6 +68,27 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """A value that skips units: the unit that makes it and all that use it, ascending.
+
+    Its bytes are among those of every cut it crosses; ``routes`` says how it may travel.
+    """
+
+    units: tuple[int, ...]
+    forward_bytes: int
+    backward_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.units) < 2 or sorted(set(self.units)) != list(self.units):
+            raise ConfigError(
+                f"a skip names the unit that makes it and those that use it, ascending "
+                f"(got {self.units}). Measure the model again."
+            )
+        _require_not_negative(self.forward_bytes, "forward_bytes of a skip")
+        _require_not_negative(self.backward_bytes, "backward_bytes of a skip")
+
+
+@dataclass(frozen=True, slots=True)
 class Feed:
     """An input or target, of so many bytes for each microbatch, and the units that use it.
 
@@ -152,7 +173,7 @@ class Costs:
     ``COORDINATOR_NAME`` an end like the devices; what is not in there is ``default_link``. Adam
     with float32 state keeps ``optimizer_bytes_per_trainable_byte=2``, SGD with momentum 1, plain
     SGD 0. Without ``feeds`` the data are where they are used, and the coordinator's links count for
-    nothing.
+    nothing. Without ``skips`` every value travels from stage to stage.
     """
 
     units: tuple[UnitFacts, ...]
@@ -162,6 +183,7 @@ class Costs:
     default_link: Link
     optimizer_bytes_per_trainable_byte: float
     feeds: tuple[Feed, ...] = ()
+    skips: tuple[Skip, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.units or not self.devices:
@@ -178,6 +200,7 @@ class Costs:
             self._check_unit_counts(device)
         self._check_names()
         self._check_feeds()
+        self._check_skips()
         _require_not_negative(
             self.optimizer_bytes_per_trainable_byte, "optimizer_bytes_per_trainable_byte"
         )
@@ -223,6 +246,24 @@ class Costs:
                 raise ConfigError(
                     f"{feed.name!r} must be used by some of the units 0 to {len(self.units) - 1} "
                     f"(got {feed.units}). Measure the model again."
+                )
+
+    def _check_skips(self) -> None:
+        for skip in self.skips:
+            if not 0 <= skip.units[0] < skip.units[-1] < len(self.units):
+                raise ConfigError(
+                    f"a skip lies between units 0 and {len(self.units) - 1} (got {skip.units}). "
+                    "Measure the model again."
+                )
+        for index, cut in enumerate(self.cuts):
+            over = [skip for skip in self.skips if skip.units[0] <= index < skip.units[-1]]
+            there = sum(skip.forward_bytes for skip in over)
+            back = sum(skip.backward_bytes for skip in over)
+            if there > cut.forward_bytes or back > cut.backward_bytes:
+                raise ConfigError(
+                    f"the bytes of skips are among those of the cuts they cross (cut {index}: "
+                    f"{there} of {cut.forward_bytes} there, {back} of {cut.backward_bytes} back). "
+                    "Measure the model again."
                 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from edgeweave.core.errors import PlanError
@@ -16,12 +15,12 @@ from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.plan.costs import (
     Costs,
-    crossings,
     feeding,
     stage_seconds,
 )
 from edgeweave.plan.partition import partition
 from edgeweave.plan.proposals import MAX_DEVICES
+from edgeweave.plan.routes import routes
 from edgeweave.plan.simulate import Timeline, simulate
 from edgeweave.plan.splits import Pins
 from edgeweave.plan.stages import Plan, Stage
@@ -106,6 +105,8 @@ class Explanation:
     left_out: tuple[LeftOut, ...]
     best_single_device: str | None
     best_single_seconds: float | None
+    direct: tuple[str, ...] = ()
+    """Ways past stages, ``pi-1 -> pi-3 (2.0 MiB)``: what goes there for each microbatch."""
 
     @property
     def speedup(self) -> float | None:
@@ -123,7 +124,12 @@ class Explanation:
         )
         shares = (share.line() for share in self.devices)
         left_out = (device.line() for device in self.left_out)
-        return (first, self._single_line(), *shares, *left_out)
+        return (first, self._single_line(), *self._direct_lines(), *shares, *left_out)
+
+    def _direct_lines(self) -> tuple[str, ...]:
+        if not self.direct:
+            return ()
+        return (f"Skip connections go past stages that do not use them: {', '.join(self.direct)}.",)
 
     def _bottleneck(self) -> str:
         if self.bottleneck_kind == "device":
@@ -171,6 +177,11 @@ def explain(
         ),
         best_single_device=single,
         best_single_seconds=single_seconds,
+        direct=tuple(
+            f"{route.there.src} -> {route.there.dst} ({format_bytes(route.there.size_bytes)})"
+            for route in routes(costs, plan.devices, plan.bounds, plan.skips)
+            if route.is_direct
+        ),
     )
 
 
@@ -225,8 +236,8 @@ def _bottleneck(plan: Plan, costs: Costs) -> tuple[float, Literal["device", "lin
         fed = feeding(costs, stage.device, stage.first_unit, stage.stop_unit)
         if fed is not None:
             found.append((fed.occupied_seconds, "link", f"{fed.src} -> {fed.dst}"))
-    for front, behind in pairwise(plan.stages):
-        for way in crossings(costs, front.device, behind.device, front.stop_unit - 1):
+    for route in routes(costs, plan.devices, plan.bounds, plan.skips):
+        for way in (route.there, route.back):
             found.append((way.transfer_seconds, "link", f"{way.src} -> {way.dst}"))
     return max(found, key=lambda entry: entry[0])
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from math import ceil, inf
 
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import (
     Costs,
     Crossing,
-    crossings,
     feeding,
     stage_seconds,
 )
 from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.routes import Route, routes
 from edgeweave.plan.simulate import with_simulated_step
 from edgeweave.plan.splits import Microbatching, Split
 from edgeweave.plan.stages import Plan, Stage
@@ -69,8 +68,9 @@ def plan_from_split(split: Split, costs: Costs, run: Microbatching) -> Plan:
         schedule=run.schedule,
         n_microbatches=run.n_microbatches,
         extra_in_flight=run.extra_in_flight,
-        period_seconds=_period_seconds(split, costs),
+        period_seconds=_period_seconds(split, costs, run),
         step_seconds=0.0,
+        skips=run.skips,
     )
     return with_simulated_step(draft, costs)
 
@@ -88,21 +88,19 @@ def _stage(costs: Costs, place: tuple[str, int, int], *, in_flight: int) -> Stag
     )
 
 
-def _period_seconds(split: Split, costs: Costs) -> float:
+def _period_seconds(split: Split, costs: Costs, run: Microbatching) -> float:
     compute = [stage_seconds(costs, *place).microbatch for place in split.stages()]
     transfers = [
-        crossing.transfer_seconds for pair in _crossings(split, costs) for crossing in pair
+        crossing.transfer_seconds
+        for route in _routes(split, costs, run)
+        for crossing in (route.there, route.back)
     ]
     feeds = [fed.occupied_seconds for fed in _feeds(split, costs) if fed is not None]
     return max(compute + transfers + feeds)
 
 
-def _crossings(split: Split, costs: Costs) -> list[tuple[Crossing, Crossing]]:
-    neighbours = pairwise(split.devices)
-    return [
-        crossings(costs, src, dst, stop - 1)
-        for (src, dst), stop in zip(neighbours, split.bounds[1:-1], strict=True)
-    ]
+def _routes(split: Split, costs: Costs, run: Microbatching) -> tuple[Route, ...]:
+    return routes(costs, split.devices, split.bounds, run.skips)
 
 
 def _feeds(split: Split, costs: Costs) -> list[Crossing | None]:
@@ -119,16 +117,19 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
 
     ``around`` is what the first microbatch needs to reach the stage and the last to return from
     it. A stage that holds few microbatches waits for the round trip behind it as often as its
-    places are filled; a link carries one message after another.
+    places are filled; a link carries one message after another. What goes past stages comes on
+    top and keeps its own links busy.
 
     With feeds, a step may begin while the one before drains, see ``_fed_seconds_at_least``.
     """
     compute_seconds = [stage_seconds(costs, *place).microbatch for place in split.stages()]
-    pairs = _crossings(split, costs)
+    found = _routes(split, costs, run)
+    pairs = [(route.there, route.back) for route in found if not route.is_direct]
     n = run.n_microbatches
     round_trips = [sum(crossing.transfer_seconds for crossing in pair) for pair in pairs]
     behind = sum(compute_seconds) + sum(round_trips)
-    around = least = 0.0
+    around = 0.0
+    least = max([0.0, *(n * _busiest(route) for route in found if route.is_direct)])
     for index, compute in enumerate(compute_seconds):
         fillings = ceil(n / run.in_flight(len(compute_seconds) - 1 - index))
         least = max(least, around + n * compute, around + fillings * behind)
@@ -138,10 +139,20 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
             behind -= round_trip
             occupied = max(crossing.occupied_seconds for crossing in pairs[index])
             least = max(least, around + (n - 1) * occupied + compute_seconds[index + 1])
-    return max(least, _fed_seconds_at_least(split, costs, run, least))
+    return max(least, _fed_seconds_at_least(split, costs, run, found, least))
 
 
-def _fed_seconds_at_least(split: Split, costs: Costs, run: Microbatching, least: float) -> float:
+def _busiest(route: Route) -> float:
+    return max(route.there.occupied_seconds, route.back.occupied_seconds)
+
+
+def _fed_seconds_at_least(
+    split: Split,
+    costs: Costs,
+    run: Microbatching,
+    found: tuple[Route, ...],
+    least: float,
+) -> float:
     """What a step takes at least because the coordinator feeds it.
 
     Feeds begin to leave one result after the last forward of the step before. What that step has
@@ -156,22 +167,21 @@ def _fed_seconds_at_least(split: Split, costs: Costs, run: Microbatching, least:
     if not any(feeds):
         return 0.0
     seconds = [stage_seconds(costs, *place) for place in split.stages()]
-    pairs = _crossings(split, costs)
     result = costs.link(split.devices[-1], COORDINATOR_NAME).latency_seconds
     backwards = [each.backward for each in seconds]
-    returns = [back.transfer_seconds for _, back in pairs]
-    longest = max([*backwards, *(back.occupied_seconds for _, back in pairs)])
+    returns = [route.back.transfer_seconds for route in found]
+    longest = max([*backwards, *(route.back.occupied_seconds for route in found)])
     held = run.in_flight(len(seconds) - 1)
     drain = sum(backwards) + sum(returns) + (held - 1) * longest
     first = 0.0 if feeds[0] is None else feeds[0].transfer_seconds
-    found = result + first + least - drain
+    bound = result + first + least - drain
     forward = 0.0
     for index in reversed(range(len(seconds))):
         forward += seconds[index].forward
-        if index < len(pairs):
-            forward += pairs[index][0].transfer_seconds
+        if index < len(seconds) - 1:
+            forward += found[index].there.transfer_seconds
         fed = feeds[index]
         if fed is not None:
             arrived = run.n_microbatches * fed.occupied_seconds + fed.arrival_seconds
-            found = max(found, result + arrived + forward - (held - 1) * longest)
-    return found
+            bound = max(bound, result + arrived + forward - (held - 1) * longest)
+    return bound

@@ -1,9 +1,9 @@
 """Run a plan on a virtual clock: when does each device compute, send and wait?
 
 The actions come from the same agendas that the devices run: ``Forward`` waits for the output of the
-stage before and for what the coordinator feeds the stage, ``Backward`` for the gradient from the
-stage behind. Sending goes on beside computing, and a link carries one message at a time in each
-direction::
+stage before, for values that go past stages (``routes``) and for what the coordinator feeds the
+stage, ``Backward`` for the gradients of all it sent. Sending goes on beside computing, and a link
+carries one message at a time in each direction::
 
     coordinator  [==0==][==1==]               [==2==]          a window of microbatches under way:
                        \\     \\              /       \\          the result of 0 lets 2 go
@@ -25,7 +25,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
-from itertools import pairwise
 from math import inf
 from typing import Literal
 
@@ -34,10 +33,10 @@ from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import (
     Costs,
     Crossing,
-    crossings,
     feeding,
     stage_seconds,
 )
+from edgeweave.plan.routes import routes
 from edgeweave.plan.schedule import (
     Action,
     Agenda,
@@ -53,7 +52,8 @@ from edgeweave.plan.stages import Plan
 __all__ = ["Event", "Timeline", "simulate", "with_simulated_step"]
 
 Kind = Literal["forward", "backward", "update", "send"]
-_Key = tuple[str, int, int]
+_Key = tuple[str, int, int, int]
+"""What a message is, of which stage, step and microbatch."""
 _Row = tuple[str, int, Kind, int, int | None, float, float, str | None]
 _KINDS: dict[type[Action], Kind] = {Forward: "forward", Backward: "backward", Update: "update"}
 
@@ -172,14 +172,13 @@ class _Worker:
         stage = plan.stages[index]
         self.index = index
         self.device = stage.device
-        self.is_last = index == len(plan.stages) - 1
         self.free_at = 0.0
         self.step = 0
         self.begins: dict[int, float] = {}
         self.arrivals: dict[_Key, float] = {}
         self.feed: _Wire | None = None
-        self.there: _Wire | None = None
-        self.back: _Wire | None = None
+        self.there: dict[int, _Wire] = {}
+        self.back: dict[int, _Wire] = {}
         self._seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
         self._may_swap = may_swap(plan.schedule)
         self._order = tuple(
@@ -210,10 +209,11 @@ class _Worker:
     def _needs(self, action: Action) -> list[_Key]:
         """The messages without which an action cannot begin."""
         if isinstance(action, Forward):
-            kinds = ["feed"] * (self.feed is not None) + ["there"] * (self.index > 0)
-            return [(kind, self.step, action.microbatch) for kind in kinds]
-        if isinstance(action, Backward) and not self.is_last:
-            return [("back", self.step, action.microbatch)]
+            fed: list[_Key] = [("feed", -1, self.step, action.microbatch)]
+            sent: list[_Key] = [("there", s, self.step, action.microbatch) for s in self.back]
+            return sent if self.feed is None else fed + sent
+        if isinstance(action, Backward):
+            return [("back", s, self.step, action.microbatch) for s in self.there]
         return []
 
     def _seconds_of(self, action: Action) -> float:
@@ -234,9 +234,9 @@ class _Run:
         self._n_microbatches = plan.n_microbatches
         self._workers = [_Worker(plan, costs, index) for index in range(len(plan.stages))]
         self._wakes: list[tuple[float, int]] = []
-        for (front, behind), stage in zip(pairwise(self._workers), plan.stages, strict=False):
-            there, back = crossings(costs, front.device, behind.device, stage.stop_unit - 1)
-            front.there, behind.back = _Wire(there, chance), _Wire(back, chance)
+        for route in routes(costs, plan.devices, plan.bounds, plan.skips):
+            self._workers[route.front].there[route.behind] = _Wire(route.there, chance)
+            self._workers[route.behind].back[route.front] = _Wire(route.back, chance)
         for worker, stage in zip(self._workers, plan.stages, strict=True):
             fed = feeding(costs, stage.device, stage.first_unit, stage.stop_unit)
             worker.feed = None if fed is None else _Wire(fed, chance)
@@ -274,12 +274,13 @@ class _Run:
             if worker.index == 0:
                 self.update_stops.append(stop)
         elif isinstance(action, Backward):
-            if worker.back is not None:
-                receiver = self._workers[worker.index - 1]
-                self._send(worker, worker.back, receiver, ("back", step, microbatch), stop)
-        elif worker.there is not None:
-            receiver = self._workers[worker.index + 1]
-            self._send(worker, worker.there, receiver, ("there", step, microbatch), stop)
+            for stage, wire in worker.back.items():
+                key = ("back", worker.index, step, microbatch)
+                self._send(worker, wire, self._workers[stage], key, stop)
+        elif worker.there:
+            for stage, wire in worker.there.items():
+                key = ("there", worker.index, step, microbatch)
+                self._send(worker, wire, self._workers[stage], key, stop)
         elif self._is_fed:
             self._result(step, microbatch, stop + self._result_seconds)
 
@@ -301,7 +302,7 @@ class _Run:
     def _feed(self, step: int, microbatch: int, now: float) -> None:
         for worker in self._workers:
             if worker.feed is not None:
-                self._send(None, worker.feed, worker, ("feed", step, microbatch), now)
+                self._send(None, worker.feed, worker, ("feed", -1, step, microbatch), now)
 
     def _send(
         self, sender: _Worker | None, wire: _Wire, receiver: _Worker, key: _Key, now: float
@@ -310,7 +311,7 @@ class _Run:
         receiver.arrivals[key] = arrival
         self._wake(receiver, arrival)
         device, stage = (COORDINATOR_NAME, -1) if sender is None else (sender.device, sender.index)
-        _, step, microbatch = key
+        _, _, step, microbatch = key
         self.rows.append((device, stage, "send", step, microbatch, start, stop, wire.receiver))
 
     def _wake(self, worker: _Worker, at: float) -> None:

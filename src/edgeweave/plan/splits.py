@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan.costs import Costs, Link
+from edgeweave.plan.routes import Skips
 from edgeweave.plan.schedule import in_flight
 
 __all__ = [
@@ -47,11 +48,12 @@ Join = Callable[[Floats, Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Microbatching:
-    """How the microbatches of a step run."""
+    """How the microbatches of a step run, and how skip connections travel."""
 
     schedule: str
     n_microbatches: int
     extra_in_flight: int
+    skips: Skips = "relayed"
 
     def in_flight(self, n_behind: int) -> int:
         """The microbatches that a stage with so many stages behind it holds."""

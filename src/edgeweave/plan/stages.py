@@ -11,12 +11,13 @@ import msgspec
 
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan._checks import require_not_negative
+from edgeweave.plan.routes import SKIPS, Skips
 from edgeweave.plan.schedule import SCHEDULES
 
 __all__ = ["Plan", "Stage", "from_json", "to_json"]
 
 _FORMAT = "edgeweave/plan"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Plan:
     ``period_seconds`` is what a microbatch takes in the steady state, the largest of the stages'
     computing, the links' transfers, and the time that feeding a stage keeps a link busy.
     ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
-    optimizer's step.
+    optimizer's step. With ``skips="direct"`` values go past the stages that do not use them.
     """
 
     stages: tuple[Stage, ...]
@@ -58,6 +59,7 @@ class Plan:
     extra_in_flight: int
     period_seconds: float
     step_seconds: float
+    skips: Skips = "relayed"
 
     def __post_init__(self) -> None:
         self._check_stages()
@@ -65,12 +67,21 @@ class Plan:
             raise ConfigError(
                 f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
             )
+        if self.skips not in SKIPS:
+            raise ConfigError(
+                f"skips of a plan are {' or '.join(SKIPS)} (got {self.skips!r}). Plan again."
+            )
         if self.n_microbatches < 1:
             raise ConfigError(
                 f"n_microbatches must be positive (got {self.n_microbatches}). Use at least one."
             )
         for field in ("extra_in_flight", "period_seconds", "step_seconds"):
             _require_not_negative(getattr(self, field), f"{field} of a plan")
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Stage ``k`` holds units ``bounds[k]`` to ``bounds[k + 1] - 1``."""
+        return (0, *(stage.stop_unit for stage in self.stages))
 
     @property
     def devices(self) -> tuple[str, ...]:

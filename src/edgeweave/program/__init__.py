@@ -2,14 +2,16 @@
 
 from edgeweave.program.capture import Captured, LossFunction, capture, flatten_inputs
 from edgeweave.program.check import check, value_bytes
-from edgeweave.program.cut import cut, shared_parameters, without_outputs
+from edgeweave.program.cut import Way, cut, shared_parameters, ways, without_outputs
 from edgeweave.program.evaluation import evaluation, has_batch_norm
 from edgeweave.program.footprint import (
     CutBytes,
     InputBytes,
+    SkipBytes,
     UnitBytes,
     cut_bytes,
     input_bytes,
+    skip_bytes,
     state_bytes,
     unit_bytes,
 )
@@ -36,11 +38,13 @@ __all__ = [
     "LossFunction",
     "Moment",
     "Program",
+    "SkipBytes",
     "StageProgram",
     "StageResult",
     "StateSpec",
     "UnitBytes",
     "Value",
+    "Way",
     "capture",
     "check",
     "cut",
@@ -58,8 +62,10 @@ __all__ = [
     "is_external",
     "made_up",
     "shared_parameters",
+    "skip_bytes",
     "state_bytes",
     "unit_bytes",
     "value_bytes",
+    "ways",
     "without_outputs",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import torch
@@ -16,9 +17,11 @@ from edgeweave.program.units import is_external
 __all__ = [
     "CutBytes",
     "InputBytes",
+    "SkipBytes",
     "UnitBytes",
     "cut_bytes",
     "input_bytes",
+    "skip_bytes",
     "state_bytes",
     "unit_bytes",
 ]
@@ -48,6 +51,15 @@ class InputBytes:
 
     size: int
     units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SkipBytes:
+    """Bytes of a value that skips units; ``units`` make it (the first) and use it, ascending."""
+
+    units: tuple[int, ...]
+    forward: int
+    backward: int
 
 
 def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
@@ -103,6 +115,25 @@ def cut_bytes(program: Program, batch: int) -> dict[int, CutBytes]:
             backward=sum(value_bytes(value, batch) for value in crossing if value.requires_grad),
         )
     return found
+
+
+def skip_bytes(program: Program, batch: int) -> tuple[SkipBytes, ...]:
+    """Every value that some unit between its maker and its last user does not use.
+
+    ``cut_bytes`` counts them at each cut they cross; they can go past stages of such units alone.
+    """
+    program = msgspec.structs.replace(program, nodes=needed(program.nodes, program.results()))
+    final = {*program.outputs, program.loss, *program.metrics.values()}
+    found = []
+    for maker in program.nodes:
+        for value in maker.results if maker.unit != SHARED_UNIT else ():
+            users = {node.unit for node in program.nodes if value.name in node.inputs()}
+            users |= {program.unit_numbers[-1]} if value.name in final else set()
+            units = tuple(sorted({maker.unit, *users}))
+            if any(after - before > 1 for before, after in pairwise(units)):
+                size = value_bytes(value, batch)
+                found.append(SkipBytes(units, size, size if value.requires_grad else 0))
+    return tuple(found)
 
 
 def input_bytes(program: Program, batch: int) -> dict[str, InputBytes]:

@@ -25,7 +25,7 @@ from edgeweave.device import (
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import control_key
-from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, UnitFacts
+from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, Skip, UnitFacts
 from edgeweave.program import (
     Captured,
     Program,
@@ -33,6 +33,7 @@ from edgeweave.program import (
     encode_program,
     encode_state,
     input_bytes,
+    skip_bytes,
     unit_bytes,
     without_outputs,
 )
@@ -110,6 +111,10 @@ def costs_of(
         feeds=tuple(
             Feed(name, fed.size, fed.units)
             for name, fed in input_bytes(program, microbatch_size).items()
+        ),
+        skips=tuple(
+            Skip(each.units, each.forward, each.backward)
+            for each in skip_bytes(program, microbatch_size)
         ),
     )
 

@@ -9,7 +9,15 @@ import torch
 
 from edgeweave.device import Assignment, Deploy, Optimizer
 from edgeweave.plan import Plan
-from edgeweave.program import Program, cut, encode, encode_state, shared_parameters, without_outputs
+from edgeweave.program import (
+    Program,
+    cut,
+    encode,
+    encode_state,
+    shared_parameters,
+    ways,
+    without_outputs,
+)
 
 __all__ = ["Deployment", "RunSettings"]
 
@@ -49,7 +57,7 @@ class Deployment:
         return cls(
             plan,
             settings,
-            cut(without_outputs(program), first_units),
+            cut(without_outputs(program), first_units, direct=plan.skips == "direct"),
             tuple(spec.name for spec in program.trainable),
             state,
             optimizer_state,
@@ -60,6 +68,7 @@ class Deployment:
         plan, settings = self.plan, self.settings
         index = plan.devices.index(device)
         stage = self.stages[index]
+        way = ways(self.stages)[index]
         graph, tensors = encode(stage, self.state)
         assignment = Assignment(
             run=run,
@@ -76,6 +85,8 @@ class Deployment:
             clip_grad_norm=settings.clip_grad_norm,
             parameter_order=self.parameter_order,
             tied=shared_parameters(self.stages),
+            sources=way.sources,
+            targets=way.targets,
         )
         return Deploy(assignment, graph, memoryview(tensors), self._optimizer_part(stage))
 
