@@ -19,6 +19,7 @@ from tests.device.stages import DEVICES, LONG, assignment, begin, frame, handed_
 
 NAN, INF = float("nan"), float("inf")
 ACTIVATION = next(iter(handed_on(0)))
+LATER_ACTIVATION = next(iter(handed_on(1)))
 
 
 class Side:
@@ -70,6 +71,51 @@ def test_a_declared_frame_arrives_with_its_tensors(side: Side) -> None:
 def test_a_smaller_microbatch_is_as_welcome(side: Side) -> None:
     side.send(frame("activation", 0, tensors=handed_on(0, 1), samples=1))
     assert side.exchange.wait("activation", 0, 0).header.scalars == {"samples": 1.0}
+
+
+def last_stage(fabric: MemoryFabric, *, wait_seconds: float) -> StageExchange:
+    """Stage 2 of 3, whose only input goes past stage 1."""
+    return StageExchange(
+        assignment(2, sources={LATER_ACTIVATION: 0}),
+        mlp_stages()[2],
+        fabric.join("pi-c"),
+        fleet="default",
+        clock=SystemClock(),
+        timeouts=Timeouts(frame=wait_seconds, send=1.0),
+    )
+
+
+def test_a_value_that_went_past_a_stage_is_expected_from_where_it_was_made() -> None:
+    with MemoryFabric(timeouts=Timeouts(send=1.0)) as fabric:
+        stranger: Transport = fabric.join("stranger")
+        with last_stage(fabric, wait_seconds=LONG) as exchange:
+            key = frame_key("default", "run-1", 0, 2, "activation")
+            stranger.send(key, frame("activation", 1, samples=4), device="pi-c")
+            stranger.send(
+                key, frame("activation", 0, tensors=handed_on(1), samples=4), device="pi-c"
+            )
+            assert as_mapping(exchange.wait("activation", 1, 0)) == {}
+            assert list(as_mapping(exchange.wait("activation", 0, 0))) == [LATER_ACTIVATION]
+            stranger.send(
+                key,
+                frame("activation", 1, tensors=handed_on(1), samples=4, microbatch=1),
+                device="pi-c",
+            )
+            expected = (
+                "stage 2 on pi-c expects the tensors [] in 'activation' frames "
+                f"(got ['{LATER_ACTIVATION}'] from pi-b)."
+            )
+            with pytest.raises(WireError, match=f"^{re.escape(expected)}$"):
+                exchange.wait("activation", 1, 0, 1)
+
+
+def test_who_waits_for_a_value_past_stages_names_the_one_that_makes_it() -> None:
+    with (
+        MemoryFabric(timeouts=Timeouts(send=1.0)) as fabric,
+        last_stage(fabric, wait_seconds=0.01) as exchange,
+        pytest.raises(DeviceTimeout, match="from stage 0 on pi-a"),
+    ):
+        exchange.wait("activation", 0, 0)
 
 
 def test_an_empty_gradient_is_welcome(side: Side) -> None:

@@ -50,7 +50,10 @@ ASSIGNMENT = Assignment(
     tied={"embed.weight": (0, 2)},
 )
 
+DIRECT = msgspec.structs.replace(ASSIGNMENT, sources={"a": 0}, targets={"b": 2})
+
 MESSAGES = [
+    DIRECT,
     Greeting(hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5),
     ASSIGNMENT,
     Deploy(ASSIGNMENT, b"graph", memoryview(b"\x00tensors\xff"), None),
@@ -125,3 +128,28 @@ def test_an_assignment_names_its_peers_as_people_read_them() -> None:
     assert not ASSIGNMENT.is_last
     assert ASSIGNMENT.peer(2) == "stage 2 on pi-c"
     assert ASSIGNMENT.peer(COORDINATOR) == "the coordinator (coordinator-1)"
+
+
+def test_a_stage_exchanges_with_its_neighbours_and_those_it_reaches_past_stages() -> None:
+    wide = msgspec.structs.replace(
+        ASSIGNMENT,
+        stage=2,
+        devices=("a", "b", "c", "d", "e"),
+        sources={"skipped": 0},
+        targets={"out": 4},
+    )
+    assert (wide.senders, wide.receivers) == ((1, 0), (3, 4))
+    assert (wide.source("skipped"), wide.source("other")) == (0, 1)
+    assert (wide.target("out"), wide.target("other")) == (4, 3)
+    ends = [msgspec.structs.replace(ASSIGNMENT, stage=stage) for stage in (0, 2)]
+    assert [(end.senders, end.receivers) for end in ends] == [((), (1,)), ((1,), ())]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sources": {"a": 1}}, {"sources": {"a": -1}}, {"targets": {"a": 1}}, {"targets": {"a": 3}}],
+)
+def test_values_come_from_stages_before_and_go_to_stages_behind(wrong: dict[str, Any]) -> None:
+    raw = msgspec.msgpack.encode({**msgspec.to_builtins(ASSIGNMENT), **wrong})
+    with pytest.raises(WireError, match="sources are stages before stage 1"):
+        decode_message(raw, Assignment)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan import Plan, Stage, from_json, to_json
+from edgeweave.plan.routes import SKIPS
 
 PLAN = Plan(
     stages=(Stage("pi-a", 0, 3, 0.5, 1.0, 1000), Stage("pi-b", 3, 5, 0.25, 0.5, 2000)),
@@ -35,7 +36,8 @@ def plans(draw: st.DrawFn) -> Plan:
     )
     schedule = draw(st.sampled_from(["1f1b", "gpipe"]))
     n_microbatches, extra = draw(st.integers(1, 99)), draw(st.integers(0, 9))
-    return Plan(stages, schedule, n_microbatches, extra, draw(seconds), draw(seconds))
+    skips = draw(st.sampled_from(SKIPS))
+    return Plan(stages, schedule, n_microbatches, extra, draw(seconds), draw(seconds), skips)
 
 
 def refusal(data: bytes) -> str:
@@ -57,7 +59,7 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     content = json.loads(to_json(PLAN))
-    assert (content["format"], content["version"]) == ("edgeweave/plan", 1)
+    assert (content["format"], content["version"]) == ("edgeweave/plan", 2)
 
 
 @given(st.data())
@@ -86,10 +88,20 @@ def test_a_torn_document_is_refused_wherever_it_is_torn() -> None:
 
 
 def test_another_version_is_named() -> None:
-    newer = to_json(PLAN).replace(b'"version":1', b'"version":2')
+    newer = to_json(PLAN).replace(b'"version":2', b'"version":3')
     assert refusal(newer) == (
-        "not a plan that this package reads (got 'edgeweave/plan' version 2, "
-        "reads 'edgeweave/plan' version 1). Plan again."
+        "not a plan that this package reads (got 'edgeweave/plan' version 3, "
+        "reads 'edgeweave/plan' version 2). Plan again."
+    )
+
+
+def test_skips_travel_one_of_two_ways() -> None:
+    direct = replace(PLAN, skips="direct")
+    assert from_json(to_json(direct)) == direct
+    with pytest.raises(ConfigError) as refused:
+        replace(PLAN, skips="thrown")  # type: ignore[arg-type]
+    assert str(refused.value) == (
+        "skips of a plan are relayed or direct (got 'thrown'). Plan again."
     )
 
 

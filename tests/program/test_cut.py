@@ -12,11 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import PlanError
-from edgeweave.program import Captured, Program, check, cut, shared_parameters, without_outputs
+from edgeweave.program import (
+    Captured,
+    Program,
+    Way,
+    check,
+    cut,
+    shared_parameters,
+    ways,
+    without_outputs,
+)
 from edgeweave.program.graph import SHARED_UNIT
 from edgeweave.program.units import is_external
 from tests.models import ZOO
-from tests.program.graphs import node, program, two_layers, weight
+from tests.program.graphs import listed, node, program, two_layers, weight
 
 Capture = Callable[[str], Captured]
 
@@ -83,6 +92,59 @@ def test_inputs_go_straight_to_the_stage_that_reads_them() -> None:
         ["a"],
         ["input:0", "b"],
     ]
+
+
+def _with_a_skip(*, users: tuple[int, ...]) -> Program:
+    """Units 0 to 5 in a row; what unit 0 makes is added in other units too."""
+    nodes = [node("tanh.default", ("input:0",), "v0")]
+    for unit in range(1, 6):
+        before = f"v{unit - 1}"
+        if unit in users:
+            nodes.append(node("add.Tensor", (before, "v0"), f"v{unit}", unit=unit))
+        else:
+            nodes.append(node("tanh.default", (before,), f"v{unit}", unit=unit))
+    return program(*nodes, outputs=("v5",))
+
+
+def test_a_direct_value_goes_past_the_stages_that_do_not_use_it() -> None:
+    stages = cut(_with_a_skip(users=(3,)), (2, 3), direct=True)
+    assert [stage.outputs for stage in stages] == [("v0", "v1"), ("v2",), ("v5",)]
+    assert [[v.name for v in stage.inputs] for stage in stages[1:]] == [["v1"], ["v0", "v2"]]
+    assert ways(stages) == (Way({}, {"v0": 2}), Way({}, {}), Way({"v0": 0}, {}))
+
+
+def test_a_direct_value_goes_from_each_user_to_the_next() -> None:
+    stages = cut(_with_a_skip(users=(3, 5)), (2, 3, 4, 5), direct=True)
+    assert ways(stages) == (
+        Way({}, {"v0": 2}),
+        Way({}, {}),
+        Way({"v0": 0}, {"v0": 4}),
+        Way({}, {}),
+        Way({"v0": 2}, {}),
+    )
+    assert stages[2].outputs == ("v0", "v3")
+
+
+def test_an_output_made_early_goes_straight_to_the_last_stage() -> None:
+    whole = msgspec.structs.replace(two_layers(), outputs=("h",))
+    stages = cut(whole, (1, 2), direct=True)
+    assert [stage.outputs for stage in stages] == [("h", "r"), ("y",), ("h",)]
+    assert ways(stages)[2] == Way({"h": 0}, {})
+
+
+def test_relays_go_to_the_next_stage_and_nowhere_else() -> None:
+    assert ways(cut(_with_a_skip(users=(3,)), (2, 3))) == (Way({}, {}),) * 3
+
+
+def test_a_stage_that_could_not_tell_the_number_of_samples_relays() -> None:
+    whole = program(
+        node("mean.dim", ("input:0", listed(0)), "mean"),
+        node("tanh.default", ("input:0",), "rows"),
+        node("tanh.default", ("mean",), "centre", unit=1),
+        node("sub.Tensor", ("rows", "centre"), "out", unit=2),
+        outputs=("out",),
+    )
+    assert cut(whole, (1, 2), direct=True) == cut(whole, (1, 2))
 
 
 @pytest.mark.parametrize("boundaries", [(0,), (3,), (2, 1), (1, 1), (-1,), (1, 9)])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 import torch
 
+from edgeweave.plan import Costs, Cut, DeviceCosts, Link, Skip, UnitFacts
+from edgeweave.plan.routes import routes
 from edgeweave.program import (
     Captured,
     InputBytes,
     Moment,
+    Program,
+    SkipBytes,
     StageProgram,
     Value,
     cut,
@@ -18,7 +23,10 @@ from edgeweave.program import (
     flatten_inputs,
     input_bytes,
     is_external,
+    skip_bytes,
     unit_bytes,
+    value_bytes,
+    ways,
     without_outputs,
 )
 from edgeweave.program.graph import StateSpec
@@ -93,6 +101,57 @@ def test_a_cut_counts_a_skip_connection_that_passes_over_it() -> None:
     )
     crossing = {unit: cost.forward for unit, cost in cut_bytes(whole, 2).items()}
     assert crossing == {1: 2 * 4 * 4, 2: 2 * 2 * 4 * 4}
+
+
+def test_a_skip_names_its_maker_and_all_its_users() -> None:
+    whole = program(
+        node("tanh.default", ("input:0",), "a"),
+        node("tanh.default", ("a",), "b", unit=1),
+        node("add.Tensor", ("a", "b"), "c", unit=2),
+        node("tanh.default", ("c",), "d", unit=3),
+        node("add.Tensor", ("a", "d"), "e", unit=4),
+        outputs=("c", "e"),
+    )
+    size = 2 * 4 * 4
+    assert skip_bytes(whole, 2) == (SkipBytes((0, 1, 2, 4), size, 0),)
+
+
+def test_the_skips_of_the_unet_are_its_two_skip_connections(captured: Capture) -> None:
+    skips = skip_bytes(without_outputs(captured("unet").program), 1)
+    assert [skip.units for skip in skips] == [(0, 1, 4)]
+    assert all(skip.forward == skip.backward > 0 for skip in skips)
+
+
+@pytest.mark.parametrize("name", ["unet", "llama"])
+def test_routes_carry_what_a_direct_cut_exchanges(captured: Capture, name: str) -> None:
+    whole = without_outputs(captured(name).program)
+    units = whole.unit_numbers
+    for boundaries in combinations(units[1:], 3) if name == "unet" else [(2, 3, 12), (13, 14, 25)]:
+        stages = cut(whole, boundaries, direct=True)
+        sent: dict[tuple[int, int], int] = {}
+        for index, (stage, way) in enumerate(zip(stages, ways(stages), strict=True)):
+            for value in (stage.values()[name] for name in stage.outputs):
+                pair = index, way.targets.get(value.name, index + 1)
+                sent[pair] = sent.get(pair, 0) + value_bytes(value, 2)
+        planned = routes(
+            _costs(whole), ("a", "b", "c", "d"), (0, *boundaries, len(units)), "direct"
+        )
+        sizes = {(route.front, route.behind): route.there.size_bytes for route in planned}
+        assert {pair: size for pair, size in sizes.items() if size} == sent
+
+
+def _costs(whole: Program) -> Costs:
+    """Of a program whose microbatches have two samples; times do not matter."""
+    n_units = len(whole.unit_numbers)
+    return Costs(
+        units=(UnitFacts("unit", 0, 0, 0, 0),) * n_units,
+        cuts=tuple(Cut(each.forward, each.backward) for each in cut_bytes(whole, 2).values()),
+        devices=(DeviceCosts("a", (0.0,) * n_units, (0.0,) * n_units, None),),
+        links={},
+        default_link=Link(1.0, 0.0),
+        optimizer_bytes_per_trainable_byte=0.0,
+        skips=tuple(Skip(s.units, s.forward, s.backward) for s in skip_bytes(whole, 2)),
+    )
 
 
 def test_no_bytes_flow_back_where_nothing_upstream_trains() -> None:

@@ -61,8 +61,10 @@ def _boundaries(captured: Captured, n_stages: int, where: str) -> tuple[int, ...
     return tuple(sorted(drawn))
 
 
-def _assert_trains_alike(captured: Captured, name: str, boundaries: tuple[int, ...]) -> None:
-    pipeline = Pipeline(captured, boundaries)
+def _assert_trains_alike(
+    captured: Captured, name: str, boundaries: tuple[int, ...], *, direct: bool = False
+) -> None:
+    pipeline = Pipeline(captured, boundaries, direct=direct)
     apart = shared_parameters([stage.program for stage in pipeline.stages])
     expected = _eager_with_uses_apart(name) if apart else _eager(name)
     parts = microbatches(ZOO[name].batch(sum(SIZES)), SIZES)
@@ -85,6 +87,23 @@ def test_a_model_cut_at_every_unit_trains_bit_for_bit_like_the_users_module(
 ) -> None:
     units = without_outputs(captured(name).program).unit_numbers
     _assert_trains_alike(captured(name), name, units[1:])
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "unet", "vit"])
+def test_values_that_go_past_stages_train_bit_for_bit_like_the_users_module(
+    captured: Capture, name: str
+) -> None:
+    units = without_outputs(captured(name).program).unit_numbers
+    _assert_trains_alike(captured(name), name, units[1:], direct=True)
+
+
+@pytest.mark.parametrize("boundaries", [(2, 4), (2, 3, 4), (2, 3, 4, 5)])
+def test_a_skip_connection_past_stages_trains_bit_for_bit_like_the_users_module(
+    captured: Capture, boundaries: tuple[int, ...]
+) -> None:
+    pipeline = Pipeline(captured("unet"), boundaries, direct=True)
+    assert list(pipeline.ways[0].targets.values()) == [boundaries.index(4) + 1]
+    _assert_trains_alike(captured("unet"), "unet", boundaries, direct=True)
 
 
 @pytest.mark.parametrize("name", ZOO)

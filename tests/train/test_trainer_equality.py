@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import TensorDataset
 import edgeweave as ew
 from edgeweave.program import Moment, StageProgram, capture, cut, flatten_inputs, without_outputs
 from edgeweave.train.run import PipelineRun
-from tests.fleet.worlds import plan_of
+from tests.fleet.worlds import memory_fleet, plan_of
 from tests.models import ZOO, Example
 from tests.train.reference import (
     Job,
@@ -103,6 +104,32 @@ def test_training_over_processes_equals_a_plain_loop_bit_for_bit(
     expected = train_eagerly(job, torch_optimizer(SGD))
     assert len(report.step_losses) == 8
     assert_equal_runs(report, trainer.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "boundaries"), [("1f1b", (2, 4)), ("gpipe", (2, 4)), ("1f1b", (2, 3, 4))]
+)
+def test_skip_connections_past_agents_equal_a_plain_loop_bit_for_bit(
+    schedule: str, boundaries: tuple[int, ...]
+) -> None:
+    job, names = job_of(UNET, 40), ("a", "b", "c", "d")[: len(boundaries) + 1]
+    relayed = plan_of(
+        names, boundaries, n_units(UNET), schedule=schedule, n_microbatches=job.n_microbatches
+    )
+    with memory_fleet(*names) as world:
+        trainer = ew.PipelineTrainer(
+            copy.deepcopy(job.model),
+            job.loss,
+            optimizer=SGD,
+            fleet=world.fleet,
+            plan=dataclasses.replace(relayed, skips="direct"),
+            n_microbatches=job.n_microbatches,
+            seed=job.seed,
+            clip_grad_norm=job.clip_grad_norm,
+            metrics=job.metrics,
+        )
+        report = fit(trainer, job)
+    assert_equal_runs(report, trainer.state_dict(), train_eagerly(job, torch_optimizer(SGD)))
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
