@@ -187,6 +187,34 @@ _PLANNER = Claim(
     drawn_unit="",
 )
 
+_RELAYS_FLEETS = {
+    "campus_lte": "`campus-lte`",
+    "equal_lan": "`equal-lan`",
+    "jetson_and_laptops": "`jetson-and-laptops`",
+    "lan": "`lan`",
+    "raspberry_pi_wifi": "`raspberry-pi-wifi`",
+}
+_RELAYS_COLUMNS = {
+    "gain_unet": "U-Net",
+    "gain_unet_all": "U-Net, every device used",
+    "gain_resnet": "ResNet-18",
+}
+
+_RELAYS = Claim(
+    name="relays",
+    title="Skip connections past the stages that do not use them",
+    metrics=tuple(
+        Metric(f"{column}_{fleet}", f"step saved, {meaning}, {words}")
+        for column, meaning in _RELAYS_COLUMNS.items()
+        for fleet, words in _RELAYS_FLEETS.items()
+    ),
+    drawn=(),
+    drawn_unit="",
+    columns=_RELAYS_COLUMNS,
+    rows=_RELAYS_FLEETS,
+)
+
 CLAIMS: Mapping[str, Claim] = {
-    claim.name: claim for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _WIRE)
+    claim.name: claim
+    for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _RELAYS, _WIRE)
 }
