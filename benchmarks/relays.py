@@ -26,19 +26,12 @@ from benchmarks.harness import Result
 from benchmarks.latency.blocks import Logits
 from benchmarks.resnet import resnet18
 from edgeweave.core.names import COORDINATOR_NAME
+from edgeweave.device import Optimizer
 from edgeweave.fleet import PRESETS, FleetDescription, load_preset
 from edgeweave.net import GilbertElliott, LinkShape, RateTrace
-from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, Skip, UnitFacts, partition
-from edgeweave.program import (
-    Captured,
-    StageProgram,
-    capture,
-    cut,
-    cut_bytes,
-    input_bytes,
-    skip_bytes,
-    without_outputs,
-)
+from edgeweave.plan import Costs, DeviceCosts, Link, partition
+from edgeweave.program import Captured, StageProgram, capture, cut, without_outputs
+from edgeweave.train.costs import costs_of
 
 __all__ = ["UNet", "costs_on", "run", "unit_seconds"]
 
@@ -46,6 +39,7 @@ _SEED = 0
 _MICROBATCH = 4
 _MICROBATCHES = 8
 _PIXELS = 96
+_OPTIMIZER = Optimizer("SGD", lr=0.01)
 _UNLIMITED = 1e10
 
 
@@ -140,36 +134,21 @@ def costs_on(
     fleet: FleetDescription, captured: Captured, seconds: tuple[list[float], list[float]]
 ) -> Costs:
     """The costs on an emulated fleet's devices, from what units take on one core of this host."""
-    program = without_outputs(captured.program)
-    names = [device.name for device in fleet.devices]
-    links: dict[str, dict[str, Link]] = {}
-    for source, target in permutations([COORDINATOR_NAME, *names], 2):
-        links.setdefault(source, {})[target] = _link(fleet.links.shape(source, target))
+    names = [COORDINATOR_NAME, *(device.name for device in fleet.devices)]
+    links: dict[str, dict[str, Link]] = {name: {} for name in names}
+    for source, target in permutations(names, 2):
+        links[source][target] = _link(fleet.links.shape(source, target))
     forward, backward = seconds
-    return Costs(
-        units=tuple(UnitFacts(f"unit {unit}", 0, 0, 0, 0) for unit in program.unit_numbers),
-        cuts=tuple(Cut(c.forward, c.backward) for c in cut_bytes(program, _MICROBATCH).values()),
-        devices=tuple(
-            DeviceCosts(
-                device.name,
-                tuple(each / device.speed for each in forward),
-                tuple(each / device.speed for each in backward),
-                None,
-            )
-            for device in fleet.devices
-        ),
-        links=links,
-        default_link=Link(_UNLIMITED, 0.0),
-        optimizer_bytes_per_trainable_byte=0.0,
-        feeds=tuple(
-            Feed(name, fed.size, fed.units)
-            for name, fed in input_bytes(program, _MICROBATCH).items()
-        ),
-        skips=tuple(
-            Skip(each.units, each.forward, each.backward)
-            for each in skip_bytes(program, _MICROBATCH)
-        ),
+    devices = (
+        DeviceCosts(
+            device.name,
+            tuple(each / device.speed for each in forward),
+            tuple(each / device.speed for each in backward),
+            None,
+        )
+        for device in fleet.devices
     )
+    return costs_of(captured.program, _MICROBATCH, _OPTIMIZER, devices, links)
 
 
 def _link(shape: LinkShape) -> Link:
