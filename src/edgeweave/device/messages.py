@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Literal, TypeVar
 
 import msgspec
@@ -39,6 +40,9 @@ COORDINATOR = -1
 """The stage number of the coordinator."""
 
 _Message = TypeVar("_Message")
+
+_one_at_a_time = threading.Lock()
+"""msgspec 0.22 may crash where two threads decode the first messages of a kind."""
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -299,6 +303,7 @@ def encode_message(message: msgspec.Struct) -> bytes:
 def decode_message(data: bytes | memoryview, kind: type[_Message]) -> _Message:
     """Read a message; ``WireError`` if the bytes are not one of that kind."""
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        with _one_at_a_time:
+            return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a {kind.__name__} message ({error}).") from error
