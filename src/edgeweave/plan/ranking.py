@@ -123,13 +123,13 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
     With feeds, a step may begin while the one before drains, see ``_fed_seconds_at_least``.
     """
     compute_seconds = [stage_seconds(costs, *place).microbatch for place in split.stages()]
-    found = _routes(split, costs, run)
-    pairs = [(route.there, route.back) for route in found if not route.is_direct]
+    ways = _routes(split, costs, run)
+    pairs = [(route.there, route.back) for route in ways if not route.is_direct]
     n = run.n_microbatches
     round_trips = [sum(crossing.transfer_seconds for crossing in pair) for pair in pairs]
     behind = sum(compute_seconds) + sum(round_trips)
     around = 0.0
-    least = max([0.0, *(n * _busiest(route) for route in found if route.is_direct)])
+    least = max([0.0, *(n * _busiest(route) for route in ways if route.is_direct)])
     for index, compute in enumerate(compute_seconds):
         fillings = ceil(n / run.in_flight(len(compute_seconds) - 1 - index))
         least = max(least, around + n * compute, around + fillings * behind)
@@ -139,7 +139,7 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
             behind -= round_trip
             occupied = max(crossing.occupied_seconds for crossing in pairs[index])
             least = max(least, around + (n - 1) * occupied + compute_seconds[index + 1])
-    return max(least, _fed_seconds_at_least(split, costs, run, found, least))
+    return max(least, _fed_seconds_at_least(split, costs, run, ways, least))
 
 
 def _busiest(route: Route) -> float:
@@ -150,7 +150,7 @@ def _fed_seconds_at_least(
     split: Split,
     costs: Costs,
     run: Microbatching,
-    found: tuple[Route, ...],
+    ways: tuple[Route, ...],
     least: float,
 ) -> float:
     """What a step takes at least because the coordinator feeds it.
@@ -169,8 +169,8 @@ def _fed_seconds_at_least(
     seconds = [stage_seconds(costs, *place) for place in split.stages()]
     result = costs.link(split.devices[-1], COORDINATOR_NAME).latency_seconds
     backwards = [each.backward for each in seconds]
-    returns = [route.back.transfer_seconds for route in found]
-    longest = max([*backwards, *(route.back.occupied_seconds for route in found)])
+    returns = [route.back.transfer_seconds for route in ways]
+    longest = max([*backwards, *(route.back.occupied_seconds for route in ways)])
     held = run.in_flight(len(seconds) - 1)
     drain = sum(backwards) + sum(returns) + (held - 1) * longest
     first = 0.0 if feeds[0] is None else feeds[0].transfer_seconds
@@ -179,7 +179,7 @@ def _fed_seconds_at_least(
     for index in reversed(range(len(seconds))):
         forward += seconds[index].forward
         if index < len(seconds) - 1:
-            forward += found[index].there.transfer_seconds
+            forward += ways[index].there.transfer_seconds
         fed = feeds[index]
         if fed is not None:
             arrived = run.n_microbatches * fed.occupied_seconds + fed.arrival_seconds
