@@ -31,8 +31,8 @@ PUBLIC = {
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
     """,
     "edgeweave.train": """
-        DeviceReport EpochRecord Evaluation LRSchedule PipelineTrainer Report measure_costs
-        predict_units probe_devices
+        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Report
+        device_latencies measure_costs predict_units probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""

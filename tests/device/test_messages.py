@@ -51,7 +51,9 @@ ASSIGNMENT = Assignment(
 )
 
 MESSAGES = [
-    Greeting(hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5),
+    Greeting(
+        hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5, FACTS
+    ),
     ASSIGNMENT,
     Deploy(ASSIGNMENT, b"graph", memoryview(b"\x00tensors\xff"), None),
     Deploy(ASSIGNMENT, b"", memoryview(b""), memoryview(b"state")),

@@ -36,9 +36,11 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
+from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.measurements import Measurements
 from edgeweave.train.microbatches import (
     Chosen,
@@ -77,6 +79,13 @@ class PipelineTrainer:
     whether another plan would be worth it is logged and stands in ``Report.replans``, and the run
     goes on with the plan it has. Raises ``CaptureError`` for a model that cannot be captured,
     ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+    ``n_microbatches`` pieces of each batch are under way at once (default: 16, or half the batch
+    size if that is less); more of them keep the devices busier, fewer make each piece more
+    efficient. ``plan`` skips measuring. While training, a device that leaves what it measured is
+    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
+    the run goes on with the plan it has. ``experience`` notes what profiles and steady runs take
+    on real devices, for later predictions. Raises ``CaptureError`` for a model that cannot be
+    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
@@ -98,6 +107,7 @@ class PipelineTrainer:
         n_microbatches: int | None = None,
         seed: int = 0,
         plan: Plan | None = None,
+        experience: Experience | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ConfigError(
@@ -207,7 +217,7 @@ class PipelineTrainer:
         if resume:
             fit.resume()
         n_steps = epochs * n_batches(train_set, batch_size)
-        watch = self._plan_watch(plan, batch_size)
+        watch, timings = self._plan_watch(plan, batch_size), RunTimings()
         with (
             self._run(plan, batch_size) as run,
             TrainingProgress(n_steps, done=fit.history.step, shown=progress) as bar,
@@ -215,6 +225,7 @@ class PipelineTrainer:
 
             def on_step(result: RoundResult) -> None:
                 bar.step(result)
+                timings.step(result.timings)
                 n_done = fit.history.step
                 watch.step(n_done - 1, result, steps_left=n_steps - n_done)
 
@@ -230,6 +241,8 @@ class PipelineTrainer:
                     validation = self._evaluated(run, validate, fit.history.step, batch_size)
                 bar.epoch(fit.end_epoch(run, validation))
             self._weights.fetch(run)
+            if teacher := self._teacher(self._microbatch_size(batch_size)):
+                teacher.teach_stages(plan, timings.steady())
             return replace(
                 self._report(run, plan, fit.history, started),
                 chaos=self._fleet.chaos_log[n_before:],
@@ -309,6 +322,12 @@ class PipelineTrainer:
             "clip_grad_norm": str(self._clip_grad_norm),
         }
 
+    def _teacher(self, size: int) -> Teacher | None:
+        """Who notes what devices take for microbatches of a size, if anybody wants to know."""
+        if self._experience is None or self._captured is None:
+            return None
+        return Teacher(self._experience, self._fleet, self._captured.program, size)
+
     def _plan_watch(self, plan: Plan, batch_size: int) -> PlanWatch:
         """Without costs of microbatches of this size there is nothing to compare with."""
         if self._costs is None or self._measured_size != self._microbatch_size(batch_size):
@@ -361,6 +380,9 @@ class PipelineTrainer:
                 self._costs = measurements.costs_at(self._measured_size)
             raise
         self._costs, self._measured_size = found.costs, found.microbatch_size
+        for measured in measurements.sizes:
+            if teacher := self._teacher(measured):
+                teacher.teach_units(measurements.costs_at(measured))
         return found
 
     def _microbatch_size(self, batch_size: int) -> int:
