@@ -54,7 +54,7 @@ def run(*, quick: bool) -> Result:
         found[kind] = {
             **_ours(samples, kind, model, counts),
             **_others(samples, kind, taught),
-            **learning(samples, kind, model),
+            **learning(samples, kind, model, quick=quick),
         }
     keys = next(iter(found.values()))
     by_kind = {key: [errors[key] for errors in found.values()] for key in keys}

@@ -31,19 +31,20 @@ __all__ = ["learning", "mape", "measurements"]
 
 _SEED = 0
 _N_FIRST = 3
-"""How many of the networks take their turn as the first."""
+"""How many of the networks take their turn as the first; one when it is quick."""
 _N_STAGES = (10, 50)
+_N_STAGES_EACH = 4
 _MOST_STAGES = 300
 _WRONG = (3, 30)
 
 
-def learning(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float]:
+def learning(samples: Samples, kind: str, model: LatencyModel, *, quick: bool) -> dict[str, float]:
     """All of it, for one kind and a model that knows nothing of it."""
     probed = DeviceLatency(model, measurements(samples, kind, samples.units("probe")))
     return {
-        **_forgetting(samples, kind, probed),
+        **_forgetting(samples, kind, probed, n_first=1 if quick else _N_FIRST),
         **_stages(samples, kind, probed),
-        **_roll_back(samples, kind, probed),
+        **_roll_back(samples, kind, probed, n_each=1 if quick else _N_STAGES_EACH),
         **_cost(samples, kind, probed),
     }
 
@@ -63,10 +64,12 @@ def mape(predicted: Floats, measured: Floats) -> float:
     return float(np.abs(predicted[some] / measured[some] - 1).mean())
 
 
-def _forgetting(samples: Samples, kind: str, probed: DeviceLatency) -> dict[str, float]:
+def _forgetting(
+    samples: Samples, kind: str, probed: DeviceLatency, *, n_first: int
+) -> dict[str, float]:
     networks = _networks(samples)
     found = []
-    for start in range(0, len(networks), -(-len(networks) // _N_FIRST)):
+    for start in range(0, len(networks), -(-len(networks) // n_first)):
         order = [*networks[start:], *networks[:start]]
         first = order[0]
         everything: list[Measurement] = []
@@ -99,11 +102,13 @@ def _stages(samples: Samples, kind: str, probed: DeviceLatency) -> dict[str, flo
     }
 
 
-def _roll_back(samples: Samples, kind: str, probed: DeviceLatency) -> dict[str, float]:
+def _roll_back(
+    samples: Samples, kind: str, probed: DeviceLatency, *, n_each: int
+) -> dict[str, float]:
     networks = _networks(samples)
     two = tuple(m for units in networks[:2] for m in measurements(samples, kind, units))
     chance = np.random.default_rng(_SEED)
-    stages = _random_stages(samples, kind, networks[2:], 4 * len(networks[2:]), chance)
+    stages = _random_stages(samples, kind, networks[2:], n_each * len(networks[2:]), chance)
     outcomes = {
         factor: fmean(
             learn(probed, Lessons(kept).noted([_slower(stage, factor)])).verdicts == ()

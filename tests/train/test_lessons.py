@@ -74,10 +74,10 @@ def test_real_devices_teach_the_units_of_their_profile() -> None:
             assert (measurement.rows == rows).all()
 
 
-def test_emulated_devices_teach_nothing(fleet: ew.Fleet) -> None:
+def test_emulated_devices_teach_nothing(local_fleet: ew.Fleet) -> None:
     experience = Experience(None)
-    trained(fleet, experience)
-    assert all(each == Lessons() for each in lessons(fleet, experience).values())
+    trained(local_fleet, experience)
+    assert all(each == Lessons() for each in lessons(local_fleet, experience).values())
 
 
 def test_a_run_teaches_each_of_its_stages_as_one_sum() -> None:

@@ -1,30 +1,34 @@
 """Watch a plan at work: notice when measured times leave the prediction, and decide what to do.
 
-    measured times -> Drift of each device -> corrected costs -> decide
+    measured times -> Drift of each device and link -> corrected costs -> decide
 
-Who moves the weights is not known here. Links are not watched: frames carry no common clock, so
-nobody knows how long one was under way.
+Who moves the weights is not known here. A link is watched while frames wait for it: one that nobody
+waits for may have become slower or faster, and makes no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
-from edgeweave.plan.costs import Costs, DeviceCosts, stage_seconds
+from edgeweave.plan.costs import Costs, DeviceCosts, Link, stage_seconds
 from edgeweave.plan.decision import Caution, Decision, Departure, decide
 from edgeweave.plan.drift import Drift
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["Monitor", "corrected_costs"]
 
+Ends = tuple[str, str]
+"""The source and the target of a link."""
+
 
 class Monitor:
-    """Watches a plan at work, and decides when a device has left its prediction.
+    """Watches a plan at work, and decides when a device or a link has left its prediction.
 
     Fed with every step's times. It plans only in a step in which there is something to decide,
     which takes there what ``partition`` takes. A device that holds no stage is not measured, and
-    believed to be as it was.
+    believed to be as it was, and so are links that are not used or not waited for.
     """
 
     def __init__(self, plan: Plan, costs: Costs, *, caution: Caution | None = None) -> None:
@@ -42,12 +46,19 @@ class Monitor:
     @property
     def costs(self) -> Costs:
         """The costs as they are believed to be now."""
-        return corrected_costs(self._costs, self._plan, self._drifts)
+        corrected = corrected_costs(self._costs, self._plan, self._drifts)
+        return _with_links(corrected, self._link_drifts)
 
     def observe(
-        self, step: int, seconds: Mapping[str, float], *, steps_left: int
+        self,
+        step: int,
+        seconds: Mapping[str, float],
+        *,
+        steps_left: int,
+        link_bytes_per_second: Mapping[Ends, float] | None = None,
     ) -> Decision | None:
-        """Take in what each device took for a microbatch, forward and backward, in one step.
+        """Take in what each device took for a microbatch, forward and backward, in one step, and
+        what links moved that frames waited for.
 
         A device may be missing, or be there with 0 for want of a finer clock: that step tells
         nothing about it. ``steps_left`` are those to come. Returns a decision where one is due; in
@@ -59,13 +70,23 @@ class Monitor:
             if seconds.get(device, 0.0) > 0
             and drift.observe(seconds[device] / self._predicted_seconds[device])
         }
-        if noticed:
+        rates = link_bytes_per_second or {}
+        noticed_links = {
+            ends
+            for ends, drift in self._link_drifts.items()
+            if ends in rates
+            and drift.observe(self._costs.link(*ends).bytes_per_second / rates[ends])
+        }
+        if noticed or noticed_links:
             self._undecided |= noticed
+            self._undecided_links |= noticed_links
             self._judge_last_change(step)
-        if not self._undecided or step < self._no_change_before or self._is_anyone_suspect():
+        nothing = not (self._undecided or self._undecided_links)
+        if nothing or step < self._no_change_before or self._is_anyone_suspect(rates):
             return None
         decision = self._decision(step, steps_left)
         self._undecided.clear()
+        self._undecided_links.clear()
         if decision.changes:
             self._last_change = decision
             self._no_change_before = step + self._pause_steps
@@ -82,10 +103,20 @@ class Monitor:
         }
         self._drifts = {d: Drift() for d, seconds in self._predicted_seconds.items() if seconds}
         self._undecided: set[str] = set()
+        self._link_drifts = {
+            ends: Drift()
+            for one, other in pairwise(plan.devices)
+            for ends in ((one, other), (other, one))
+        }
+        self._undecided_links: set[Ends] = set()
 
-    def _is_anyone_suspect(self) -> bool:
-        """Who is suspect is waited for: one plan for all that changed in the same moment."""
-        return any(drift.is_suspect for drift in self._drifts.values())
+    def _is_anyone_suspect(self, rates: Collection[Ends]) -> bool:
+        """Who is suspect is waited for: one plan for all that changed in the same moment.
+
+        A link is not, once nobody waits for it any more: nothing more would be heard of it.
+        """
+        links = (drift for ends, drift in self._link_drifts.items() if ends in rates)
+        return any(drift.is_suspect for drift in (*self._drifts.values(), *links))
 
     def _judge_last_change(self, step: int) -> None:
         """A state that did not last makes the next change wait twice as long."""
@@ -104,10 +135,15 @@ class Monitor:
             for device in self._plan.devices
             if device in self._undecided
         )
+        links = tuple(
+            Departure(source, drift.ratio, target)
+            for (source, target), drift in self._link_drifts.items()
+            if (source, target) in self._undecided_links
+        )
         return decide(
             self._plan,
             self.costs,
-            departures,
+            (*departures, *links),
             step=step,
             steps_left=steps_left,
             caution=self._caution,
@@ -149,6 +185,21 @@ def _stretched(device: DeviceCosts, held: range, drift: Drift) -> DeviceCosts:
         backward_seconds=stretched(device.backward_seconds),
         update_seconds_per_byte=device.update_seconds_per_byte * drift.ratio,
     )
+
+
+def _with_links(costs: Costs, drifts: Mapping[Ends, Drift]) -> Costs:
+    """The costs with the rates that links were seen to have."""
+    changed: dict[str, dict[str, Link]] = {}
+    for (source, target), drift in drifts.items():
+        if drift.ratio != 1:
+            link = costs.link(source, target)
+            slower = replace(link, bytes_per_second=link.bytes_per_second / drift.ratio)
+            changed.setdefault(source, {})[target] = slower
+    if not changed:
+        return costs
+    sources = [*costs.links, *(source for source in changed if source not in costs.links)]
+    links = {each: {**costs.links.get(each, {}), **changed.get(each, {})} for each in sources}
+    return replace(costs, links=links)
 
 
 def _microbatch_seconds(costs: Costs, stage: Stage) -> float:

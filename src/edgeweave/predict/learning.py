@@ -12,7 +12,7 @@
    what all others predict for them, the farthest first. A deviation is as wide as those of what
    was known before turn out to be.
 3. The rest of it is refused if what was known before (probe and kept, each predicted from all but
-   itself) is predicted worse with it than without: by more than 5 % of the error and 1 % of time.
+   itself) is predicted worse with it than without: by more than 5 % of the error and 2 % of time.
 
 *Replay*: everything kept takes part in every prediction. Of more than ``MOST_KEPT`` measurements
 those stay that are spread widest over all work measured, old or new (``spread``).
@@ -37,7 +37,7 @@ MOST_WAITING = 16
 
 _FARTHEST = 4.0
 _WORSE = 1.05
-_WORSE_LOG_SECONDS = 0.01
+_WORSE_LOG_SECONDS = 0.02
 
 Batch = tuple[Measurement, ...]
 

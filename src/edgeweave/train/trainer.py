@@ -81,11 +81,11 @@ class PipelineTrainer:
     ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
     ``n_microbatches`` pieces of each batch are under way at once (default: 16, or half the batch
     size if that is less); more of them keep the devices busier, fewer make each piece more
-    efficient. ``plan`` skips measuring. While training, a device that leaves what it measured is
-    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
-    the run goes on with the plan it has. ``experience`` notes what profiles and steady runs take
-    on real devices, for later predictions. Raises ``CaptureError`` for a model that cannot be
-    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+    efficient. ``plan`` skips measuring. While training, a device or a link that leaves what was
+    measured is noticed; whether another plan would be worth it is logged and stands in
+    ``Report.replans``, and the run goes on with the plan it has. ``experience`` notes what profiles
+    and steady runs take on real devices, for later predictions. Raises ``CaptureError`` for a model
+    that cannot be captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
