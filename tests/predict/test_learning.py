@@ -97,10 +97,17 @@ def test_what_contradicts_a_new_probe_is_set_aside_and_used_again_when_it_fits()
     assert len(cool.latency.measurements) == len(PROBED_LAYERS) + len(LAYERS)
 
 
-def test_a_device_that_has_changed_for_good_is_learnt_anew() -> None:
+def test_what_agrees_with_a_new_probe_counts_at_once_and_is_kept_when_it_proved_to_last() -> None:
     newer = took(LAYERS[:3], 3.0)
-    learnt = learn(probed(3.0), Lessons(kept=took(LAYERS)).noted(newer))
-    assert learnt.lessons.kept == newer
+    lessons = Lessons(kept=took(LAYERS)).noted(newer)
+    learnt = learn(probed(3.0), lessons)
+    assert learnt.lessons is lessons
+    assert learnt.latency.measurements[len(PROBED_LAYERS) :] == newer
+    for _ in range(MOST_WAITING - 1):
+        lessons = lessons.noted(newer[:1])
+    settled = learn(probed(3.0), lessons).lessons
+    assert settled.waiting == ()
+    assert set(settled.kept) == set(newer)
 
 
 def test_without_anything_to_learn_the_probe_is_all_there_is() -> None:

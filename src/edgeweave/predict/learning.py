@@ -6,8 +6,9 @@
 
 *Roll-back*, in this order, whenever predictions are asked for:
 
-1. What was kept is set aside, though not forgotten, while it contradicts the probe, which is the
-   newest measurement there is. What waits and agrees with the probe then takes its place.
+1. What was kept is set aside while it contradicts the probe, which is the newest measurement there
+   is: a board may be hot today. What waits then counts in its stead and goes on waiting; it takes
+   its place only once ``MOST_WAITING`` batches have come.
 2. Of a batch that waits, measurements are refused that lie more than ``_FARTHEST`` deviations from
    what all others predict for them, the farthest first. A deviation is as wide as those of what
    was known before turn out to be.
@@ -71,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What is known now. ``lessons`` are those that went in, the same object, if none waited."""
+    """What is known now. ``lessons`` are the same object that went in if nothing was settled."""
 
     latency: DeviceLatency
     lessons: Lessons
@@ -81,20 +82,17 @@ class Learnt:
 def learn(probed: DeviceLatency, lessons: Lessons) -> Learnt:
     """Judge what waits, given what is known from the probe and from what was kept."""
     kept, verdicts = lessons.kept, []
-    if kept and _worsens(probed, kept):
+    is_set_aside = bool(kept) and _worsens(probed, kept)
+    if is_set_aside:
         verdicts.append(Verdict("they contradict the probe, which is newer", len(kept), len(kept)))
         kept = ()
-    believed: list[Measurement] = []
     for batch in lessons.waiting:
-        known = probed.given((*kept, *believed))
-        accepted, found = _judged(known, batch)
-        believed += accepted
-        verdicts += found
-    if believed:
+        believed, found = _judged(probed.given(kept), batch)
         kept = spread(probed.model, (*kept, *believed), MOST_KEPT)
-    remembered = lessons
-    if lessons.waiting:
-        remembered = Lessons(kept or lessons.kept)
+        verdicts += found
+    goes_on_waiting = is_set_aside and not (kept and len(lessons.waiting) == MOST_WAITING)
+    is_settled = bool(lessons.waiting) and not goes_on_waiting
+    remembered = Lessons(kept) if is_settled else lessons
     return Learnt(probed.given(kept), remembered, tuple(verdicts))
 
 
