@@ -28,7 +28,6 @@ _LEAST_SPACING_SECONDS = 0.02
 _LEAST_WAITED = 0.5
 """As a share of the spacing: a frame that was merely late by jitter waited less."""
 
-_LEAST_PAIRS = 2
 _MOST_FRAMES = 256
 
 
@@ -62,7 +61,7 @@ class LinkRates:
 
 
 def _rate(frames: deque[_Arrival]) -> float:
-    """The median over the frames that waited; 0 if fewer than a pair did."""
+    """The median over the frames that waited; 0 if none did."""
     least_delay = min(each.arrived - each.sent for each in frames)
     rates = []
     for before, frame in pairwise(frames):
@@ -70,4 +69,4 @@ def _rate(frames: deque[_Arrival]) -> float:
         waited = frame.arrived - frame.sent - least_delay
         if spacing >= _LEAST_SPACING_SECONDS and waited >= _LEAST_WAITED * spacing:
             rates.append(frame.size_bytes / spacing)
-    return median(rates) if len(rates) >= _LEAST_PAIRS else 0.0
+    return median(rates) if rates else 0.0

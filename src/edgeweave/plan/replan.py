@@ -8,7 +8,8 @@ waits for may have become slower or faster, and makes no difference.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,6 +22,8 @@ __all__ = ["Monitor", "corrected_costs"]
 
 Ends = tuple[str, str]
 """The source and the target of a link."""
+
+_LINK_STEPS = 9
 
 
 class Monitor:
@@ -47,7 +50,7 @@ class Monitor:
     def costs(self) -> Costs:
         """The costs as they are believed to be now."""
         corrected = corrected_costs(self._costs, self._plan, self._drifts)
-        return _with_links(corrected, self._link_drifts)
+        return _with_links(corrected, {ends: link.ratio for ends, link in self._links.items()})
 
     def observe(
         self,
@@ -73,16 +76,15 @@ class Monitor:
         rates = link_bytes_per_second or {}
         noticed_links = {
             ends
-            for ends, drift in self._link_drifts.items()
-            if ends in rates
-            and drift.observe(self._costs.link(*ends).bytes_per_second / rates[ends])
+            for ends, link in self._links.items()
+            if link.observe(self._costs.link(*ends).bytes_per_second, rates.get(ends))
         }
         if noticed or noticed_links:
             self._undecided |= noticed
             self._undecided_links |= noticed_links
             self._judge_last_change(step)
         nothing = not (self._undecided or self._undecided_links)
-        if nothing or step < self._no_change_before or self._is_anyone_suspect(rates):
+        if nothing or step < self._no_change_before or self._is_anyone_suspect():
             return None
         decision = self._decision(step, steps_left)
         self._undecided.clear()
@@ -103,20 +105,17 @@ class Monitor:
         }
         self._drifts = {d: Drift() for d, seconds in self._predicted_seconds.items() if seconds}
         self._undecided: set[str] = set()
-        self._link_drifts = {
-            ends: Drift()
+        self._links = {
+            ends: _LinkWatch()
             for one, other in pairwise(plan.devices)
             for ends in ((one, other), (other, one))
         }
         self._undecided_links: set[Ends] = set()
 
-    def _is_anyone_suspect(self, rates: Collection[Ends]) -> bool:
-        """Who is suspect is waited for: one plan for all that changed in the same moment.
-
-        A link is not, once nobody waits for it any more: nothing more would be heard of it.
-        """
-        links = (drift for ends, drift in self._link_drifts.items() if ends in rates)
-        return any(drift.is_suspect for drift in (*self._drifts.values(), *links))
+    def _is_anyone_suspect(self) -> bool:
+        """Who is suspect is waited for: one plan for all that changed in the same moment."""
+        devices = any(drift.is_suspect for drift in self._drifts.values())
+        return devices or any(link.is_suspect for link in self._links.values())
 
     def _judge_last_change(self, step: int) -> None:
         """A state that did not last makes the next change wait twice as long."""
@@ -136,8 +135,8 @@ class Monitor:
             if device in self._undecided
         )
         links = tuple(
-            Departure(source, drift.ratio, target)
-            for (source, target), drift in self._link_drifts.items()
+            Departure(source, link.ratio, target)
+            for (source, target), link in self._links.items()
             if (source, target) in self._undecided_links
         )
         return decide(
@@ -148,6 +147,33 @@ class Monitor:
             steps_left=steps_left,
             caution=self._caution,
         )
+
+
+class _LinkWatch:
+    """The drift of a link, while most steps tell of it: now and then, jitter makes a rate up."""
+
+    def __init__(self) -> None:
+        self._drift = Drift()
+        self._told: deque[bool] = deque(maxlen=_LINK_STEPS)
+
+    @property
+    def ratio(self) -> float:
+        return self._drift.ratio
+
+    @property
+    def is_suspect(self) -> bool:
+        """Nothing may ever be heard again of a link that nobody waits for: then it is not."""
+        return self._drift.is_suspect and self._is_telling()
+
+    def observe(self, believed: float, measured: float | None) -> bool:
+        """Take in the bytes per second of one step, if it told; whether the link has left."""
+        self._told.append(measured is not None)
+        if measured is None or not self._is_telling():
+            return False
+        return self._drift.observe(believed / measured)
+
+    def _is_telling(self) -> bool:
+        return 2 * sum(self._told) > _LINK_STEPS
 
 
 def corrected_costs(costs: Costs, plan: Plan, drifts: Mapping[str, Drift]) -> Costs:
@@ -187,13 +213,13 @@ def _stretched(device: DeviceCosts, held: range, drift: Drift) -> DeviceCosts:
     )
 
 
-def _with_links(costs: Costs, drifts: Mapping[Ends, Drift]) -> Costs:
-    """The costs with the rates that links were seen to have."""
+def _with_links(costs: Costs, ratios: Mapping[Ends, float]) -> Costs:
+    """The costs with links that take so many times as long."""
     changed: dict[str, dict[str, Link]] = {}
-    for (source, target), drift in drifts.items():
-        if drift.ratio != 1:
+    for (source, target), ratio in ratios.items():
+        if ratio != 1:
             link = costs.link(source, target)
-            slower = replace(link, bytes_per_second=link.bytes_per_second / drift.ratio)
+            slower = replace(link, bytes_per_second=link.bytes_per_second / ratio)
             changed.setdefault(source, {})[target] = slower
     if not changed:
         return costs
