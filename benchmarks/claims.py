@@ -165,6 +165,11 @@ _PREDICTOR = Claim(
             Metric(f"unseen_{count}_stages_mape", f"after {count} sums over stages instead")
             for count in (10, 50)
         ),
+        Metric("unseen_stage_zero_shot_mape", "mean error of a stage, from the probe"),
+        *(
+            Metric(f"unseen_stage_{count}_stages_mape", f"after {count} sums over other stages")
+            for count in (10, 50)
+        ),
         Metric("unknown_network_mape", "one network's units, from the probe"),
         Metric("learnt_network_mape", "right after it was learnt"),
         Metric("replayed_network_mape", "after all the others were, 200 measurements kept"),

@@ -2,8 +2,8 @@
 
 forgetting  one network is learnt, then all the others, whose units are more than are kept;
             judged are the first one's units. Beside it, a store that keeps the last ones
-stages      sums over neighbouring units, of random cuts, instead of single units; no unit that
-            is judged is in any of them
+stages      sums over neighbouring units, of random cuts, instead of single units; judged are
+            units that are in none of them, and sums of such units
 roll-back   stages as they were measured and 3 and 30 times as slow, noted one at a time, on a
             device that has its probe alone and on one that has learnt two networks
 """
@@ -33,6 +33,7 @@ _SEED = 0
 _N_FIRST = 3
 """How many of the networks take their turn as the first; one when it is quick."""
 _N_STAGES = (10, 50)
+_N_JUDGED_STAGES = 100
 _N_STAGES_EACH = 4
 _MOST_STAGES = 300
 _WRONG = (3, 30)
@@ -92,14 +93,17 @@ def _stages(samples: Samples, kind: str, probed: DeviceLatency) -> dict[str, flo
     """The halves of the units are those of ``unseen_n_samples_mape``."""
     shuffled = np.random.default_rng(_SEED).permutation(samples.units("known"))
     half = len(shuffled) // 2
-    learnt, judged = np.sort(shuffled[:half]), shuffled[half:]
+    learnt, judged = np.sort(shuffled[:half]), np.sort(shuffled[half:])
     chance = np.random.default_rng(_SEED)
-    networks = _networks(samples, among=learnt)
+    networks, others = (_networks(samples, among=units) for units in (learnt, judged))
     stages = _random_stages(samples, kind, networks, max(_N_STAGES), chance)
-    return {
-        f"unseen_{count}_stages_mape": _error(samples, kind, probed.given(stages[:count]), judged)
-        for count in _N_STAGES
-    }
+    held_out = _random_stages(samples, kind, others, _N_JUDGED_STAGES, chance)
+    found = {"unseen_stage_zero_shot_mape": _stage_error(probed, held_out)}
+    for count in _N_STAGES:
+        latency = probed.given(stages[:count])
+        found[f"unseen_{count}_stages_mape"] = _error(samples, kind, latency, judged)
+        found[f"unseen_stage_{count}_stages_mape"] = _stage_error(latency, held_out)
+    return found
 
 
 def _roll_back(
@@ -145,6 +149,11 @@ def _cost(samples: Samples, kind: str, probed: DeviceLatency) -> dict[str, float
 
 def _error(samples: Samples, kind: str, latency: DeviceLatency, units: Units) -> float:
     return mape(latency.predict(samples.pieces(units)).seconds, samples.seconds[kind][units])
+
+
+def _stage_error(latency: DeviceLatency, stages: Sequence[Measurement]) -> float:
+    measured = [(each.forward_seconds, each.backward_seconds or 0.0) for each in stages]
+    return mape(latency.predict([each.rows for each in stages]).seconds, np.array(measured))
 
 
 def _networks(samples: Samples, *, among: Units | None = None) -> list[Units]:
