@@ -12,11 +12,12 @@ import edgeweave as ew
 from edgeweave.device import StageTiming
 from edgeweave.predict import unit_features
 from edgeweave.predict.learning import Lessons
+from edgeweave.program import capture
 from edgeweave.train import Experience
-from edgeweave.train.lessons import RunTimings
-from tests.fleet.worlds import memory_fleet
+from edgeweave.train.lessons import RunTimings, Teacher
+from tests.fleet.worlds import memory_fleet, plan_of
 from tests.train import slowed
-from tests.train.trained_models import MLP
+from tests.train.trained_models import MLP, n_units
 
 
 def timings_of(*seconds: float) -> RunTimings:
@@ -83,25 +84,15 @@ def test_emulated_devices_teach_nothing(local_fleet: ew.Fleet) -> None:
 def test_a_run_teaches_each_of_its_stages_as_one_sum() -> None:
     experience = Experience(None)
     with memory_fleet("a", "b") as world:
-        trainer = ew.PipelineTrainer(
-            MLP.model(),
-            MLP.loss,
-            optimizer=slowed.SGD,
-            fleet=world.fleet,
-            n_microbatches=2,
-            experience=experience,
-        )
-        data = TensorDataset(*MLP.batch(8))
-        plan = trainer.prepare(data, batch_size=8)
-        teacher = trainer._teacher(8)
-        assert teacher is not None
+        inputs, target = MLP.batch(8)
+        program = capture(MLP.model(), MLP.loss, inputs, target).program
+        plan = plan_of(("a", "b"), (2,), n_units(MLP))
         taken = {device: StageTiming(0.5, 1.5) for device in plan.devices}
-        teacher.teach_stages(plan, taken)
+        Teacher(experience, world.fleet).teach_stages(program, 4, plan, taken)
         found = lessons(world.fleet, experience)
-    assert trainer.measured is not None
-    features = list(unit_features(*trainer.measured).values())
+    features = list(unit_features(program, 4).values())
     for stage in plan.stages:
-        _profile, (summed,) = found[stage.device].waiting
+        ((summed,),) = found[stage.device].waiting
         assert (summed.forward_seconds, summed.backward_seconds) == (0.5, 1.5)
         units = np.concatenate(features[stage.first_unit : stage.stop_unit])
         assert (summed.rows == units).all()

@@ -63,36 +63,45 @@ class RunTimings:
 
 
 class Teacher:
-    """Notes what the real devices of a fleet took for units of a program."""
+    """Notes what the real devices of a fleet took for units of a program; without experience,
+    nothing.
+    """
 
-    def __init__(
-        self, experience: Experience, fleet: Fleet, program: Program, microbatch_size: int
-    ) -> None:
+    def __init__(self, experience: Experience | None, fleet: Fleet) -> None:
         self._experience = experience
         self._fleet = fleet
-        self._features = list(unit_features(program, microbatch_size).values())
 
-    def teach_units(self, costs: Costs) -> None:
+    def teach_units(self, program: Program, microbatch_size: int, costs: Costs) -> None:
         """A full profile: one measurement for each unit."""
+        features = list(unit_features(program, microbatch_size).values())
         for device in costs.devices:
             seconds = zip(device.forward_seconds, device.backward_seconds, strict=True)
             units = [
                 Measurement(rows, forward, backward or None)
-                for rows, (forward, backward) in zip(self._features, seconds, strict=True)
+                for rows, (forward, backward) in zip(features, seconds, strict=True)
                 if len(rows) and forward > 0
             ]
             self._note(device.device, units)
 
-    def teach_stages(self, plan: Plan, timings: Mapping[str, StageTiming]) -> None:
+    def teach_stages(
+        self,
+        program: Program,
+        microbatch_size: int,
+        plan: Plan,
+        timings: Mapping[str, StageTiming],
+    ) -> None:
         """A run: one measurement for each stage, of the sum that plans take it for."""
+        features = list(unit_features(program, microbatch_size).values())
         for stage in plan.stages:
             timing = timings.get(stage.device)
             if timing is not None:
-                rows = np.concatenate(self._features[stage.first_unit : stage.stop_unit])
+                rows = np.concatenate(features[stage.first_unit : stage.stop_unit])
                 seconds = timing.forward_seconds, timing.backward_seconds or None
                 self._note(stage.device, [Measurement(rows, *seconds)])
 
     def _note(self, device: str, batch: Sequence[Measurement]) -> None:
+        if self._experience is None:
+            return
         greeting = self._fleet.greet(device)
         if greeting.speed is None:
             self._experience.note(device, greeting.facts, batch)
