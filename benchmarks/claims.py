@@ -161,6 +161,25 @@ _PREDICTOR = Claim(
             )
             for count in (10, 20, 50, 100, 200)
         ),
+        *(
+            Metric(f"unseen_{count}_stages_mape", f"after {count} sums over stages instead")
+            for count in (10, 50)
+        ),
+        Metric("unseen_stage_zero_shot_mape", "mean error of a stage, from the probe"),
+        *(
+            Metric(f"unseen_stage_{count}_stages_mape", f"after {count} sums over other stages")
+            for count in (10, 50)
+        ),
+        Metric("unknown_network_mape", "one network's units, from the probe"),
+        Metric("learnt_network_mape", "right after it was learnt"),
+        Metric("replayed_network_mape", "after all the others were, 200 measurements kept"),
+        Metric("last_kept_network_mape", "the same, the last 200 kept"),
+        Metric("right_stages_kept", "share of right measurements of stages that are believed"),
+        Metric("wrong_3x_refused", "share refused that are 3 times too slow"),
+        Metric("wrong_30x_refused", "the same, 30 times"),
+        Metric("learning_seconds", "seconds to judge one more stage, 200 measurements kept"),
+        Metric("predicting_300_stages_seconds", "seconds to predict all units from 300 stages"),
+        Metric("learnt_bytes", "bytes of a full store of a device"),
         Metric("scalar_capacity_mape", "a full profile of another kind, times one scalar"),
         Metric("flops_regression_mape", "regression on multiply-adds"),
         Metric("roofline_mape", "roofline"),

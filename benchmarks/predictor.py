@@ -12,6 +12,8 @@ known networks, forward and backward each for itself: mean of |predicted / measu
     FLOPs, roofline  fitted to the probe: overhead and seconds per multiply-add; overhead and the
                      larger of computing and moving bytes
     trees            gradient-boosted, on a unit's sums, taught as ours, scaled by the probe
+
+What learning from work keeps and costs is in ``benchmarks.predictor_learning``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from benchmarks.harness import Result
 from benchmarks.latency.fit import Scales, Teaching, fit, fit_scales, fit_work_costs, teaching
 from benchmarks.latency.samples import Samples, Units
-from edgeweave.predict import DeviceLatency, LatencyModel, Measurement
+from benchmarks.predictor_learning import learning, mape, measurements
+from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
 
 __all__ = ["run"]
@@ -51,6 +54,7 @@ def run(*, quick: bool) -> Result:
         found[kind] = {
             **_ours(samples, kind, model, counts),
             **_others(samples, kind, taught),
+            **learning(samples, kind, model, quick=quick),
         }
     keys = next(iter(found.values()))
     by_kind = {key: [errors[key] for errors in found.values()] for key in keys}
@@ -73,12 +77,12 @@ def _ours(
     samples: Samples, kind: str, model: LatencyModel, counts: Sequence[int]
 ) -> dict[str, float]:
     known = samples.units("known")
-    device = DeviceLatency(model, _measurements(samples, kind, samples.units("probe")))
+    device = DeviceLatency(model, measurements(samples, kind, samples.units("probe")))
     predicted = device.predict(samples.pieces(known))
     measured = samples.seconds[kind][known]
     inside = (predicted.low < measured) & (measured < predicted.high)
     errors = {
-        "unseen_zero_shot_mape": _mape(predicted.seconds, measured),
+        "unseen_zero_shot_mape": mape(predicted.seconds, measured),
         "unseen_zero_shot_median_error": _median_error(predicted.seconds, measured),
         "unseen_within_interval": float(inside.mean()),
         "unseen_network_mape": _network_mape(samples, known, predicted.seconds, measured),
@@ -87,9 +91,9 @@ def _ours(
     half = len(known) // 2
     learnt, judged = shuffled[:half], shuffled[half:]
     for count in counts:
-        after = device.given(_measurements(samples, kind, learnt[:count]))
+        after = device.given(measurements(samples, kind, learnt[:count]))
         seconds = after.predict(samples.pieces(judged)).seconds
-        errors[f"unseen_{count}_samples_mape"] = _mape(seconds, samples.seconds[kind][judged])
+        errors[f"unseen_{count}_samples_mape"] = mape(seconds, samples.seconds[kind][judged])
     return errors
 
 
@@ -104,20 +108,7 @@ def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:
         "roofline_mape": _fitted(samples, _roofline, measured, probe, known),
         "boosted_trees_mape": _trees(samples, taught, measured, probe, known),
     }
-    return {key: _mape(seconds, measured[known]) for key, seconds in ways.items()}
-
-
-def _measurements(samples: Samples, kind: str, units: Units) -> list[Measurement]:
-    seconds = samples.seconds[kind][units]
-    return [
-        Measurement(piece, float(forward), float(backward))
-        for piece, (forward, backward) in zip(samples.pieces(units), seconds, strict=True)
-    ]
-
-
-def _mape(predicted: Floats, measured: Floats) -> float:
-    some = measured > 0
-    return float(np.abs(predicted[some] / measured[some] - 1).mean())
+    return {key: mape(seconds, measured[known]) for key, seconds in ways.items()}
 
 
 def _median_error(predicted: Floats, measured: Floats) -> float:

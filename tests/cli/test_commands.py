@@ -97,7 +97,7 @@ def test_a_profile_has_every_unit_on_every_device(
     predicted = document["predicted"]["one"]
     assert predicted["mean_error"] > 0
     assert 0 <= predicted["within_interval"] <= 1
-    assert "Predicted from the probe alone" in shown
+    assert "Predicted before this profile" in shown
 
 
 def test_a_probe_needs_no_model_and_one_device_of_a_host_measures_for_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeweave.device import Greeting
 from edgeweave.net import Hello
 from edgeweave.plan import Costs, Cut, DeviceCosts, Link, UnitFacts
+from tests.predict.probes import FACTS
 
 
 def costs() -> Costs:
@@ -34,4 +35,5 @@ def greeting(*, run: str | None = None, limit: int | None = None) -> Greeting:
         memory_limit_bytes=limit,
         run=run,
         clock_seconds=1.0,
+        facts=FACTS,
     )

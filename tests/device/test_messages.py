@@ -54,7 +54,9 @@ DIRECT = msgspec.structs.replace(ASSIGNMENT, sources={"a": 0}, targets={"b": 2})
 
 MESSAGES = [
     DIRECT,
-    Greeting(hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5),
+    Greeting(
+        hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5, FACTS
+    ),
     ASSIGNMENT,
     Deploy(ASSIGNMENT, b"graph", memoryview(b"\x00tensors\xff"), None),
     Deploy(ASSIGNMENT, b"", memoryview(b""), memoryview(b"state")),

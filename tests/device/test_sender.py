@@ -22,6 +22,7 @@ class Link:
         self.entered = threading.Event()
         self.failing = failing
         self.sent: list[int] = []
+        self.stamps: list[float] = []
         self.calls = 0
         self.clock: VirtualClock | None = None
         if open_at_once:
@@ -36,6 +37,7 @@ class Link:
         if frame.header.microbatch in self.failing:
             raise FleetError(f"nobody listens to {key}")
         self.sent.append(frame.header.microbatch)
+        self.stamps.append(frame.header.scalars["sent"])
 
 
 def frame(number: int) -> Frame:
@@ -127,3 +129,13 @@ def test_seconds_are_those_spent_handing_frames_over() -> None:
         for number in range(3):
             sender.post("key", frame(number), device="pi-b")
     assert sender.seconds == 0.75
+
+
+def test_a_frame_tells_since_when_nothing_but_its_own_link_held_it_up() -> None:
+    link, errors = Link(open_at_once=False), []
+    link.clock = VirtualClock()  # each sending takes 0.25 s
+    with sender_of(link, errors) as sender:
+        for number, device in enumerate(["pi-b", "pi-b", "pi-c", "pi-c", "pi-b"]):
+            sender.post("key", frame(number), device=device)
+        link.open.set()
+    assert link.stamps == pytest.approx([0.0, 0.0, 0.5, 0.5, 1.0])

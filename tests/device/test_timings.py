@@ -7,7 +7,7 @@ import math
 import pytest
 
 from edgeweave.core.errors import WireError
-from edgeweave.device import StageTiming, told_timings
+from edgeweave.device import StageTiming, told_rates, told_timings
 from edgeweave.device.timings import StepTimings
 
 
@@ -21,7 +21,7 @@ def test_a_step_tells_the_medians_of_its_microbatches_once() -> None:
     for forward, backward in [(1.0, 2.0), (9.0, 3.0), (2.0, 30.0)]:
         step_of(timings, forward, backward)
     assert timings.tell() == {}
-    timings.end_step()
+    timings.end_step({})
     assert timings.tell() == {"forward:0": 2.0, "backward:0": 3.0}
     assert timings.tell() == {}
 
@@ -31,7 +31,7 @@ def test_smaller_microbatches_evaluation_and_updates_tell_nothing() -> None:
     step_of(timings, 1.0, 1.0, n_samples=7)
     timings.add("evaluate", 8, 1.0)
     timings.add("update", 0, 1.0)
-    timings.end_step()
+    timings.end_step({})
     assert timings.tell() == {}
 
 
@@ -39,7 +39,7 @@ def test_a_stage_hands_on_what_it_heard_of_those_before_it_and_of_nobody_else() 
     first, second, third = (StepTimings(stage, 8) for stage in range(3))
     for stage, timings in enumerate((first, second, third)):
         step_of(timings, stage + 1.0, stage + 2.0)
-        timings.end_step()
+        timings.end_step({})
     second.hear({**first.tell(), "forward:2": 9.0, "forward:77": 9.0, "samples": 8.0})
     third.hear(second.tell())
     assert told_timings({**third.tell(), "loss": 0.5}, 3) == {
@@ -63,3 +63,21 @@ def test_a_time_that_is_none_is_refused(seconds: float) -> None:
     assert str(refused.value) == (
         f"the time that stage 1 took is finite and not negative (got {[1.0, seconds]})."
     )
+
+
+def test_rates_are_told_by_who_received_and_handed_on() -> None:
+    first, second, third = (StepTimings(stage, 8) for stage in range(3))
+    first.end_step({1: 4e6})
+    second.end_step({0: 1e6, 2: 2e6})
+    third.end_step({1: 3e6})
+    second.hear({**first.tell(), "rate:0:2": 9.0, "rate:7:8": 9.0})
+    third.hear(second.tell())
+    told = third.tell()
+    assert told_rates(told, 3) == {(1, 0): 4e6, (0, 1): 1e6, (2, 1): 2e6, (1, 2): 3e6}
+    assert third.tell() == {}
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(WireError, match="the rate from stage 0 to stage 1"):
+        told_rates({"rate:0:1": rate}, 2)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from edgeweave.plan import Caution, Costs, Decision, Link, Monitor, Plan, partition, stages
+from edgeweave.plan import Caution, Costs, Cut, Decision, Link, Monitor, Plan, partition, stages
 from edgeweave.plan.costs import stage_seconds
 from edgeweave.plan.drift import Drift
 from edgeweave.plan.replan import corrected_costs
@@ -19,6 +19,8 @@ from tests.plan.worlds import equal_costs, plan_of
 N_UNITS, N_MICROBATCHES = 12, 4
 SPIKES = 0.03
 FREE = Link(1e9, 0.0)
+SLOW = Link(2e6, 0.001)
+WIDE = Cut(100_000, 100_000)
 Slowness = Callable[[str, int], float]
 
 
@@ -229,3 +231,51 @@ def test_a_recorded_run_is_decided_on_when_its_device_is_slowed_and_when_it_is_f
     assert slowed.departures[0].ratio == pytest.approx(3.0, rel=0.1)
     assert freed.verdict == "none better"
     assert run.freed_at_step <= freed.step < run.freed_at_step + 20
+
+
+def watched_links(rate: Callable[[int], float | None], n_steps: int = 120) -> list[Decision]:
+    """Decisions of a run in which nothing changes but what d0 -> d1 is seen to move."""
+    costs = equal_costs(
+        N_UNITS, 3, forward_seconds=0.01, backward_seconds=0.02, link=SLOW, cut=WIDE
+    )
+    plan = plan_of(costs, ("d0", "d1", "d2"), (0, 4, 8, 12))
+    monitor, rng = Monitor(plan, costs), random.Random(0)
+    decisions = []
+    for step in range(n_steps):
+        moved = rate(step)
+        rates = {} if moved is None else {("d0", "d1"): moved * rng.lognormvariate(0, 0.05)}
+        seconds = measured(plan, costs, as_predicted, step, rng, 0.05)
+        decision = monitor.observe(
+            step, seconds, steps_left=n_steps - 1 - step, link_bytes_per_second=rates
+        )
+        decisions += [] if decision is None else [decision]
+    return decisions
+
+
+def test_a_link_that_became_slower_is_planned_around() -> None:
+    (decision,) = watched_links(lambda step: 2e6 if step < 60 else 2e5)
+    assert 60 <= decision.step < 80
+    assert [(each.device, each.target) for each in decision.departures] == [("d0", "d1")]
+    assert "the link d0 -> d1 takes 1" in decision.line()
+    assert decision.changes
+    assert ("d0", "d1") not in pairwise(decision.new.devices)
+    assert decision.new_step_seconds < decision.old_step_seconds
+
+
+def test_a_link_for_which_nobody_waits_is_believed_to_be_as_it_was() -> None:
+    assert watched_links(lambda step: None) == []
+    assert watched_links(lambda step: 2e6) == []
+    assert watched_links(lambda step: 2e5 if step % 3 == 0 else None) == []
+
+
+def test_a_link_that_is_not_heard_of_any_more_holds_no_decision_up() -> None:
+    costs = costs_of()
+    plan = plan_of(costs, ("d0", "d1"), (0, 4, 12))
+    monitor, rng = Monitor(plan, costs), random.Random(0)
+    decisions = []
+    for step in range(100):
+        seconds = measured(plan, costs, third_from(40), step, rng, 0.02)
+        rates = {("d0", "d1"): 1e9 if step < 30 else 1e8} if step < 37 else {}
+        found = monitor.observe(step, seconds, steps_left=99 - step, link_bytes_per_second=rates)
+        decisions += [] if found is None else [found]
+    assert [each.device for decision in decisions for each in decision.departures] == ["d1"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from statistics import median
 
 import pytest
+import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
 from edgeweave.cli.documents import report_document
+from edgeweave.net import Links, LinkShape
 from edgeweave.program import capture
 from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
@@ -67,6 +71,30 @@ def test_every_stage_tells_what_its_microbatches_took_one_step_later(fleet: ew.F
     assert (first.timings, between.timings) == ({}, {})
     assert second.timings.keys() == {"a", "b", "c"}
     assert all(timing.seconds > 0 for timing in second.timings.values())
+
+
+@pytest.mark.slow
+def test_a_link_that_got_slow_tells_its_rate_while_frames_wait_for_it() -> None:
+    size, width = 64, 512
+    layers = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)]
+    inputs, target = torch.randn(4 * size, width), torch.randint(width, (4 * size,))
+    captured = capture(nn.Sequential(*layers), slowed.loss, inputs, target)
+    n_units = len(captured.program.unit_numbers)
+    plan = plan_of(("a", "b"), (n_units // 2,), n_units)
+    batch = Batch({"input:0": inputs, "target:0": target}, 4 * size)
+    links = Links.of({("a", "b"): LinkShape(3e6, 0.005), ("b", "a"): LinkShape(3e7, 0.005)})
+    chaos = ew.Chaos().rate("a", "b", 1e6, at_step=8)
+    devices = [ew.Device("a", speed=0.3), ew.Device("b", speed=0.3)]
+    with ew.Fleet.local(devices, links=links, chaos=chaos) as fleet:
+        settings = RunSettings(slowed.SGD, size)
+        with PipelineRun(fleet, captured.program, captured.state, plan, settings) as run:
+            told = [run.train_step(n, batch, {}).link_bytes_per_second for n in range(14)]
+    fast, slow = (
+        median(each[("a", "b")] for each in steps if ("a", "b") in each)
+        for steps in (told[:9], told[10:])
+    )
+    assert 2 < fast / slow < 4  # 3, but for what else the host does
+    assert not any(("b", "a") in each for each in told)  # fast enough: nobody waits for it
 
 
 def test_a_plan_that_was_given_is_not_watched_for_want_of_costs(fleet: ew.Fleet) -> None:

@@ -84,7 +84,12 @@ def _decision(decision: Decision) -> dict[str, object]:
         "line": decision.line(),
         "step": decision.step,
         "verdict": decision.verdict,
-        "devices": {each.device: each.ratio for each in decision.departures},
+        "devices": {each.device: each.ratio for each in decision.departures if each.target is None},
+        "links": [
+            {"source": each.device, "target": each.target, "ratio": each.ratio}
+            for each in decision.departures
+            if each.target is not None
+        ],
         "new_plan": plan_document(decision.new),
         "old_step_seconds": decision.old_step_seconds,
         "new_step_seconds": decision.new_step_seconds,

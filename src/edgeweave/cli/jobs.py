@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from edgeweave.cli.cache import cache_directory
 from edgeweave.cli.documents import explanation_document
 from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
@@ -17,6 +18,7 @@ from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
 from edgeweave.train import LRSchedule, PipelineTrainer
+from edgeweave.train.experience import Experience
 from edgeweave.train.job import Job, resolve_function
 from edgeweave.train.sources import DataPair, load_source
 
@@ -41,6 +43,8 @@ class Session:
     data: DataPair
     fleet: Fleet
     trainer: PipelineTrainer
+    experience: Experience
+    """What earlier jobs learnt of the devices, and this one notes."""
 
 
 @contextmanager
@@ -54,7 +58,9 @@ def open_session(
     model = _model(job)
     with _fleet(job, emulated, options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
-        yield Session(job, data, fleet, _trainer(job, model, fleet, plan))
+        experience = Experience(None if fleet.is_local else cache_directory())
+        trainer = _trainer(job, model, fleet, plan, experience)
+        yield Session(job, data, fleet, trainer, experience)
 
 
 @contextmanager
@@ -94,7 +100,9 @@ def _model(job: Job) -> torch.nn.Module:
     return model
 
 
-def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) -> PipelineTrainer:
+def _trainer(
+    job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None, experience: Experience
+) -> PipelineTrainer:
     schedule = job.lr_schedule
     return PipelineTrainer(
         model,
@@ -113,6 +121,7 @@ def _trainer(job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None) 
         n_microbatches=None if job.train.n_microbatches == "auto" else job.train.n_microbatches,
         seed=job.train.seed,
         plan=plan,
+        experience=experience,
     )
 
 

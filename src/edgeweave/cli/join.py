@@ -6,14 +6,13 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from edgeweave.cli.cache import cache_directory
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.core.units import format_bytes
 from edgeweave.device import AgentSettings, Greeting, decode_message
-from edgeweave.device.probe_cache import user_cache_directory
 from edgeweave.device.process import ProcessSettings, run_agent
 from edgeweave.fleet import Device
 from edgeweave.net import ZenohTransport, check_device_name, control_key
@@ -77,13 +76,8 @@ def _agent(options: JoinOptions, name: str) -> AgentSettings:
 
 def _cache_directory(speed: float | None) -> str | None:
     """Where probes are kept; those of an emulated device go with its process, as its speed does."""
-    if speed is not None:
-        return None
-    try:
-        home = Path("~").expanduser()
-    except RuntimeError:  # a user without a home: a container's, mostly
-        return None
-    return str(user_cache_directory(os.environ, home))
+    directory = cache_directory()
+    return None if speed is not None or directory is None else str(directory)
 
 
 def _tell_ready(transport: ZenohTransport, options: JoinOptions, output: Output) -> None:

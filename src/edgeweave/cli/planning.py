@@ -23,24 +23,25 @@ from edgeweave.cli.tables import (
 )
 from edgeweave.core.errors import PlanError
 from edgeweave.plan import Costs, Plan, to_json
-from edgeweave.train import predict_units, probe_devices
+from edgeweave.train import device_latencies, predict_units, probe_devices
 from edgeweave.train.job import Job
 
 __all__ = ["make_plan", "measured", "probe", "profile"]
 
 
 def profile(job: Job, options: FleetOptions, output: Output) -> None:
-    """Show what every unit takes on every device, and how well its probe predicts that."""
+    """Show what every unit takes on every device, and how well that was predicted before."""
     with open_session(job, options, output) as session:
+        with output.doing("probing every device"):
+            probes = probe_devices(session.fleet)
+        latencies = device_latencies(probes, session.experience)
         costs = _costs(session, output)
         measured = session.trainer.measured
         assert measured is not None, "costs are about something that was measured"
         output.show(costs_table(costs))
-        with output.doing("probing every device"):
-            probes = probe_devices(session.fleet)
     accuracies = [
         Accuracy.of(costs.device(name), predicted)
-        for name, predicted in predict_units(*measured, probes).items()
+        for name, predicted in predict_units(*measured, latencies).items()
     ]
     output.show(accuracies_table(accuracies))
     output.finish({"costs": costs_document(costs), "predicted": accuracies_document(accuracies)})

@@ -198,9 +198,9 @@ def fleet_table(fleet: str, devices: Sequence[tuple[str, Greeting | str]]) -> Ta
 
 
 def accuracies_table(accuracies: Sequence[Accuracy]) -> Table:
-    """Predicted from the probe alone, beside what was measured."""
+    """Predicted before, beside what was measured."""
     table = _table(
-        "Predicted from the probe alone, beside this profile",
+        "Predicted before this profile, beside it",
         ["device"],
         ["a unit's error", "in the interval", "forward in all", "backward in all"],
     )

@@ -25,7 +25,7 @@ from edgeweave.device.messages import (
 from edgeweave.device.optimizer import Optimizer, build, state_bytes_per_trainable_byte
 from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
-from edgeweave.device.timings import StageTiming, told_timings
+from edgeweave.device.timings import StageTiming, told_rates, told_timings
 
 __all__ = [
     "COORDINATOR",
@@ -56,5 +56,6 @@ __all__ = [
     "probe_link",
     "state_bytes_per_trainable_byte",
     "tensor_frame",
+    "told_rates",
     "told_timings",
 ]

@@ -152,6 +152,7 @@ class Agent:
             memory_limit_bytes=self._settings.memory_limit_bytes,
             run=running.assignment.run if running else self._busy_with,
             clock_seconds=self._place.clock.now(),
+            facts=read_facts(self._place.torch_device, self._threads),
         )
 
     def _hello(self, _payload: bytes) -> bytes:

@@ -23,6 +23,7 @@ from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.inbox import FrameId, Inbox
+from edgeweave.device.link_rates import LinkRates
 from edgeweave.device.messages import COORDINATOR, Assignment
 from edgeweave.device.sender import Sender
 from edgeweave.net import (
@@ -46,6 +47,9 @@ _SCALARS = {
     "gradient": ("samples",),
 }
 """The numbers without which a frame is of no use."""
+
+_TIMED = ("activation", "gradient")
+"""Frames by which links are timed."""
 
 _TOO_MANY = 2.0**53
 
@@ -99,6 +103,8 @@ class StageExchange:
         self._transport = transport
         self._fleet = fleet
         self._timeouts = timeouts
+        self._clock = clock
+        self._rates = LinkRates()
         self._may_receive = _declared(assignment, program)
         self._me = assignment.peer(assignment.stage)
         n_peers = max(2, len(assignment.senders) + len(assignment.receivers))
@@ -173,7 +179,16 @@ class StageExchange:
         key = frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
         self._sender.post(key, frame, device=assignment.device_of(stage))
 
+    def link_rates(self, round: int) -> dict[int, float]:  # noqa: A002
+        """Bytes per second from neighbouring stages whose frames waited for the link in a round."""
+        return self._rates.end_round(round)
+
     def _receive(self, frame: Frame) -> None:
+        header = frame.header
+        if header.kind in _TIMED and "sent" in header.scalars:
+            size_bytes = payload_bytes(header.tensors)
+            arrival = (header.scalars["sent"], self._clock.now(), size_bytes)
+            self._rates.add(header.step, header.stage, arrival)
         try:
             self.inbox.put(frame)
         except WireError as error:

@@ -204,7 +204,7 @@ class Executor:
                 self._reduce(number, step)
             else:
                 self._update(step, begin.header.scalars)
-        self._timings.end_step()
+        self._timings.end_step(self._exchange.link_rates(number))
 
     def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
         """The first choice whose frames are here; waits for one if none is."""

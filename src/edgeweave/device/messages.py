@@ -63,6 +63,8 @@ class Greeting(msgspec.Struct, frozen=True):
     """The run it works for, if any."""
     clock_seconds: float
     """Its clock at the moment of answering, to align timelines."""
+    facts: DeviceFacts
+    """What measurements of it hold for; those of the host on an emulated device."""
 
 
 class Assignment(msgspec.Struct, frozen=True):

@@ -6,7 +6,9 @@ import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
+
+import msgspec
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
@@ -18,6 +20,8 @@ __all__ = ["Sender"]
 class Sender:
     """Hands frames to a transport in the order they were posted.
 
+    Each tells in ``sent`` since when it could have been on its way: since it was posted, or since
+    frames to other devices no longer held it up.
     The first error goes to ``on_error`` and ends sending; later posts are dropped. ``post`` blocks
     when the queue is full, for at most ``timeout_seconds``.
     """
@@ -35,7 +39,8 @@ class Sender:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._on_error = on_error
-        self._queue: queue.Queue[tuple[str, Frame, str] | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[_Posted | None] = queue.Queue(capacity)
+        self._busy_until: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="edgeweave-sender")
         self._seconds = 0.0
         self._failed = False
@@ -47,8 +52,9 @@ class Sender:
 
     def post(self, key: str, frame: Frame, *, device: str) -> None:
         """Queue a frame for ``device``. Its tensors must not change any more."""
+        posted = _Posted(key, frame, device, self._clock.now())
         try:
-            self._queue.put((key, frame, device), timeout=self._timeout_seconds)
+            self._queue.put(posted, timeout=self._timeout_seconds)
         except queue.Full:
             raise FleetError(
                 f"the network took nothing for {self._timeout_seconds:.0f} s "
@@ -71,13 +77,12 @@ class Sender:
         self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (posted := self._queue.get()) is not None:
             if self._failed:
                 continue
-            key, frame, device = item
             started = self._clock.now()
             try:
-                self._transport.send(key, frame, device=device)
+                self._transport.send(posted.key, self._stamped(posted), device=posted.device)
             except EdgeweaveError as error:
                 self._failed = True
                 self._on_error(error)
@@ -86,4 +91,18 @@ class Sender:
                 failed = FleetError(f"sending failed: {type(error).__name__}: {error}")
                 failed.__cause__ = error
                 self._on_error(failed)
-            self._seconds += self._clock.now() - started
+            ended = self._busy_until[posted.device] = self._clock.now()
+            self._seconds += ended - started
+
+    def _stamped(self, posted: _Posted) -> Frame:
+        others = (at for device, at in self._busy_until.items() if device != posted.device)
+        header = posted.frame.header
+        scalars = {**header.scalars, "sent": max((posted.seconds, *others))}
+        return Frame(msgspec.structs.replace(header, scalars=scalars), posted.frame.tensors)
+
+
+class _Posted(NamedTuple):
+    key: str
+    frame: Frame
+    device: str
+    seconds: float

@@ -1,9 +1,10 @@
-"""What a stage's work takes, told to the coordinator along with the frames that travel anyway.
+"""What work and links take, told to the coordinator along with the frames that travel anyway.
 
     step k       every stage times its full microbatches
     step k + 1   stage 0 --activation 0 [t0]--> stage 1 --activation 0 [t0 t1]--> ... --result 0-->
 
-Nobody asks and nobody answers: two numbers a stage and step ride on the first microbatch, which
+Nobody asks and nobody answers: two numbers a stage and step ride on the first microbatch, and one
+for each link that frames waited for (``link_rates``), told by the stage that received them. It
 costs no message, no thread and no waiting. Requests for ``statistics`` would cost all three, and
 carry every event of the run. An emulated device tells what it was paced to.
 """
@@ -18,7 +19,7 @@ import msgspec
 
 from edgeweave.core.errors import WireError
 
-__all__ = ["StageTiming", "StepTimings", "told_timings"]
+__all__ = ["StageTiming", "StepTimings", "told_rates", "told_timings"]
 
 _KINDS = ("forward", "backward")
 
@@ -49,8 +50,10 @@ class StepTimings:
         if kind in self._samples and n_samples == self._microbatch_size:
             self._samples[kind].append(seconds)
 
-    def end_step(self) -> None:
-        """Keep the step's medians until they are told."""
+    def end_step(self, rates: Mapping[int, float]) -> None:
+        """Keep the step's medians, and bytes per second by sending stage, until they are told."""
+        for sender, rate in rates.items():
+            self._to_tell[_rate_name(sender, self._stage)] = rate
         if all(self._samples.values()):
             for kind, seconds in self._samples.items():
                 self._to_tell[f"{kind}:{self._stage}"] = median(seconds)
@@ -59,7 +62,7 @@ class StepTimings:
     def hear(self, scalars: Mapping[str, float]) -> None:
         """Take over what a frame tells of the stages before."""
         for stage in range(self._stage):
-            for name in _names(stage):
+            for name in (*_names(stage), *_rate_names(stage)):
                 if name in scalars:
                     self._to_tell[name] = scalars[name]
 
@@ -82,6 +85,32 @@ def told_timings(scalars: Mapping[str, float], n_stages: int) -> dict[int, Stage
                 )
             found[stage] = StageTiming(*seconds)
     return found
+
+
+def told_rates(scalars: Mapping[str, float], n_stages: int) -> dict[tuple[int, int], float]:
+    """Bytes per second a result tells, by source and target; ``WireError`` if one is no rate."""
+    found: dict[tuple[int, int], float] = {}
+    for target in range(n_stages):
+        for source in (target - 1, target + 1):
+            rate = scalars.get(_rate_name(source, target))
+            if rate is None:
+                continue
+            if not (math.isfinite(rate) and rate > 0):
+                raise WireError(
+                    f"the rate from stage {source} to stage {target} is finite and above zero "
+                    f"(got {rate})."
+                )
+            found[source, target] = rate
+    return found
+
+
+def _rate_names(stage: int) -> tuple[str, ...]:
+    """Of the links to a stage from its neighbours."""
+    return _rate_name(stage - 1, stage), _rate_name(stage + 1, stage)
+
+
+def _rate_name(source: int, target: int) -> str:
+    return f"rate:{source}:{target}"
 
 
 def _names(stage: int) -> tuple[str, ...]:

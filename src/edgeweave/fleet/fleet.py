@@ -290,6 +290,12 @@ class Fleet:
         )
         return decode_message(answer, Greeting)
 
+    def clock_offset(self, device: str) -> float:
+        """How far a device's clock is ahead of ours, to half a round trip."""
+        before = self.clock.now()
+        theirs = self.greet(device).clock_seconds
+        return theirs - (before + self.clock.now()) / 2
+
     def for_each(
         self, devices: Sequence[str], work: Callable[[str], bytes], *, one_at_a_time: bool
     ) -> dict[str, bytes]:

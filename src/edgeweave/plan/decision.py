@@ -53,14 +53,18 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A device that was noticed to have left what it was believed to take."""
+    """A device that was noticed to have left what it was believed to take; with ``target``, its
+    link there.
+    """
 
     device: str
     ratio: float
     """What it takes now, over what it was predicted to take."""
+    target: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.device} takes {self.ratio:.2f} times as long as predicted"
+        who = self.device if self.target is None else f"the link {self.device} -> {self.target}"
+        return f"{who} takes {self.ratio:.2f} times as long as predicted"
 
 
 @dataclass(frozen=True, slots=True)

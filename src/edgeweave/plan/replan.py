@@ -1,30 +1,37 @@
 """Watch a plan at work: notice when measured times leave the prediction, and decide what to do.
 
-    measured times -> Drift of each device -> corrected costs -> decide
+    measured times -> Drift of each device and link -> corrected costs -> decide
 
-Who moves the weights is not known here. Links are not watched: frames carry no common clock, so
-nobody knows how long one was under way.
+Who moves the weights is not known here. A link is watched while frames wait for it: one that nobody
+waits for may have become slower or faster, and makes no difference.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
-from edgeweave.plan.costs import Costs, DeviceCosts, stage_seconds
+from edgeweave.plan.costs import Costs, DeviceCosts, Link, stage_seconds
 from edgeweave.plan.decision import Caution, Decision, Departure, decide
 from edgeweave.plan.drift import Drift
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["Monitor", "corrected_costs"]
 
+Ends = tuple[str, str]
+"""The source and the target of a link."""
+
+_LINK_STEPS = 9
+
 
 class Monitor:
-    """Watches a plan at work, and decides when a device has left its prediction.
+    """Watches a plan at work, and decides when a device or a link has left its prediction.
 
     Fed with every step's times. It plans only in a step in which there is something to decide,
     which takes there what ``partition`` takes. A device that holds no stage is not measured, and
-    believed to be as it was.
+    believed to be as it was, and so are links that are not used or not waited for.
     """
 
     def __init__(self, plan: Plan, costs: Costs, *, caution: Caution | None = None) -> None:
@@ -42,12 +49,19 @@ class Monitor:
     @property
     def costs(self) -> Costs:
         """The costs as they are believed to be now."""
-        return corrected_costs(self._costs, self._plan, self._drifts)
+        corrected = corrected_costs(self._costs, self._plan, self._drifts)
+        return _with_links(corrected, {ends: link.ratio for ends, link in self._links.items()})
 
     def observe(
-        self, step: int, seconds: Mapping[str, float], *, steps_left: int
+        self,
+        step: int,
+        seconds: Mapping[str, float],
+        *,
+        steps_left: int,
+        link_bytes_per_second: Mapping[Ends, float] | None = None,
     ) -> Decision | None:
-        """Take in what each device took for a microbatch, forward and backward, in one step.
+        """Take in what each device took for a microbatch, forward and backward, in one step, and
+        what links moved that frames waited for.
 
         A device may be missing, or be there with 0 for want of a finer clock: that step tells
         nothing about it. ``steps_left`` are those to come. Returns a decision where one is due; in
@@ -59,13 +73,22 @@ class Monitor:
             if seconds.get(device, 0.0) > 0
             and drift.observe(seconds[device] / self._predicted_seconds[device])
         }
-        if noticed:
+        rates = link_bytes_per_second or {}
+        noticed_links = {
+            ends
+            for ends, link in self._links.items()
+            if link.observe(self._costs.link(*ends).bytes_per_second, rates.get(ends))
+        }
+        if noticed or noticed_links:
             self._undecided |= noticed
+            self._undecided_links |= noticed_links
             self._judge_last_change(step)
-        if not self._undecided or step < self._no_change_before or self._is_anyone_suspect():
+        nothing = not (self._undecided or self._undecided_links)
+        if nothing or step < self._no_change_before or self._is_anyone_suspect():
             return None
         decision = self._decision(step, steps_left)
         self._undecided.clear()
+        self._undecided_links.clear()
         if decision.changes:
             self._last_change = decision
             self._no_change_before = step + self._pause_steps
@@ -82,10 +105,17 @@ class Monitor:
         }
         self._drifts = {d: Drift() for d, seconds in self._predicted_seconds.items() if seconds}
         self._undecided: set[str] = set()
+        self._links = {
+            ends: _LinkWatch()
+            for one, other in pairwise(plan.devices)
+            for ends in ((one, other), (other, one))
+        }
+        self._undecided_links: set[Ends] = set()
 
     def _is_anyone_suspect(self) -> bool:
         """Who is suspect is waited for: one plan for all that changed in the same moment."""
-        return any(drift.is_suspect for drift in self._drifts.values())
+        devices = any(drift.is_suspect for drift in self._drifts.values())
+        return devices or any(link.is_suspect for link in self._links.values())
 
     def _judge_last_change(self, step: int) -> None:
         """A state that did not last makes the next change wait twice as long."""
@@ -104,14 +134,46 @@ class Monitor:
             for device in self._plan.devices
             if device in self._undecided
         )
+        links = tuple(
+            Departure(source, link.ratio, target)
+            for (source, target), link in self._links.items()
+            if (source, target) in self._undecided_links
+        )
         return decide(
             self._plan,
             self.costs,
-            departures,
+            (*departures, *links),
             step=step,
             steps_left=steps_left,
             caution=self._caution,
         )
+
+
+class _LinkWatch:
+    """The drift of a link, while most steps tell of it: now and then, jitter makes a rate up."""
+
+    def __init__(self) -> None:
+        self._drift = Drift()
+        self._told: deque[bool] = deque(maxlen=_LINK_STEPS)
+
+    @property
+    def ratio(self) -> float:
+        return self._drift.ratio
+
+    @property
+    def is_suspect(self) -> bool:
+        """Nothing may ever be heard again of a link that nobody waits for: then it is not."""
+        return self._drift.is_suspect and self._is_telling()
+
+    def observe(self, believed: float, measured: float | None) -> bool:
+        """Take in the bytes per second of one step, if it told; whether the link has left."""
+        self._told.append(measured is not None)
+        if measured is None or not self._is_telling():
+            return False
+        return self._drift.observe(believed / measured)
+
+    def _is_telling(self) -> bool:
+        return 2 * sum(self._told) > _LINK_STEPS
 
 
 def corrected_costs(costs: Costs, plan: Plan, drifts: Mapping[str, Drift]) -> Costs:
@@ -149,6 +211,21 @@ def _stretched(device: DeviceCosts, held: range, drift: Drift) -> DeviceCosts:
         backward_seconds=stretched(device.backward_seconds),
         update_seconds_per_byte=device.update_seconds_per_byte * drift.ratio,
     )
+
+
+def _with_links(costs: Costs, ratios: Mapping[Ends, float]) -> Costs:
+    """The costs with links that take so many times as long."""
+    changed: dict[str, dict[str, Link]] = {}
+    for (source, target), ratio in ratios.items():
+        if ratio != 1:
+            link = costs.link(source, target)
+            slower = replace(link, bytes_per_second=link.bytes_per_second / ratio)
+            changed.setdefault(source, {})[target] = slower
+    if not changed:
+        return costs
+    sources = [*costs.links, *(source for source in changed if source not in costs.links)]
+    links = {each: {**costs.links.get(each, {}), **changed.get(each, {})} for each in sources}
+    return replace(costs, links=links)
 
 
 def _microbatch_seconds(costs: Costs, stage: Stage) -> float:

@@ -1,8 +1,9 @@
 """Pipeline-parallel training: data, runs, checkpoints, reports."""
 
 from edgeweave.train.costs import measure_costs
+from edgeweave.train.experience import Experience
 from edgeweave.train.learning_rate import LRSchedule
-from edgeweave.train.predictions import predict_units
+from edgeweave.train.predictions import device_latencies, predict_units
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
 from edgeweave.train.trainer import PipelineTrainer
@@ -11,9 +12,11 @@ __all__ = [
     "DeviceReport",
     "EpochRecord",
     "Evaluation",
+    "Experience",
     "LRSchedule",
     "PipelineTrainer",
     "Report",
+    "device_latencies",
     "measure_costs",
     "predict_units",
     "probe_devices",

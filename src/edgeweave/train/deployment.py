@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from edgeweave.core.errors import PlanError
 from edgeweave.device import Assignment, Deploy, Optimizer
+from edgeweave.fleet import Fleet
 from edgeweave.plan import Plan
 from edgeweave.program import (
     Program,
@@ -19,7 +21,7 @@ from edgeweave.program import (
     without_outputs,
 )
 
-__all__ = ["Deployment", "RunSettings"]
+__all__ = ["Deployment", "RunSettings", "check_place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +103,15 @@ class Deployment:
             if key.rpartition("|")[0] in names
         }
         return memoryview(encode_state(part))
+
+
+def check_place(plan: Plan, fleet: Fleet, program: Program) -> None:
+    """``PlanError`` if the plan is not for this fleet and this program."""
+    n_units = len(program.unit_numbers)
+    missing = sorted(set(plan.devices) - set(fleet.devices))
+    if missing or plan.stages[-1].stop_unit != n_units:
+        raise PlanError(
+            f"the plan is for another fleet or model (it uses {', '.join(plan.devices)} and "
+            f"{plan.stages[-1].stop_unit} units; the fleet has "
+            f"{', '.join(fleet.devices)}, the model {n_units} units). Plan again."
+        )

@@ -33,7 +33,12 @@ class PlanWatch:
         if self._monitor is None:
             return
         seconds = {device: timing.seconds for device, timing in result.timings.items()}
-        decision = self._monitor.observe(step, seconds, steps_left=steps_left)
+        decision = self._monitor.observe(
+            step,
+            seconds,
+            steps_left=steps_left,
+            link_bytes_per_second=result.link_bytes_per_second,
+        )
         if decision is None:
             return
         self._decisions.append(decision)

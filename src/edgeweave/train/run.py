@@ -30,6 +30,7 @@ from edgeweave.device import (
     StateRequest,
     decode_message,
     tensor_frame,
+    told_rates,
     told_timings,
 )
 from edgeweave.fleet import Fleet
@@ -50,7 +51,8 @@ __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
 class RoundResult:
     """Means over the samples of one round; seconds from its first input to its last loss.
 
-    ``timings``: what the devices took for a microbatch in the training step before this one.
+    ``timings``: what the devices took for a microbatch in the training step before this one;
+    ``link_bytes_per_second``: of the links, by source and target, that frames waited for in it.
     """
 
     loss: float
@@ -58,6 +60,7 @@ class RoundResult:
     n_samples: int
     seconds: float
     timings: Mapping[str, StageTiming] = field(default_factory=dict)
+    link_bytes_per_second: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 class PipelineRun:
@@ -174,8 +177,13 @@ class PipelineRun:
             results.append(self._result(number, len(results)))
         seconds = self._fleet.clock.now() - started
         told = told_timings(results[0].scalars, len(self._stages))
-        timings = {self._plan.devices[stage]: timing for stage, timing in told.items()}
-        return _mean(results, seconds, timings)
+        devices = self._plan.devices
+        timings = {devices[stage]: timing for stage, timing in told.items()}
+        rates = {
+            (devices[source], devices[target]): rate
+            for (source, target), rate in told_rates(results[0].scalars, len(self._stages)).items()
+        }
+        return _mean(results, seconds, timings, rates)
 
     def _send_inputs(self, number: int, microbatch: int, part: Batch) -> None:
         scalars = {"samples": float(part.n_samples)}
@@ -249,6 +257,7 @@ class PipelineRun:
                 f"(got {dict(header.scalars)} from {header.device})."
             )
         told_timings(header.scalars, len(self._stages))
+        told_rates(header.scalars, len(self._stages))
 
     def _late(self, key: FrameId) -> EdgeweaveError:
         device = self._plan.devices[-1]
@@ -263,7 +272,10 @@ class PipelineRun:
 
 
 def _mean(
-    results: Sequence[FrameHeader], seconds: float, timings: Mapping[str, StageTiming]
+    results: Sequence[FrameHeader],
+    seconds: float,
+    timings: Mapping[str, StageTiming],
+    rates: Mapping[tuple[str, str], float],
 ) -> RoundResult:
     """Means over samples from results that are means over microbatches."""
     samples = [result.scalars["samples"] for result in results]
@@ -279,4 +291,5 @@ def _mean(
         n_samples=int(sum(samples)),
         seconds=seconds,
         timings=timings,
+        link_bytes_per_second=rates,
     )

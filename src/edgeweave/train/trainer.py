@@ -36,9 +36,12 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
+from edgeweave.train.deployment import check_place
+from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
+from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.measurements import Measurements
 from edgeweave.train.microbatches import (
     Chosen,
@@ -73,10 +76,11 @@ class PipelineTrainer:
     samples then, if that fits), dropout draws for each, sums are rounded. A choice depends on what
     was measured; pass the number for runs that must be equal.
 
-    ``plan`` skips measuring. While training, a device that leaves what it measured is noticed;
-    whether another plan would be worth it is logged and stands in ``Report.replans``, and the run
-    goes on with the plan it has. Raises ``CaptureError`` for a model that cannot be captured,
-    ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+    ``plan`` skips measuring. While training, a device or a link that leaves what was measured is
+    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
+    the run goes on with the plan it has. ``experience`` notes what profiles and steady runs take on
+    real devices, for later predictions. Raises ``CaptureError`` for a model that cannot be
+    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
@@ -98,6 +102,7 @@ class PipelineTrainer:
         n_microbatches: int | None = None,
         seed: int = 0,
         plan: Plan | None = None,
+        experience: Experience | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ConfigError(
@@ -116,6 +121,7 @@ class PipelineTrainer:
         self._n_microbatches = n_microbatches
         self._seed = seed
         self._plan = plan
+        self._teacher = Teacher(experience, fleet)
         self._chosen: Chosen | None = None
         self._costs: Costs | None = None
         self._measured_size: int | None = None
@@ -207,7 +213,7 @@ class PipelineTrainer:
         if resume:
             fit.resume()
         n_steps = epochs * n_batches(train_set, batch_size)
-        watch = self._plan_watch(plan, batch_size)
+        watch, timings = self._plan_watch(plan, batch_size), RunTimings()
         with (
             self._run(plan, batch_size) as run,
             TrainingProgress(n_steps, done=fit.history.step, shown=progress) as bar,
@@ -215,6 +221,7 @@ class PipelineTrainer:
 
             def on_step(result: RoundResult) -> None:
                 bar.step(result)
+                timings.step(result.timings)
                 n_done = fit.history.step
                 watch.step(n_done - 1, result, steps_left=n_steps - n_done)
 
@@ -230,6 +237,7 @@ class PipelineTrainer:
                     validation = self._evaluated(run, validate, fit.history.step, batch_size)
                 bar.epoch(fit.end_epoch(run, validation))
             self._weights.fetch(run)
+            self._teach(plan, batch_size, timings)
             return replace(
                 self._report(run, plan, fit.history, started),
                 chaos=self._fleet.chaos_log[n_before:],
@@ -240,7 +248,8 @@ class PipelineTrainer:
         """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
         self._capture(dataset)
         plan = self._plan or self.prepare(dataset, batch_size=batch_size)
-        self._check_place(plan)
+        assert self._captured is not None
+        check_place(plan, self._fleet, self._captured.program)
         self._weights.optimizer = {}
         with self._run(plan, batch_size) as run:
             return self._evaluated(run, dataset, 0, batch_size)
@@ -309,6 +318,11 @@ class PipelineTrainer:
             "clip_grad_norm": str(self._clip_grad_norm),
         }
 
+    def _teach(self, plan: Plan, batch_size: int, timings: RunTimings) -> None:
+        assert self._captured is not None
+        size = self._microbatch_size(batch_size)
+        self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
+
     def _plan_watch(self, plan: Plan, batch_size: int) -> PlanWatch:
         """Without costs of microbatches of this size there is nothing to compare with."""
         if self._costs is None or self._measured_size != self._microbatch_size(batch_size):
@@ -318,7 +332,7 @@ class PipelineTrainer:
     def _report(
         self, run: PipelineRun, plan: Plan, history: History, started_seconds: float
     ) -> Report:
-        offsets = {device: self._clock_offset(device) for device in plan.devices}
+        offsets = {device: self._fleet.clock_offset(device) for device in plan.devices}
         return Report(
             plan=plan,
             epochs=tuple(history.epochs),
@@ -330,12 +344,6 @@ class PipelineTrainer:
                 run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
             ),
         )
-
-    def _clock_offset(self, device: str) -> float:
-        """How far a device's clock is ahead of ours, to half a round trip."""
-        before = self._fleet.clock.now()
-        theirs = self._fleet.greet(device).clock_seconds
-        return theirs - (before + self._fleet.clock.now()) / 2
 
     def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:
         """The samples of a microbatch as told or as a checkpoint had them; None: to be chosen."""
@@ -361,6 +369,8 @@ class PipelineTrainer:
                 self._costs = measurements.costs_at(self._measured_size)
             raise
         self._costs, self._measured_size = found.costs, found.microbatch_size
+        for each in measurements.sizes:
+            self._teacher.teach_units(self._captured.program, each, measurements.costs_at(each))
         return found
 
     def _microbatch_size(self, batch_size: int) -> int:
@@ -373,7 +383,8 @@ class PipelineTrainer:
         return microbatch_size(batch_size, told)
 
     def _check_plan(self, plan: Plan, batch_size: int) -> Plan:
-        self._check_place(plan)
+        assert self._captured is not None
+        check_place(plan, self._fleet, self._captured.program)
         needed = -(-batch_size // self._microbatch_size(batch_size))
         if plan.n_microbatches < needed:
             raise PlanError(
@@ -381,15 +392,3 @@ class PipelineTrainer:
                 f"{needed}. Plan again."
             )
         return plan
-
-    def _check_place(self, plan: Plan) -> None:
-        """``PlanError`` if the plan is not for this fleet and this model."""
-        assert self._captured is not None
-        n_units = len(self._captured.program.unit_numbers)
-        missing = sorted(set(plan.devices) - set(self._fleet.devices))
-        if missing or plan.stages[-1].stop_unit != n_units:
-            raise PlanError(
-                f"the plan is for another fleet or model (it uses {', '.join(plan.devices)} and "
-                f"{plan.stages[-1].stop_unit} units; the fleet has "
-                f"{', '.join(self._fleet.devices)}, the model {n_units} units). Plan again."
-            )

@@ -1,0 +1,92 @@
+"""How fast the links to a stage are, from the frames that arrive anyway. No clock in common.
+
+Every frame tells when it was sent, on its sender's clock. Clocks differ by an unknown constant, so
+only differences count::
+
+    delay     = arrived - sent
+    waited    = delay - the least delay of the round
+    jitter    = how much the delays of the last rounds' first frames differ: they never wait
+    spacing   = arrived - the frame before arrived
+
+A frame that waited for the one before began its passage when that one ended: its spacing is what
+its bytes take of the link (the packet pair of network measurement). It is believed to have waited
+if it was later than jitter explains, and by half of the spacing. Where no frame waits, the link is
+fast enough and nobody needs to know how fast.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+__all__ = ["LinkRates"]
+
+_LEAST_SPACING_SECONDS = 0.02
+"""What a busy receiver is late by looks like a slow link, but is shorter."""
+
+_LEAST_WAITED = 0.5
+"""As a share of the spacing."""
+
+_LEAST_ROUNDS, _MOST_ROUNDS = 4, 16
+"""From how many rounds jitter is known."""
+
+_MOST_FRAMES = 256
+
+
+class _Arrival(NamedTuple):
+    sent: float
+    arrived: float
+    size_bytes: int
+
+    @property
+    def delay(self) -> float:
+        """Up to a constant."""
+        return self.arrived - self.sent
+
+
+class LinkRates:
+    """Notes arrivals by round and sending stage, on any thread."""
+
+    def __init__(self) -> None:
+        self._arrivals: dict[tuple[int, int], deque[_Arrival]] = {}
+        self._first_delays: dict[int, deque[float]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, round_: int, sender: int, arrival: tuple[float, float, int]) -> None:
+        """A frame of ``sender`` is here: seconds sent (its clock) and arrived (ours), and bytes."""
+        with self._lock:
+            frames = self._arrivals.setdefault((round_, sender), deque(maxlen=_MOST_FRAMES))
+            frames.append(_Arrival(*arrival))
+
+    def end_round(self, round_: int) -> dict[int, float]:
+        """Bytes per second from each stage whose frames waited; forgets the rounds until here."""
+        with self._lock:
+            ended = {key: frames for key, frames in self._arrivals.items() if key[0] <= round_}
+            for key in ended:
+                del self._arrivals[key]
+        found = {}
+        for (at, sender), frames in ended.items():
+            if at == round_:
+                firsts = self._first_delays.setdefault(sender, deque(maxlen=_MOST_ROUNDS))
+                firsts.append(frames[0].delay)
+                if len(firsts) >= _LEAST_ROUNDS and (rates := _rates(frames, firsts)):
+                    found[sender] = median(rates)
+        return found
+
+
+def _rates(frames: Sequence[_Arrival], first_delays: Sequence[float]) -> list[float]:
+    """Of the frames that waited."""
+    jitter = max(first_delays) - min(first_delays)
+    least_delay = min(frame.delay for frame in frames)
+    found = []
+    for before, frame in pairwise(frames):
+        spacing = frame.arrived - before.arrived
+        waited = frame.delay - least_delay
+        least = max(jitter, _LEAST_WAITED * spacing)
+        if spacing >= _LEAST_SPACING_SECONDS and waited >= least:
+            found.append(frame.size_bytes / spacing)
+    return found

@@ -1,0 +1,96 @@
+"""A link's rate shows in frames that waited for it, and in no others."""
+
+from __future__ import annotations
+
+import random
+from statistics import median
+
+import pytest
+
+from edgeweave.device.link_rates import LinkRates
+from edgeweave.net import LinkShape
+from edgeweave.net.link_model import HEADER_BYTES, LinkModel
+
+RATE, SIZE = 1e6, 100_000
+CLOCKS_APART = 1234.5
+ON_THE_WIRE = RATE * 1448 / (1448 + HEADER_BYTES)
+"""What a link of ``RATE`` moves of frames."""
+
+
+N_ROUNDS = 16
+
+
+def rate_of(sent: list[float], *, jitter: float = 0.0) -> float | None:
+    """As found, round after round, from frames sent at these moments over a link of ``RATE``."""
+    shape = LinkShape(bytes_per_second=RATE, delay_seconds=0.01)
+    link, rates, chance = LinkModel(shape, ("a", "b")), LinkRates(), random.Random(0)
+    found = []
+    for round_ in range(N_ROUNDS):
+        for at in sent:
+            began = 100.0 * round_ + at
+            arrived = link.carry(began, SIZE).arrives_at + chance.uniform(0, jitter)
+            rates.add(round_, 0, (began - CLOCKS_APART, arrived, SIZE))
+        found += [rates.end_round(round_).get(0)]
+    told = [rate for rate in found if rate is not None]
+    return median(told) if 2 * len(told) > N_ROUNDS else None
+
+
+def test_frames_that_were_sent_faster_than_the_link_takes_them_tell_its_rate() -> None:
+    assert rate_of([0.02 * n for n in range(8)]) == pytest.approx(ON_THE_WIRE, rel=0.01)
+
+
+def test_frames_that_never_waited_tell_nothing() -> None:
+    assert rate_of([0.2 * n for n in range(8)]) is None
+
+
+def test_pauses_between_bursts_count_for_nothing() -> None:
+    bursts = [start + 0.01 * n for start in (0.0, 5.0, 9.0) for n in range(3)]
+    assert rate_of(bursts) == pytest.approx(ON_THE_WIRE, rel=0.01)
+
+
+def test_jitter_moves_the_rate_little_and_makes_none_up() -> None:
+    assert rate_of([0.02 * n for n in range(12)], jitter=0.05) == pytest.approx(RATE, rel=0.25)
+    assert rate_of([0.12 * n for n in range(4)], jitter=0.15) is None
+
+
+def test_a_receiver_that_was_busy_for_a_moment_is_no_slow_link() -> None:
+    late = dict.fromkeys(range(1, 12, 2), 0.009)
+    shape = LinkShape(bytes_per_second=1e9)
+    link, rates = LinkModel(shape, ("a", "b")), LinkRates()
+    for round_ in range(N_ROUNDS):
+        for number in range(12):
+            at = round_ + 0.01 * number
+            arrived = link.carry(at, SIZE).arrives_at + late.get(number, 0.0)
+            rates.add(round_, 0, (at, arrived, SIZE))
+        assert rates.end_round(round_) == {}
+
+
+def test_a_round_tells_of_its_own_frames_once_and_of_each_sender() -> None:
+    rates = LinkRates()
+    for round_ in range(N_ROUNDS + 1):
+        for sender, spacing in ((0, 0.1), (2, 0.2)):
+            for number in range(4):
+                rates.add(round_, sender, (0.0, spacing * (1 + number), SIZE))
+        if round_ < N_ROUNDS - 1:
+            rates.end_round(round_)
+    assert rates.end_round(N_ROUNDS) == pytest.approx({0: SIZE / 0.1, 2: SIZE / 0.2})
+    assert rates.end_round(N_ROUNDS - 1) == rates.end_round(N_ROUNDS) == {}
+
+
+def test_how_much_a_link_jitters_is_known_after_some_rounds() -> None:
+    rates = LinkRates()
+    told = []
+    for round_ in range(6):
+        for number in range(4):
+            rates.add(round_, 0, (0.0, 0.1 * (1 + number), SIZE))
+        told += [0 in rates.end_round(round_)]
+    assert told == [False, False, False, True, True, True]
+
+
+def test_what_a_sender_makes_up_does_no_harm() -> None:
+    rates = LinkRates()
+    for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
+        for round_ in range(N_ROUNDS):
+            rates.add(round_, 0, (sent, 0.1 * number, SIZE))
+    told = [rate for round_ in range(N_ROUNDS) for rate in rates.end_round(round_).values()]
+    assert all(0 < rate < float("inf") for rate in told)
