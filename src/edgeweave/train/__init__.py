@@ -2,7 +2,7 @@
 
 from edgeweave.train.costs import measure_costs
 from edgeweave.train.learning_rate import LRSchedule
-from edgeweave.train.predictions import predict_units
+from edgeweave.train.predictions import device_latencies, predict_units
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
 from edgeweave.train.trainer import PipelineTrainer
@@ -14,6 +14,7 @@ __all__ = [
     "LRSchedule",
     "PipelineTrainer",
     "Report",
+    "device_latencies",
     "measure_costs",
     "predict_units",
     "probe_devices",

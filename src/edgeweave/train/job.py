@@ -27,6 +27,7 @@ from edgeweave.fleet import PRESETS
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
+from edgeweave.train.costs import Measure
 from edgeweave.train.references import resolve_function
 
 __all__ = [
@@ -138,6 +139,10 @@ class TrainSection:
     epochs: Count = field(default=1, metadata=key("how often all samples are seen, 1 or more", 2))
     schedule: Literal["1f1b", "gpipe"] = field(
         default="1f1b", metadata=key('"1f1b" or "gpipe"', "1f1b")
+    )
+    measure: Measure = field(
+        default="profile",
+        metadata=key('"profile" (devices run the model) or "probe" (predict)', "probe"),
     )
     seed: Seed = field(default=0, metadata=key("a whole number of 0 or more", 0))
     clip_grad_norm: Norm | None = field(
