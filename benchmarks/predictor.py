@@ -23,12 +23,13 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from benchmarks.harness import Result
-from benchmarks.latency.fit import Scales, Teaching, fit, fit_scales, fit_work_costs, teaching
+from benchmarks.latency.fit import Scales, Teaching
+from benchmarks.latency.held_out import HeldOut, measurements
 from benchmarks.latency.samples import Samples, Units
-from edgeweave.predict import DeviceLatency, LatencyModel, Measurement
+from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
 
-__all__ = ["run"]
+__all__ = ["fitted", "flops", "run"]
 
 _SEED = 0
 _REFERENCE = "reference"
@@ -44,13 +45,11 @@ def run(*, quick: bool) -> Result:
     found: dict[str, dict[str, float]] = {}
     scales: Scales | None = None
     for kind in kinds:
-        taught = teaching(samples, [other for other in samples.seconds if other != kind])
-        work_costs = fit_work_costs(taught)
-        scales = scales or fit_scales(taught, work_costs)
-        model = fit(taught, scales, work_costs)
+        held_out = HeldOut(samples, [kind], scales=scales)
+        scales = held_out.scales
         found[kind] = {
-            **_ours(samples, kind, model, counts),
-            **_others(samples, kind, taught),
+            **_ours(samples, kind, held_out.model, counts),
+            **_others(samples, kind, held_out.taught),
         }
     keys = next(iter(found.values()))
     by_kind = {key: [errors[key] for errors in found.values()] for key in keys}
@@ -73,7 +72,7 @@ def _ours(
     samples: Samples, kind: str, model: LatencyModel, counts: Sequence[int]
 ) -> dict[str, float]:
     known = samples.units("known")
-    device = DeviceLatency(model, _measurements(samples, kind, samples.units("probe")))
+    device = DeviceLatency(model, measurements(samples, kind, samples.units("probe")))
     predicted = device.predict(samples.pieces(known))
     measured = samples.seconds[kind][known]
     inside = (predicted.low < measured) & (measured < predicted.high)
@@ -87,7 +86,7 @@ def _ours(
     half = len(known) // 2
     learnt, judged = shuffled[:half], shuffled[half:]
     for count in counts:
-        after = device.given(_measurements(samples, kind, learnt[:count]))
+        after = device.given(measurements(samples, kind, learnt[:count]))
         seconds = after.predict(samples.pieces(judged)).seconds
         errors[f"unseen_{count}_samples_mape"] = _mape(seconds, samples.seconds[kind][judged])
     return errors
@@ -100,19 +99,11 @@ def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:
     capacity = np.median(measured[probe] / reference[probe], axis=0)
     ways: Mapping[str, Floats] = {
         "scalar_capacity_mape": reference[known] * capacity,
-        "flops_regression_mape": _fitted(samples, _flops, measured, probe, known),
-        "roofline_mape": _fitted(samples, _roofline, measured, probe, known),
+        "flops_regression_mape": fitted(samples, flops, measured, probe, known),
+        "roofline_mape": fitted(samples, _roofline, measured, probe, known),
         "boosted_trees_mape": _trees(samples, taught, measured, probe, known),
     }
     return {key: _mape(seconds, measured[known]) for key, seconds in ways.items()}
-
-
-def _measurements(samples: Samples, kind: str, units: Units) -> list[Measurement]:
-    seconds = samples.seconds[kind][units]
-    return [
-        Measurement(piece, float(forward), float(backward))
-        for piece, (forward, backward) in zip(samples.pieces(units), seconds, strict=True)
-    ]
 
 
 def _mape(predicted: Floats, measured: Floats) -> float:
@@ -142,7 +133,8 @@ def _sums(samples: Samples, units: Units) -> tuple[Floats, Floats]:
     return macs, moved
 
 
-def _flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+def flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+    """Overhead and multiply-adds alone."""
     return np.asarray(rates[0] + rates[1] * macs)
 
 
@@ -150,14 +142,14 @@ def _roofline(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
     return np.asarray(rates[0] + np.maximum(rates[1] * macs, rates[2] * traffic))
 
 
-def _fitted(
+def fitted(
     samples: Samples,
     way: Callable[[Floats, Floats, Floats], Floats],
     measured: Floats,
     probe: Units,
     known: Units,
 ) -> Floats:
-    """Rates by least squares of log seconds on the probe, direction by direction."""
+    """Seconds of known units; rates by least squares of log seconds on the probe, by direction."""
     work, wanted = _sums(samples, probe), _sums(samples, known)
     found = []
     for direction in range(2):
