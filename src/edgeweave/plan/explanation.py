@@ -88,7 +88,7 @@ class Explanation:
     ``coordinator -> pi-1``), and ``bottleneck_seconds`` what it takes for each microbatch. Where
     times were predicted, intervals hold nine of ten draws from what they may be, and
     ``bottleneck_chance`` is the share of draws in which it is the bottleneck; else they are
-    ``None``.
+    ``None``. How often they hold what is measured: docs/reference-benchmarks.md, ``planner``.
     """
 
     n_microbatches: int
@@ -157,7 +157,10 @@ class Explanation:
     def _caveat(self) -> tuple[str, ...]:
         if self.step_interval is None:
             return ()
-        return ("Times were predicted, not measured; brackets are meant to hold nine of ten.",)
+        return (
+            "Times were predicted, not measured; brackets hold nine of ten cases if the predictor "
+            "knows its own errors, which it does not yet: they are too narrow.",
+        )
 
 
 def likely(seconds: float, interval: Interval | None) -> str:

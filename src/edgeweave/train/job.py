@@ -140,10 +140,6 @@ class TrainSection:
     schedule: Literal["1f1b", "gpipe"] = field(
         default="1f1b", metadata=key('"1f1b" or "gpipe"', "1f1b")
     )
-    measure: Measure = field(
-        default="profile",
-        metadata=key('"profile" (devices run the model) or "probe" (predict)', "probe"),
-    )
     seed: Seed = field(default=0, metadata=key("a whole number of 0 or more", 0))
     clip_grad_norm: Norm | None = field(
         default=None, metadata=key("the largest norm of all gradients, above 0", 1.0)
@@ -151,6 +147,10 @@ class TrainSection:
     checkpoint_directory: Path | None = field(default=None, metadata=key("a folder", "checkpoints"))
     checkpoint_every_steps: Count | None = field(
         default=None, metadata=key("the steps between two checkpoints, 1 or more", 100)
+    )
+    measure: Measure = field(
+        default="profile",
+        metadata=key('"profile" (devices run the model) or "probe" (predict)', "probe"),
     )
 
 
