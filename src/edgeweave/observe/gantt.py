@@ -165,7 +165,7 @@ def _tick_seconds(seconds: float) -> float:
     """A round number of seconds, of which there are three to eight in so many.
 
     >>> _tick_seconds(0.509), _tick_seconds(3.1)
-    (0.1, 0.5)
+    (0.1, 1.0)
     """
     decade = 10.0 ** math.floor(math.log10(seconds / 3))
     return max(factor * decade for factor in (1, 2, 5) if factor * decade <= seconds / 3)
