@@ -189,6 +189,14 @@ _PREDICTOR = Claim(
     drawn_unit="",
 )
 
+_REGRETS: Mapping[str, tuple[str, float | None]] = {
+    "zero_shot": ("plan from the probes / from full profiles: step, median fleet", 1.05),
+    "50_samples": ("the same, after 50 samples", 1.02),
+    "scalar_capacity": ("the same, a full profile of another kind times one scalar", None),
+    "flops": ("the same, regression on multiply-adds", None),
+    "equal_split": ("the same, as many units for each device", None),
+}
+
 _PLANNER = Claim(
     name="planner",
     title="Plans are near the best, and soon there",
@@ -201,6 +209,15 @@ _PLANNER = Claim(
         Metric("period_over_exact", "8 to 10 devices, heuristic period / exact, worst"),
         Metric("step_over_exact", "8 to 10 devices, heuristic step / exact proposals' step"),
         Metric("step_over_exact_worst", "the same, worst"),
+        *(
+            Metric(f"plan_regret_{way}", meaning, most=most)
+            for way, (meaning, most) in _REGRETS.items()
+        ),
+        *(
+            Metric(f"plan_regret_{way}_worst", f"the same, {way.replace('_', ' ')}: worst network")
+            for way in _REGRETS
+        ),
+        Metric("plan_step_within_interval", "zero-shot plans: share of steps in their interval"),
     ),
     drawn=(),
     drawn_unit="",

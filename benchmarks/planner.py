@@ -9,6 +9,7 @@ eight kinds of operator, and one for each unit; links differ in rate and latency
     ..._slow_links          the same where links are a third as fast: of pairs of devices and cuts
                             34 % cannot hand on within the period, instead of 3 %
     ..._over_exact          the heuristic, given 8 to 10 devices, / the exact program
+    plan_regret_...         plans from predictions, / from full profiles: ``benchmarks/regret.py``
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from random import Random
 from statistics import median
 
 from benchmarks.harness import Result
+from benchmarks.regret import regrets
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import (
     Costs,
@@ -67,11 +69,14 @@ def run(*, quick: bool) -> Result:
         _compare(samples, world(seed, _SMALL_UNITS, 8 + seed % 3))
     metrics = {key: (max if key in _WORST else median)(each) for key, each in samples.items()}
     metrics["step_over_exact_worst"] = max(samples["step_over_exact"])
+    regretted = regrets(quick=quick)
+    metrics.update(regretted.metrics())
+    samples.update({f"plan_regret_{way}": regretted.by_fleet(way) for way in regretted.of})
     return Result(
         name="planner",
         quick=quick,
         metrics=metrics,
-        lines=tuple(f"{key:>28} = {value:7.3f}" for key, value in metrics.items()),
+        lines=tuple(f"{key:>33} = {value:7.3f}" for key, value in metrics.items()),
         samples=samples,
         settings={
             "seed": _SEED,
@@ -79,6 +84,7 @@ def run(*, quick: bool) -> Result:
             "small_worlds": n_small,
             "microbatches": _MICROBATCHES,
             "small_microbatches": _SMALL_MICROBATCHES,
+            "fleets": regretted.fleets,
         },
     )
 

@@ -25,13 +25,14 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from benchmarks.harness import Result
-from benchmarks.latency.fit import Scales, Teaching, fit, fit_scales, fit_work_costs, teaching
+from benchmarks.latency.fit import Scales, Teaching
+from benchmarks.latency.held_out import HeldOut, measurements
 from benchmarks.latency.samples import Samples, Units
-from benchmarks.predictor_learning import learning, mape, measurements
+from benchmarks.predictor_learning import learning, mape
 from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
 
-__all__ = ["run"]
+__all__ = ["fitted", "flops", "run"]
 
 _SEED = 0
 _REFERENCE = "reference"
@@ -47,14 +48,12 @@ def run(*, quick: bool) -> Result:
     found: dict[str, dict[str, float]] = {}
     scales: Scales | None = None
     for kind in kinds:
-        taught = teaching(samples, [other for other in samples.seconds if other != kind])
-        work_costs = fit_work_costs(taught)
-        scales = scales or fit_scales(taught, work_costs)
-        model = fit(taught, scales, work_costs)
+        held_out = HeldOut(samples, [kind], scales=scales)
+        scales = held_out.scales
         found[kind] = {
-            **_ours(samples, kind, model, counts),
-            **_others(samples, kind, taught),
-            **learning(samples, kind, model, quick=quick),
+            **_ours(samples, kind, held_out.model, counts),
+            **_others(samples, kind, held_out.taught),
+            **learning(samples, kind, held_out.model, quick=quick),
         }
     keys = next(iter(found.values()))
     by_kind = {key: [errors[key] for errors in found.values()] for key in keys}
@@ -104,8 +103,8 @@ def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:
     capacity = np.median(measured[probe] / reference[probe], axis=0)
     ways: Mapping[str, Floats] = {
         "scalar_capacity_mape": reference[known] * capacity,
-        "flops_regression_mape": _fitted(samples, _flops, measured, probe, known),
-        "roofline_mape": _fitted(samples, _roofline, measured, probe, known),
+        "flops_regression_mape": fitted(samples, flops, measured, probe, known),
+        "roofline_mape": fitted(samples, _roofline, measured, probe, known),
         "boosted_trees_mape": _trees(samples, taught, measured, probe, known),
     }
     return {key: mape(seconds, measured[known]) for key, seconds in ways.items()}
@@ -133,7 +132,8 @@ def _sums(samples: Samples, units: Units) -> tuple[Floats, Floats]:
     return macs, moved
 
 
-def _flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+def flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
+    """Overhead and multiply-adds alone."""
     return np.asarray(rates[0] + rates[1] * macs)
 
 
@@ -141,14 +141,14 @@ def _roofline(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
     return np.asarray(rates[0] + np.maximum(rates[1] * macs, rates[2] * traffic))
 
 
-def _fitted(
+def fitted(
     samples: Samples,
     way: Callable[[Floats, Floats, Floats], Floats],
     measured: Floats,
     probe: Units,
     known: Units,
 ) -> Floats:
-    """Rates by least squares of log seconds on the probe, direction by direction."""
+    """Seconds of known units; rates by least squares of log seconds on the probe, by direction."""
     work, wanted = _sums(samples, probe), _sums(samples, known)
     found = []
     for direction in range(2):

@@ -20,6 +20,7 @@ from statistics import fmean
 import numpy as np
 import torch
 
+from benchmarks.latency.held_out import measurements
 from benchmarks.latency.samples import Samples, Units
 from edgeweave.device.facts import read_facts
 from edgeweave.predict import DeviceLatency, LatencyModel, Measurement
@@ -27,7 +28,7 @@ from edgeweave.predict.features import Floats
 from edgeweave.predict.learning import MOST_KEPT, Lessons, learn
 from edgeweave.train import Experience
 
-__all__ = ["learning", "mape", "measurements"]
+__all__ = ["learning", "mape"]
 
 _SEED = 0
 _N_FIRST = 3
@@ -48,15 +49,6 @@ def learning(samples: Samples, kind: str, model: LatencyModel, *, quick: bool) -
         **_roll_back(samples, kind, probed, n_each=1 if quick else _N_STAGES_EACH),
         **_cost(samples, kind, probed),
     }
-
-
-def measurements(samples: Samples, kind: str, units: Units) -> list[Measurement]:
-    """One for each unit."""
-    seconds = samples.seconds[kind][units]
-    return [
-        Measurement(piece, float(forward), float(backward))
-        for piece, (forward, backward) in zip(samples.pieces(units), seconds, strict=True)
-    ]
 
 
 def mape(predicted: Floats, measured: Floats) -> float:

@@ -25,7 +25,8 @@ PUBLIC = {
         Agent AgentSettings Assignment COORDINATOR Deploy Emulate Fault FrameId Greeting Inbox
         LinkProbe LinkTimings Optimizer ProbeRequest Profile Release StageStatistics StageTiming
         StateRequest TraceEvent UnitTimings as_mapping build decode_message encode_message
-        probe_link state_bytes_per_trainable_byte tensor_frame told_rates told_timings
+        probe_link state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
+        told_rates told_timings
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as Xml
 
 import pytest
 import safetensors.torch
@@ -84,6 +85,27 @@ def test_a_plan_is_shown_saved_and_trained_with(
     assert "Where each device's time went" in shown
     model = mlp(64, 10, hidden=[16])
     model.load_state_dict(safetensors.torch.load_file(weights))
+
+
+def test_a_plan_from_the_probe_has_intervals_and_is_drawn(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet, picture = tmp_path / "fleet.toml", tmp_path / "made" / "plan.svg"
+    fleet.write_text('[[devices]]\nname = "half"\nspeed = 0.3\n[[devices]]\nname = "whole"\n')
+    asked = ["--from-probe", "--fleet", str(fleet), "--plot", str(picture)]
+    planned, shown = _run(capsys, "plan", str(job), *asked)
+    explanation = planned["explanation"]
+    interval = explanation["step_interval"]
+    assert interval["low"] < explanation["step_seconds"] < interval["high"]
+    assert 0 < explanation["bottleneck_chance"] <= 1
+    assert "Times were predicted, not measured" in shown
+    root = Xml.parse(picture).getroot()
+    rows = [group.get("id") for group in root.iter("{http://www.w3.org/2000/svg}g")]
+    assert rows == [
+        "device:coordinator",
+        *(f"device:{s['device']}" for s in planned["plan"]["stages"]),
+    ]
+    assert planned["plot"] == str(picture)
 
 
 def test_a_profile_has_every_unit_on_every_device(

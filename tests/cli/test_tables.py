@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
@@ -21,13 +23,14 @@ from edgeweave.cli.tables import (
     alone_table,
     costs_table,
     devices_table,
+    explanation_table,
     fleet_table,
     plan_table,
     probes_table,
     step_line,
     tried_line,
 )
-from edgeweave.plan import TriedSize, explain, partition
+from edgeweave.plan import Deviation, TriedSize, explain, partition
 from tests.cli.values import costs, greeting
 from tests.observe.reports import plan, three_steps
 from tests.predict.probes import made_up_probe
@@ -52,8 +55,24 @@ def test_a_plan_is_a_row_for_each_stage() -> None:
     assert _row(plan_table(plan()), "pi-b")[2] == "3"
 
 
-def test_a_plan_with_its_costs_says_of_how_many_units() -> None:
-    assert _row(plan_table(plan(), costs()), "pi-a")[2] == "0 to 2 of 4"
+def test_an_explained_plan_has_what_each_device_does_in_a_step() -> None:
+    made = partition(costs(), n_microbatches=4, extra_in_flight=0)
+    row = _row(explanation_table(made, explain(made, costs())), "pi-a")
+    assert row == [
+        *("0", "pi-a", "0 to 2 of 4", "36 ms", "41 us", "9%", "24.0 KiB of 1.0 MiB", "96 ms")
+    ]
+
+
+def test_an_explained_plan_has_intervals_where_costs_were_predicted() -> None:
+    deviation = Deviation((0.2,) * 4, (0.2,) * 4, 0.5)
+    devices = tuple(replace(each, deviation=deviation) for each in costs().devices)
+    predicted = replace(costs(), devices=devices)
+    made = partition(predicted, n_microbatches=4)
+    table = explanation_table(made, explain(made, predicted))
+    row = _row(table, "pi-a")
+    assert re.fullmatch(r"36 ms \(2\d(\.\d)? ms to 4\d(\.\d)? ms\)", row[3])
+    assert re.fullmatch(r"\d+% \(\d+% to \d+%\)", row[5])
+    assert re.search(r"predicted 36 ms \([\d.]+ ms to [\d.]+ ms\) a step", _rendered(table))
 
 
 def test_a_plan_names_its_schedule_and_its_prediction() -> None:

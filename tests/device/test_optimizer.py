@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from edgeweave.core.errors import ConfigError, FormatError
-from edgeweave.device import Optimizer, build, state_bytes_per_trainable_byte
+from edgeweave.device import (
+    Optimizer,
+    build,
+    state_bytes_per_trainable_byte,
+    step_bytes_per_trainable_byte,
+)
 from edgeweave.device.optimizer import StageOptimizer
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -243,3 +248,25 @@ def test_building_an_optimizer_warns_of_nothing() -> None:
         warnings.simplefilter("error")
         for name in AVAILABLE:
             stepped(name, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("SGD", {}, 3),  # p += g
+        ("SGD", {"momentum": 0.9}, 8),  # m *= 0.9, m += g, p += m
+        ("SGD", {"momentum": 0.9, "weight_decay": 0.1}, 11),  # and g + 0.1 p before
+    ],
+)
+def test_a_step_moves_as_many_bytes_as_its_operators_read_and_write(
+    name: str, options: dict[str, Any], expected: int
+) -> None:
+    assert step_bytes_per_trainable_byte(Optimizer(name, lr=0.1, **options)) == expected
+
+
+def test_a_step_of_an_optimizer_with_more_state_moves_more() -> None:
+    moved = [
+        step_bytes_per_trainable_byte(Optimizer(name, lr=0.1))
+        for name in ("SGD", "RMSprop", "Adam")
+    ]
+    assert moved == sorted(set(moved))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from edgeweave.program import StageProgram, capture, cut, without_outputs
+from edgeweave.program.watch import units_with_backward
 
 
 class Ticks:
@@ -44,14 +45,16 @@ def test_the_units_add_up_to_the_pass(stage: StageProgram) -> None:
     assert total == clock.readings - 2  # the two readings that open the passes take no time
 
 
-def test_a_unit_without_gradients_has_no_backward() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
-    model[0].requires_grad_(False)
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_a_unit_without_gradients_has_no_backward(frozen: int) -> None:
+    model = nn.Sequential(*(nn.Linear(8 if i else 4, 8) for i in range(3)), nn.Linear(8, 2))
+    model[:frozen].requires_grad_(False)
     captured = capture(model, mse_loss, torch.zeros(3, 4), torch.zeros(3, 2))
     stage = StageProgram(cut(without_outputs(captured.program), ())[0], captured.state)
     watch = stage.time_units(3, Ticks())
-    assert watch.backward_seconds[0] == 0.0
-    assert all(watch.backward_seconds[unit] > 0 for unit in stage.program.unit_numbers[1:])
+    spent = {unit for unit, seconds in watch.backward_seconds.items() if seconds}
+    assert spent == set(stage.program.unit_numbers[frozen:])
+    assert units_with_backward(stage.program) == spent
 
 
 def test_watching_leaves_weights_buffers_and_gradients_as_they_were(stage: StageProgram) -> None:

@@ -69,6 +69,7 @@ batch_size = 64
 n_microbatches = 8
 epochs = 3
 schedule = "gpipe"
+measure = "probe"
 seed = 7
 clip_grad_norm = 1
 checkpoint_directory = "runs/a"
@@ -95,7 +96,7 @@ def test_a_small_job_has_the_defaults(tmp_path: Path) -> None:
         loss=LossSection(Reference("torch.nn.functional:cross_entropy")),
         metrics=MetricsSection({}),
         lr_schedule=None,
-        train=TrainSection(128, "auto", 1, "1f1b", 0, None, None, None),
+        train=TrainSection(128, "auto", 1, "1f1b", 0, None, None, None, "profile"),
         fleet=FleetSection(
             devices=(DeviceEntry("pi-a", 0.5, MemoryBytes(512 * 2**20)), DeviceEntry("pi-b"))
         ),
@@ -121,7 +122,8 @@ def test_a_whole_job_has_every_key_and_paths_from_its_own_folder(tmp_path: Path)
     assert job.optimizer == OptimizerSection("AdamW", {"lr": 1e-3, "betas": (0.9, 0.98)})
     assert job.lr_schedule == LrScheduleSection("CosineAnnealingLR", "step", {"T_max": 100})
     assert job.data == DataSection("mnist", tmp_path / "data/mnist", normalise=True)
-    assert job.train == TrainSection(64, 8, 3, "gpipe", 7, 1.0, tmp_path / "runs/a", 50)
+    kept = (tmp_path / "runs/a", 50)
+    assert job.train == TrainSection(64, 8, 3, "gpipe", 7, 1.0, *kept, "probe")
     assert job.fleet == FleetSection("lan", (), ("tcp/10.0.0.5:7447",), "home")
 
 
@@ -349,6 +351,7 @@ def jobs(draw: st.DrawFn) -> Job:
         draw(st.none() | speeds),
         draw(paths),
         draw(st.none() | counts),
+        draw(st.sampled_from(["profile", "probe"])),
     )
     return Job(
         ModelSection(draw(references), draw(st.dictionaries(words, values, max_size=4))),

@@ -46,6 +46,7 @@ def data_of(n_samples: int, example: Example = MLP) -> TensorDataset:
     ("options", "message"),
     [
         ({"schedule": "zero"}, "unknown schedule 'zero' (known: 1f1b, gpipe). Choose one."),
+        ({"measure": "guess"}, "unknown measure 'guess' (known: profile, probe). Choose one."),
         ({"clip_grad_norm": 0}, "clip_grad_norm is positive (got 0)."),
         ({"clip_grad_norm": -1.5}, "clip_grad_norm is positive (got -1.5)."),
     ],

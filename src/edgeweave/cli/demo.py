@@ -14,15 +14,16 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Subset
 
-from edgeweave.cli.documents import explanation_document, plan_document, report_document
+from edgeweave.cli.documents import plan_document, report_document
+from edgeweave.cli.jobs import explained
 from edgeweave.cli.output import Output, encode_document, write_file
-from edgeweave.cli.tables import Alone, alone_table, devices_table, plan_table, step_line
+from edgeweave.cli.tables import Alone, alone_table, devices_table, step_line
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
 from edgeweave.device import Optimizer
 from edgeweave.fleet import PRESETS, Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.observe import draw_timeline, perfetto_trace
-from edgeweave.plan import Costs, Plan, explain, partition
+from edgeweave.plan import Costs, Plan, partition
 from edgeweave.train import PipelineTrainer, Report
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import digits_cnn
@@ -102,11 +103,7 @@ def _run(fleet: Fleet, data: DataPair, options: DemoOptions, output: Output) -> 
         plan = trainer.prepare(data.train, batch_size=_BATCH_SIZE)
     costs = trainer.costs
     assert costs is not None, "a trainer without a plan measures"
-    explanation = explain(plan, costs)
-    output.show(plan_table(plan, costs))
-    output.say("")
-    for line in explanation.lines():
-        output.say(line)
+    explanation = explained(plan, costs, output)
     output.say("")
     report = trainer.fit(
         data.train,
@@ -118,7 +115,7 @@ def _run(fleet: Fleet, data: DataPair, options: DemoOptions, output: Output) -> 
     for name in fleet.devices:
         with output.doing(f"measuring {name} alone"):
             alone.append(_alone(fleet, data, costs, name))
-    return _Result(report, costs, explanation_document(explanation), tuple(alone))
+    return _Result(report, costs, explanation, tuple(alone))
 
 
 def _alone(fleet: Fleet, data: DataPair, costs: Costs, name: str) -> Alone:

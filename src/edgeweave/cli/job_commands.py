@@ -14,6 +14,7 @@ import typer
 from edgeweave.cli.options import (
     Debug,
     EmulatedChoice,
+    FromProbe,
     JobFile,
     JobOptions,
     Json,
@@ -77,9 +78,14 @@ def profile(
 def plan(
     job: JobFile,
     *,
+    from_probe: FromProbe = False,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Keep the plan here, for train --plan."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw one simulated step here, as SVG."),
     ] = None,
     options: JobOptions,
     network: NetworkOptions,
@@ -87,15 +93,17 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Measure, then show who would do what, how fast, and why; train nothing."""
-    from edgeweave.cli.planning import make_plan  # noqa: PLC0415
+    from edgeweave.cli.planning import PlanFiles, make_plan  # noqa: PLC0415
 
-    make_plan(*_load(job, options, network), Output("plan", as_json=json), save=save)
+    loaded, fleet = _load(job, options, network, from_probe=from_probe)
+    make_plan(loaded, fleet, Output("plan", as_json=json), PlanFiles(save, plot))
 
 
 @spread
 def train(
     job: JobFile,
     *,
+    from_probe: FromProbe = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint of the job.")
     ] = False,
@@ -116,7 +124,7 @@ def train(
     from edgeweave.cli.training import TrainOptions  # noqa: PLC0415
     from edgeweave.cli.training import train as run_train  # noqa: PLC0415
 
-    loaded, fleet = _load(job, options, network)
+    loaded, fleet = _load(job, options, network, from_probe=from_probe)
     run_train(
         loaded,
         TrainOptions(fleet, resume=resume, plan=plan, save=save),
@@ -124,7 +132,9 @@ def train(
     )
 
 
-def _load(path: Path, options: JobOptions, network: NetworkOptions) -> tuple[Job, FleetOptions]:
+def _load(
+    path: Path, options: JobOptions, network: NetworkOptions, *, from_probe: bool = False
+) -> tuple[Job, FleetOptions]:
     """The job file under the environment under the command line, and on whom it runs."""
     from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
     from edgeweave.fleet import PRESETS  # noqa: PLC0415
@@ -133,5 +143,7 @@ def _load(path: Path, options: JobOptions, network: NetworkOptions) -> tuple[Job
     told = {**overrides(options.settings), **fleet_overrides(options.fleet, PRESETS)}
     if network.connect:
         told["fleet.connect"] = ",".join(network.connect)
+    if from_probe:
+        told["train.measure"] = "probe"
     job = load_job(path, environment=os.environ, overrides=told)
     return job, FleetOptions(network.network(), options.devices, options.wait, options.kernel)

@@ -13,6 +13,7 @@ from edgeweave.cli.cache import cache_directory
 from edgeweave.cli.documents import explanation_document
 from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
+from edgeweave.cli.tables import explanation_table
 from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
@@ -72,8 +73,9 @@ def open_fleet(job: Job, options: FleetOptions, output: Output) -> Iterator[Flee
 
 
 def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
-    """Say why the plan is as it is, and return the same as a document."""
+    """Show the plan and say why it is as it is; return the same as a document."""
     explanation = explain(plan, costs)
+    output.show(explanation_table(plan, explanation))
     output.say("")
     for line in explanation.lines():
         output.say(line)
@@ -120,6 +122,7 @@ def _trainer(
         schedule=job.train.schedule,
         n_microbatches=None if job.train.n_microbatches == "auto" else job.train.n_microbatches,
         seed=job.train.seed,
+        measure=job.train.measure,
         plan=plan,
         experience=experience,
     )

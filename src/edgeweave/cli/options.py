@@ -23,6 +23,7 @@ __all__ = [
     "Debug",
     "EmulatedChoice",
     "FleetName",
+    "FromProbe",
     "JobFile",
     "JobOptions",
     "Json",
@@ -38,6 +39,13 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file, such as job.toml.")]
+FromProbe = Annotated[
+    bool,
+    typer.Option(
+        "--from-probe",
+        help="Plan from predictions: probe the devices for 2 s instead of running the model there.",
+    ),
+]
 FleetName = Annotated[
     str,
     typer.Option(

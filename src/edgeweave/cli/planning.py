@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeweave.cli.accuracy import Accuracy
@@ -14,23 +15,27 @@ from edgeweave.cli.documents import (
 )
 from edgeweave.cli.jobs import FleetOptions, Session, explained, open_fleet, open_session
 from edgeweave.cli.output import Output, write_file
-from edgeweave.cli.tables import (
-    accuracies_table,
-    costs_table,
-    plan_table,
-    probes_table,
-    tried_line,
-)
+from edgeweave.cli.tables import accuracies_table, costs_table, probes_table, tried_line
 from edgeweave.core.errors import PlanError
+from edgeweave.observe import draw_plan
 from edgeweave.plan import Costs, Plan, to_json
 from edgeweave.train import device_latencies, predict_units, probe_devices
 from edgeweave.train.job import Job
 
-__all__ = ["make_plan", "measured", "probe", "profile"]
+__all__ = ["PlanFiles", "make_plan", "measured", "probe", "profile"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFiles:
+    """Where a plan is kept, and where its picture; nowhere if the command line names no place."""
+
+    save: Path | None = None
+    plot: Path | None = None
 
 
 def profile(job: Job, options: FleetOptions, output: Output) -> None:
     """Show what every unit takes on every device, and how well that was predicted before."""
+    job = replace(job, train=replace(job.train, measure="profile"))
     with open_session(job, options, output) as session:
         with output.doing("probing every device"):
             probes = probe_devices(session.fleet)
@@ -58,32 +63,41 @@ def probe(job: Job, options: FleetOptions, output: Output) -> None:
     output.finish({"probes": probes_document(probes)})
 
 
-def make_plan(job: Job, options: FleetOptions, output: Output, *, save: Path | None) -> None:
-    """Show the plan and why it is so; keep it in a file for ``train --plan``."""
+def make_plan(job: Job, options: FleetOptions, output: Output, files: PlanFiles) -> None:
+    """Show the plan and why it is so; keep it in a file for ``train --plan``, draw it."""
     with open_session(job, options, output) as session:
         plan, costs = measured(session, output)
-    output.show(plan_table(plan, costs))
     explanation = explained(plan, costs, output)
-    if save is not None:
-        write_file(save, to_json(plan))
-        output.say(f"\nSaved {save}. Train with it: edgeweave train JOB --plan {save}")
+    output.say("")
+    if files.save is not None:
+        write_file(files.save, to_json(plan))
+        output.say(f"Saved {files.save}. Train with it: edgeweave train JOB --plan {files.save}")
+    if files.plot is not None:
+        write_file(files.plot, draw_plan(plan, costs))
+        output.say(f"Drew one step: {files.plot}, to open in a browser.")
     output.finish(
         {
             "plan": plan_document(plan),
             "explanation": explanation,
             "microbatches": tried_document(session.trainer.tried),
-            "saved": None if save is None else str(save),
+            "saved": None if files.save is None else str(files.save),
+            "plot": None if files.plot is None else str(files.plot),
         }
     )
 
 
 def measured(session: Session, output: Output, *, resume: Path | None = None) -> tuple[Plan, Costs]:
-    """Measure every device, and plan; ``resume`` as ``PipelineTrainer.prepare`` has it."""
-    trainer = session.trainer
-    with output.doing("measuring every unit on every device"):
-        plan = trainer.prepare(
-            session.data.train, batch_size=session.job.train.batch_size, resume=resume
-        )
+    """Measure every device, or predict what it takes, and plan.
+
+    ``resume`` as ``PipelineTrainer.prepare`` has it.
+    """
+    trainer, settings = session.trainer, session.job.train
+    doing = {
+        "profile": "measuring every unit on every device",
+        "probe": "probing every device, about two seconds each",
+    }
+    with output.doing(doing[settings.measure]):
+        plan = trainer.prepare(session.data.train, batch_size=settings.batch_size, resume=resume)
     costs = trainer.costs
     assert costs is not None, "a trainer without a plan measures"
     if trainer.tried:

@@ -10,7 +10,8 @@ from rich.table import Table
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.device import Greeting
-from edgeweave.plan import Costs, Plan, Stage, TriedSize
+from edgeweave.plan import Costs, Explanation, Interval, Plan, TriedSize
+from edgeweave.plan.explanation import likely
 from edgeweave.predict.probe import Probe
 from edgeweave.train import Report
 
@@ -20,6 +21,7 @@ __all__ = [
     "alone_table",
     "costs_table",
     "devices_table",
+    "explanation_table",
     "fleet_table",
     "plan_table",
     "probes_table",
@@ -36,7 +38,36 @@ class Alone:
     samples_per_second: float
 
 
-def plan_table(plan: Plan, costs: Costs | None = None) -> Table:
+def explanation_table(plan: Plan, explanation: Explanation) -> Table:
+    """Who does what in a step, and how certain that is."""
+    predicted = likely(explanation.step_seconds, explanation.step_interval)
+    table = _table(
+        f"Plan: {plan.schedule}, {plan.n_microbatches} microbatches a step, "
+        f"predicted {predicted} a step",
+        ["stage", "device", "units"],
+        ["computes", "transfers", "idle", "memory", "without it"],
+    )
+    n_units = plan.stages[-1].stop_unit
+    for index, share in enumerate(explanation.devices):
+        without = share.step_seconds_without
+        table.add_row(
+            str(index),
+            share.device,
+            f"{_units(share.first_unit, share.stop_unit)} of {n_units}",
+            likely(share.compute_seconds, share.compute_interval),
+            format_seconds(share.transfer_seconds),
+            _idle(share.idle_share, share.idle_interval),
+            _needed(share.memory_bytes, share.memory_limit_bytes),
+            "no plan" if without is None else format_seconds(without),
+        )
+    table.caption = (
+        "in a step; transfers: what links to and from it carry, beside computing; "
+        "without it: a step of the best plan of the others"
+    )
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
     """Who does what, and how long that is predicted to take."""
     n = plan.n_microbatches
     table = _table(
@@ -49,7 +80,7 @@ def plan_table(plan: Plan, costs: Costs | None = None) -> Table:
         table.add_row(
             str(index),
             stage.device,
-            _units(stage, costs),
+            _units(stage.first_unit, stage.stop_unit),
             _milliseconds(stage.forward_seconds),
             _milliseconds(stage.backward_seconds),
             _milliseconds(n * (stage.forward_seconds + stage.backward_seconds)),
@@ -225,10 +256,19 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _units(stage: Stage, costs: Costs | None) -> str:
-    last = stage.stop_unit - 1
-    shown = str(last) if stage.first_unit == last else f"{stage.first_unit} to {last}"
-    return shown if costs is None else f"{shown} of {len(costs.units)}"
+def _units(first: int, stop: int) -> str:
+    return str(first) if first == stop - 1 else f"{first} to {stop - 1}"
+
+
+def _idle(share: float, interval: Interval | None) -> str:
+    if interval is None:
+        return f"{share:.0%}"
+    return f"{share:.0%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
+def _needed(n_bytes: int, limit_bytes: int | None) -> str:
+    needed = format_bytes(n_bytes)
+    return needed if limit_bytes is None else f"{needed} of {format_bytes(limit_bytes)}"
 
 
 def _computes_on(greeting: Greeting) -> str:

@@ -37,7 +37,6 @@ def train(job: Job, options: TrainOptions, output: Output) -> None:
         if given is None:
             kept = job.train.checkpoint_directory if options.resume else None
             plan, costs = measured(session, output, resume=kept)
-            output.show(plan_table(plan, costs))
             explanation = explained(plan, costs, output)
         else:
             plan = given

@@ -22,7 +22,12 @@ from edgeweave.device.messages import (
     decode_message,
     encode_message,
 )
-from edgeweave.device.optimizer import Optimizer, build, state_bytes_per_trainable_byte
+from edgeweave.device.optimizer import (
+    Optimizer,
+    build,
+    state_bytes_per_trainable_byte,
+    step_bytes_per_trainable_byte,
+)
 from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.timings import StageTiming, told_rates, told_timings
@@ -55,6 +60,7 @@ __all__ = [
     "encode_message",
     "probe_link",
     "state_bytes_per_trainable_byte",
+    "step_bytes_per_trainable_byte",
     "tensor_frame",
     "told_rates",
     "told_timings",

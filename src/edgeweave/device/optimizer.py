@@ -15,11 +15,19 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.program import encode_state
 
-__all__ = ["Optimizer", "StageOptimizer", "build", "state_bytes_per_trainable_byte"]
+__all__ = [
+    "Optimizer",
+    "StageOptimizer",
+    "build",
+    "state_bytes_per_trainable_byte",
+    "step_bytes_per_trainable_byte",
+]
 
 _PROBE_ELEMENTS = 1024
 
@@ -74,6 +82,46 @@ def build(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> torch.opt
 
 def state_bytes_per_trainable_byte(optimizer: Optimizer) -> float:
     """How much an optimizer keeps beside each byte of parameters, found by stepping it once."""
+    parameter, stepped = _stepped_once(optimizer)
+    kept = sum(
+        value.nbytes
+        for value in stepped.state[parameter].values()
+        if torch.is_tensor(value) and value.numel() == _PROBE_ELEMENTS
+    )
+    return kept / parameter.nbytes
+
+
+def step_bytes_per_trainable_byte(optimizer: Optimizer) -> float:
+    """How much a step reads and writes for each byte of parameters, found by watching one.
+
+    A step works element by element, so what it takes is what moving these bytes takes.
+    """
+    parameter, stepped = _stepped_once(optimizer)
+    traffic = _Traffic()  # type: ignore[no-untyped-call]
+    with traffic:
+        _step(stepped)
+    return float(traffic.moved_bytes / parameter.nbytes)
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors as large as the probed parameter that go in and out."""
+
+    moved_bytes = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = operator(*args, **(kwargs or {}))
+        self.moved_bytes += sum(
+            value.nbytes
+            for value in tree_leaves((args, kwargs, result))
+            if torch.is_tensor(value) and value.numel() == _PROBE_ELEMENTS
+        )
+        return result
+
+
+def _stepped_once(optimizer: Optimizer) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    """A parameter and its optimizer, which has made its state."""
     parameter = nn.Parameter(torch.zeros(_PROBE_ELEMENTS))
     parameter.grad = torch.ones(_PROBE_ELEMENTS)
     probe = build(optimizer, [parameter])
@@ -81,12 +129,7 @@ def state_bytes_per_trainable_byte(optimizer: Optimizer) -> float:
         _step(probe)
     except RuntimeError as error:
         raise ConfigError(f"{optimizer!r} cannot train dense gradients: {error}") from error
-    kept = sum(
-        value.nbytes
-        for value in probe.state[parameter].values()
-        if torch.is_tensor(value) and value.numel() == _PROBE_ELEMENTS
-    )
-    return kept / parameter.nbytes
+    return parameter, probe
 
 
 class StageOptimizer:

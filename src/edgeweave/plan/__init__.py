@@ -4,6 +4,7 @@ from edgeweave.plan.bound import period_seconds_at_least
 from edgeweave.plan.costs import (
     Costs,
     Cut,
+    Deviation,
     DeviceCosts,
     Feed,
     Link,
@@ -12,7 +13,8 @@ from edgeweave.plan.costs import (
     UnitFacts,
 )
 from edgeweave.plan.decision import Caution, Decision, Departure
-from edgeweave.plan.explain import DeviceShare, Explanation, LeftOut, explain
+from edgeweave.plan.explain import explain
+from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.microbatching import (
     PlannedBatch,
@@ -38,6 +40,7 @@ from edgeweave.plan.schedule import (
 )
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
+from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
     "SCHEDULES",
@@ -49,12 +52,14 @@ __all__ = [
     "Cut",
     "Decision",
     "Departure",
+    "Deviation",
     "DeviceCosts",
     "DeviceShare",
     "Event",
     "Explanation",
     "Feed",
     "Forward",
+    "Interval",
     "LeftOut",
     "Link",
     "Monitor",
@@ -71,6 +76,7 @@ __all__ = [
     "actions",
     "best_microbatching",
     "best_plans",
+    "drawn_costs",
     "explain",
     "from_json",
     "in_flight",

@@ -20,6 +20,7 @@ __all__ = [
     "Costs",
     "Crossing",
     "Cut",
+    "Deviation",
     "DeviceCosts",
     "Feed",
     "Link",
@@ -104,11 +105,33 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far the seconds of a device may be from what was predicted, as it is known itself.
+
+    Standard deviations of their logarithms, by unit. ``correlation`` is that of any two of them:
+    1 where the whole device is slower or faster than predicted, 0 where every unit errs for itself.
+    """
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    correlation: float
+
+    def __post_init__(self) -> None:
+        for each in (*self.forward, *self.backward):
+            _require_not_negative(each, "the deviation of a unit")
+        if not 0 <= self.correlation <= 1:
+            raise ConfigError(
+                f"the correlation of a device's errors is 0 to 1 (got {self.correlation}). "
+                "Predict again."
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceCosts:
     """What each unit costs on one device, for each microbatch, and the memory it may use.
 
     ``memory_limit_bytes=None`` sets no limit. ``update_seconds_per_byte`` is the optimizer's step
-    for each trainable byte.
+    for each trainable byte. ``deviation=None`` where the seconds were measured.
     """
 
     device: str
@@ -116,6 +139,7 @@ class DeviceCosts:
     backward_seconds: tuple[float, ...]
     memory_limit_bytes: int | None
     update_seconds_per_byte: float = 0.0
+    deviation: Deviation | None = None
 
     def __post_init__(self) -> None:
         for seconds in self.forward_seconds:
@@ -230,6 +254,13 @@ class Costs:
             raise ConfigError(
                 f"device {device.device!r} must have a forward and a backward time for each unit "
                 f"(got {counts[0]} and {counts[1]} for {len(self.units)} units). Measure it again."
+            )
+        deviation = device.deviation
+        if deviation is not None and (len(deviation.forward), len(deviation.backward)) != counts:
+            raise ConfigError(
+                f"device {device.device!r} must have a deviation for each of its times "
+                f"(got {len(deviation.forward)} and {len(deviation.backward)} for {counts[0]} "
+                "units). Predict again."
             )
 
     def _check_names(self) -> None:

@@ -1,182 +1,75 @@
 """Why a plan is as it is: what limits it, what each device adds, and who was left out.
 
 Every claim is another plan, made and simulated: the fleet without a device, the plan with one more,
-each device alone. That costs a partition per device.
+each device alone. That costs a partition per device. Where times were predicted, every one of these
+plans is simulated again under the same draws from what the devices may take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 from edgeweave.core.errors import PlanError
-from edgeweave.core.names import COORDINATOR_NAME
-from edgeweave.core.units import format_bytes, format_seconds
+from edgeweave.core.units import format_bytes
 from edgeweave.plan.costs import (
     Costs,
     feeding,
     stage_seconds,
 )
+from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
 from edgeweave.plan.partition import partition
 from edgeweave.plan.proposals import MAX_DEVICES
 from edgeweave.plan.routes import routes
-from edgeweave.plan.simulate import Timeline, simulate
+from edgeweave.plan.simulate import Timeline, simulate, with_simulated_step
 from edgeweave.plan.splits import Pins
 from edgeweave.plan.stages import Plan, Stage
+from edgeweave.plan.uncertainty import Interval, drawn_costs
 
-__all__ = ["DeviceShare", "Explanation", "LeftOut", "explain"]
+__all__ = ["explain"]
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceShare:
-    """What one device does in a step, and the step of the best plan without it.
-
-    ``step_seconds_without`` is ``None`` if there is no plan without it.
-    """
-
-    device: str
-    first_unit: int
-    stop_unit: int
-    units_share: float
-    compute_seconds: float
-    idle_share: float
-    memory_bytes: int
-    memory_limit_bytes: int | None
-    step_seconds_without: float | None
-
-    def line(self) -> str:
-        """One sentence for a person."""
-        limit = self.memory_limit_bytes
-        memory = format_bytes(self.memory_bytes)
-        memory += ", no limit" if limit is None else f" of {format_bytes(limit)}"
-        without = self.step_seconds_without
-        adds = (
-            "there is no plan without it"
-            if without is None
-            else f"without it a step takes {format_seconds(without)}"
-        )
-        return (
-            f"{self.device} holds units {self.first_unit} to {self.stop_unit - 1} "
-            f"({_percent(self.units_share)}): computes {format_seconds(self.compute_seconds)} a "
-            f"step, idle {_percent(self.idle_share)}, memory {memory}; {adds}."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A device that the plan does not use, and the step of the best plan that adds it.
-
-    Where that makes more than ``MAX_DEVICES``, it is the best plan that may use it beside them.
-    ``slowdown`` is that step relative to the present one, minus one: 0.12 is 12 % slower. Both are
-    ``None`` if no plan uses it beside the others.
-    """
-
-    device: str
-    step_seconds_with: float | None
-    slowdown: float | None
-
-    def line(self) -> str:
-        """One sentence for a person."""
-        if self.slowdown is None:
-            return f"{self.device} cannot be added to these devices, left out."
-        if self.slowdown >= 0.005:
-            return f"{self.device} would slow you by {_percent(self.slowdown)}, left out."
-        if self.slowdown <= -0.005:
-            gain = _percent(-self.slowdown)
-            return f"{self.device} would shorten a step by {gain}, but this plan leaves it out."
-        return f"{self.device} would change nothing, left out."
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The answers about one plan, as plain data.
-
-    ``bottleneck`` is a device (``pi-3``) or one direction of a link (``pi-1 -> pi-2``,
-    ``coordinator -> pi-1``), and ``bottleneck_seconds`` what it takes for each microbatch.
-    """
-
-    n_microbatches: int
-    step_seconds: float
-    bottleneck: str
-    bottleneck_kind: Literal["device", "link"]
-    bottleneck_seconds: float
-    devices: tuple[DeviceShare, ...]
-    left_out: tuple[LeftOut, ...]
-    best_single_device: str | None
-    best_single_seconds: float | None
-    direct: tuple[str, ...] = ()
-    """Ways past stages, ``pi-1 -> pi-3 (2.0 MiB)``: what goes there for each microbatch."""
-
-    @property
-    def speedup(self) -> float | None:
-        """How many times as fast as the best single device; ``None`` if none can do it alone."""
-        if self.best_single_seconds is None or self.step_seconds == 0:
-            return None
-        return self.best_single_seconds / self.step_seconds
-
-    def lines(self) -> tuple[str, ...]:
-        """Sentences for a person, the most important first."""
-        first = (
-            f"A step of {self.n_microbatches} microbatches takes "
-            f"{format_seconds(self.step_seconds)}; the bottleneck is {self._bottleneck()} with "
-            f"{format_seconds(self.bottleneck_seconds)} for each microbatch."
-        )
-        shares = (share.line() for share in self.devices)
-        left_out = (device.line() for device in self.left_out)
-        return (first, self._single_line(), *self._direct_lines(), *shares, *left_out)
-
-    def _direct_lines(self) -> tuple[str, ...]:
-        if not self.direct:
-            return ()
-        return (f"Skip connections go past stages that do not use them: {', '.join(self.direct)}.",)
-
-    def _bottleneck(self) -> str:
-        if self.bottleneck_kind == "device":
-            return self.bottleneck
-        source, _, target = self.bottleneck.partition(" -> ")
-        source = f"the {source}" if source == COORDINATOR_NAME else source
-        return f"the link from {source} to {target}"
-
-    def _single_line(self) -> str:
-        if self.best_single_seconds is None:
-            return "No device can do it alone: the model does not fit."
-        alone = f"{self.best_single_device} alone takes {format_seconds(self.best_single_seconds)}"
-        if len(self.devices) == 1 and self.devices[0].device == self.best_single_device:
-            return f"{alone}; that is this plan."
-        if self.speedup is None or 0.995 <= self.speedup <= 1.005:
-            return f"{alone}; this plan takes as long."
-        if self.speedup > 1:
-            return f"{alone}; this plan is {self.speedup:.2f} times as fast."
-        return f"{alone}; this plan is SLOWER, {1 / self.speedup:.2f} times as long."
+_DRAWS = 64
 
 
 def explain(
-    plan: Plan, costs: Costs, *, pin_first: str | None = None, pin_last: str | None = None
+    plan: Plan,
+    costs: Costs,
+    *,
+    pin_first: str | None = None,
+    pin_last: str | None = None,
+    seed: int = 0,
 ) -> Explanation:
     """Compare the plan with what could be done instead, under the same schedule and costs.
 
+    Alternatives hold as many microbatches in flight as suits them, up to as many as the plan does.
     ``pin_first`` and ``pin_last`` must be what the plan was made with, so that the alternatives
-    keep to them. Steps are compared, whatever the plan's objective was.
+    keep to them. Steps are compared, whatever the plan's objective was. ``seed`` is that of the
+    draws behind intervals, which there are where devices have a ``deviation``.
     """
     timeline = simulate(plan, costs)
+    prospects = _Prospects(plan, costs, seed)
     alternatives = _Alternatives(plan, costs, Pins(pin_first, pin_last))
     seconds, kind, bottleneck = _bottleneck(plan, costs)
-    single_seconds, single = alternatives.best_single()
+    single = alternatives.best_single()
     return Explanation(
         n_microbatches=plan.n_microbatches,
         step_seconds=timeline.step_seconds,
         bottleneck=bottleneck,
         bottleneck_kind=kind,
         bottleneck_seconds=seconds,
-        devices=tuple(_share(stage, costs, timeline, alternatives) for stage in plan.stages),
+        devices=tuple(
+            _share(stage, costs, timeline, alternatives, prospects) for stage in plan.stages
+        ),
         left_out=tuple(
-            _left_out(device.device, timeline.step_seconds, alternatives)
+            _left_out(device.device, timeline.step_seconds, alternatives, prospects)
             for device in costs.devices
             if device.device not in plan.devices
         ),
-        best_single_device=single,
-        best_single_seconds=single_seconds,
+        best_single_device=None if single is None else single.devices[0],
+        best_single_seconds=None if single is None else single.step_seconds,
+        step_interval=prospects.interval(lambda drawn: drawn.step_seconds),
+        bottleneck_chance=prospects.chance_of_bottleneck(bottleneck),
+        speedup_interval=prospects.relative_interval(single),
         direct=tuple(
             f"{route.there.src} -> {route.there.dst} ({format_bytes(route.there.size_bytes)})"
             for route in routes(costs, plan.devices, plan.bounds, plan.skips)
@@ -186,7 +79,7 @@ def explain(
 
 
 class _Alternatives:
-    """Steps of other plans for the same work; ``None`` where there is no such plan."""
+    """Other plans for the same work; ``None`` where there is no such plan."""
 
     def __init__(self, plan: Plan, costs: Costs, pins: Pins) -> None:
         self._plan = plan
@@ -194,30 +87,28 @@ class _Alternatives:
         self._pins = pins
         self._names = [device.device for device in costs.devices]
 
-    def without(self, device: str) -> float | None:
+    def without(self, device: str) -> Plan | None:
         others = [name for name in self._names if name != device]
-        return self._step_seconds(others, use="fastest")
+        return self._best(others, use="fastest")
 
-    def with_added(self, device: str) -> float | None:
+    def with_added(self, device: str) -> Plan | None:
         devices = [*self._plan.devices, device]
-        return self._step_seconds(devices, use="all" if len(devices) <= MAX_DEVICES else "fastest")
+        return self._best(devices, use="all" if len(devices) <= MAX_DEVICES else "fastest")
 
-    def best_single(self) -> tuple[float, str] | tuple[None, None]:
-        steps = [(self._step_seconds([name], use="all"), name) for name in self._names]
-        possible = [(seconds, name) for seconds, name in steps if seconds is not None]
-        return min(possible, key=lambda pair: pair[0], default=(None, None))
+    def best_single(self) -> Plan | None:
+        alone = [self._best([name], use="all") for name in self._names]
+        possible = [plan for plan in alone if plan is not None]
+        return min(possible, key=lambda plan: plan.step_seconds, default=None)
 
-    def _step_seconds(
-        self, devices: Collection[str], *, use: Literal["fastest", "all"]
-    ) -> float | None:
+    def _best(self, devices: Collection[str], *, use: Literal["fastest", "all"]) -> Plan | None:
         if not devices or not {*self._pins.names} <= {*devices}:
             return None
         try:
-            other = partition(
+            return partition(
                 self._costs,
                 schedule=self._plan.schedule,
                 n_microbatches=self._plan.n_microbatches,
-                extra_in_flight=self._plan.extra_in_flight,
+                extra_in_flight=range(self._plan.extra_in_flight + 1),
                 pin_first=self._pins.first,
                 pin_last=self._pins.last,
                 devices=devices,
@@ -225,7 +116,39 @@ class _Alternatives:
             )
         except PlanError:
             return None
-        return other.step_seconds
+
+
+class _Prospects:
+    """What may become of the plan, drawn; nothing where everything was measured."""
+
+    def __init__(self, plan: Plan, costs: Costs, seed: int) -> None:
+        self._plan = plan
+        self._costs = drawn_costs(costs, _DRAWS, seed=seed)
+        self._timelines = [simulate(plan, drawn) for drawn in self._costs]
+
+    def interval(self, figure: Callable[[Timeline], float]) -> Interval | None:
+        """Where a figure of the plan's timeline lies."""
+        return self._interval(map(figure, self._timelines))
+
+    def relative_interval(self, other: Plan | None, *, less: float = 0.0) -> Interval | None:
+        """Where the step of another plan lies relative to this one's, minus ``less``."""
+        if other is None or not all(each.step_seconds for each in self._timelines):
+            return None
+        return self._interval(
+            with_simulated_step(other, drawn).step_seconds / timeline.step_seconds - less
+            for drawn, timeline in zip(self._costs, self._timelines, strict=True)
+        )
+
+    def chance_of_bottleneck(self, name: str) -> float | None:
+        """The share of draws in which this is the bottleneck."""
+        if not self._costs:
+            return None
+        found = [_bottleneck(self._plan, drawn)[2] for drawn in self._costs]
+        return found.count(name) / len(found)
+
+    def _interval(self, values: Iterable[float]) -> Interval | None:
+        found = list(values)
+        return Interval.of(found) if found else None
 
 
 def _bottleneck(plan: Plan, costs: Costs) -> tuple[float, Literal["device", "link"], str]:
@@ -243,26 +166,50 @@ def _bottleneck(plan: Plan, costs: Costs) -> tuple[float, Literal["device", "lin
 
 
 def _share(
-    stage: Stage, costs: Costs, timeline: Timeline, alternatives: _Alternatives
+    stage: Stage,
+    costs: Costs,
+    timeline: Timeline,
+    alternatives: _Alternatives,
+    prospects: _Prospects,
 ) -> DeviceShare:
+    device = stage.device
+    without = alternatives.without(device)
     return DeviceShare(
-        device=stage.device,
+        device=device,
         first_unit=stage.first_unit,
         stop_unit=stage.stop_unit,
         units_share=(stage.stop_unit - stage.first_unit) / len(costs.units),
-        compute_seconds=timeline.busy_seconds(stage.device) / timeline.n_steps,
-        idle_share=timeline.idle_share(stage.device),
+        compute_seconds=_compute_seconds(timeline, device),
+        transfer_seconds=timeline.transfer_seconds(device) / timeline.n_steps,
+        idle_share=timeline.idle_share(device),
         memory_bytes=stage.memory_bytes,
-        memory_limit_bytes=costs.device(stage.device).memory_limit_bytes,
-        step_seconds_without=alternatives.without(stage.device),
+        memory_limit_bytes=costs.device(device).memory_limit_bytes,
+        step_seconds_without=None if without is None else without.step_seconds,
+        slowdown_without=_slowdown(without, timeline.step_seconds),
+        compute_interval=prospects.interval(
+            lambda drawn: drawn.busy_seconds(device) / drawn.n_steps
+        ),
+        idle_interval=prospects.interval(lambda drawn: drawn.idle_share(device)),
+        slowdown_interval=prospects.relative_interval(without, less=1.0),
     )
 
 
-def _left_out(device: str, step_seconds: float, alternatives: _Alternatives) -> LeftOut:
-    seconds = alternatives.with_added(device)
-    slowdown = seconds / step_seconds - 1 if seconds is not None and step_seconds > 0 else None
-    return LeftOut(device, seconds, slowdown)
+def _compute_seconds(timeline: Timeline, device: str) -> float:
+    """In one step."""
+    return timeline.busy_seconds(device) / timeline.n_steps
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.0f} %"
+def _left_out(
+    device: str, step_seconds: float, alternatives: _Alternatives, prospects: _Prospects
+) -> LeftOut:
+    added = alternatives.with_added(device)
+    return LeftOut(
+        device,
+        None if added is None else added.step_seconds,
+        _slowdown(added, step_seconds),
+        prospects.relative_interval(added, less=1.0),
+    )
+
+
+def _slowdown(other: Plan | None, step_seconds: float) -> float | None:
+    return None if other is None or step_seconds == 0 else other.step_seconds / step_seconds - 1

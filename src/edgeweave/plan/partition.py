@@ -7,7 +7,7 @@ be slower than the best single device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Literal
@@ -67,7 +67,7 @@ def partition(
     *,
     n_microbatches: int,
     schedule: str = "1f1b",
-    extra_in_flight: int | None = None,
+    extra_in_flight: int | Sequence[int] | None = None,
     pin_first: str | None = None,
     pin_last: str | None = None,
     devices: Collection[str] | None = None,
@@ -77,25 +77,27 @@ def partition(
     """The plan that is best for the objective; it may leave devices out, or use a single one.
 
     ``"throughput"`` takes the shortest simulated step, ``"latency"`` the least time of one
-    microbatch there and back, as ``best_plans`` counts it. ``extra_in_flight=None`` tries 0, 1 and
-    2, takes the smallest that comes within 0.5 % of the best, and adds up to 2 to it where every
-    stage's memory allows, against irregular devices and links; for latency, where microbatches do
-    not wait for each other, it is 0. ``pin_first`` and ``pin_last`` name the devices that must hold
-    the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces every one of
-    them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with fewer devices
-    is taken. Skip connections are relayed, unless sending them past stages is more than 0.5 %
-    faster; for latency they are always relayed. ``PlanError`` if nothing fits.
+    microbatch there and back, as ``best_plans`` counts it. Of several values of
+    ``extra_in_flight``, ascending, the smallest is taken that comes within 0.5 % of the best.
+    ``None`` tries 0, 1 and 2, and adds up to 2 to the one taken where every stage's memory allows,
+    against irregular devices and links. For latency, where microbatches do not wait for each
+    other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last`` name the devices
+    that must hold the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces
+    every one of them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with
+    fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
+    than 0.5 % faster; for latency they are always relayed. ``PlanError`` if nothing fits.
     """
     costs = costs if devices is None else costs.only(devices)
     pins = _pins(costs, pin_first, pin_last)
     n_devices = _number_of_all_devices(costs, pins) if use == "all" else None
+    wanted = _EXTRA_IN_FLIGHT if extra_in_flight is None else extra_in_flight
+    extras = (wanted,) if isinstance(wanted, int) else wanted
     if objective == "latency":
-        run = Microbatching(schedule, n_microbatches, extra_in_flight or 0)
+        run = Microbatching(schedule, n_microbatches, extras[0])
         plan = _quickest(costs, run, pins, n_devices)
         if plan is None:
             raise _nothing_fits(costs, run, pins, n_devices)
         return plan
-    extras = _EXTRA_IN_FLIGHT if extra_in_flight is None else (extra_in_flight,)
     runs = [Microbatching(schedule, n_microbatches, extra) for extra in extras]
     plans: list[Plan] = []
     best_seconds = inf

@@ -110,6 +110,14 @@ class Timeline:
             if event.device == device and event.kind != "send"
         )
 
+    def transfer_seconds(self, device: str) -> float:
+        """How long links carry what a device sends or gets, in all steps together."""
+        return sum(
+            event.stop_seconds - event.start_seconds
+            for event in self.events
+            if event.kind == "send" and device in (event.device, event.receiver)
+        )
+
     def idle_share(self, device: str) -> float:
         """The share of a step in which a device waits; 0 where nothing takes any time."""
         if self.step_seconds == 0:

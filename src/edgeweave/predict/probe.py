@@ -33,6 +33,7 @@ __all__ = [
     "encode_probe_programs",
     "probe_digest",
     "probe_programs",
+    "rates_of",
 ]
 
 
@@ -133,17 +134,23 @@ class Probe(msgspec.Struct, frozen=True):
         ]
 
     def rates(self) -> Rates:
-        """What fits the forward passes best, of non-negative costs per multiply-add, byte and
-        operator. For people: predictions are made from ``measurements``.
-        """
-        measured = [each for each in self.measurements() if each.forward_seconds > 0]
-        if not measured:
-            return Rates(None, None, None, None)
-        work = np.stack([_work(each.rows) for each in measured])
-        seconds = np.array([each.forward_seconds for each in measured])
-        costs = [float(cost) or None for cost in _non_negative(work / seconds[:, None])]
-        convolution, matmul, moved = (None if cost is None else 1 / cost for cost in costs[:3])
-        return Rates(convolution, matmul, moved, costs[3])
+        """What fits this probe best."""
+        return rates_of(self.measurements())
+
+
+def rates_of(measurements: Sequence[Measurement]) -> Rates:
+    """What fits forward passes best, of non-negative costs per multiply-add, byte and operator.
+
+    For people, and for what is no unit: those are predicted by ``DeviceLatency``.
+    """
+    measured = [each for each in measurements if each.forward_seconds > 0]
+    if not measured:
+        return Rates(None, None, None, None)
+    work = np.stack([_work(each.rows) for each in measured])
+    seconds = np.array([each.forward_seconds for each in measured])
+    costs = [float(cost) or None for cost in _non_negative(work / seconds[:, None])]
+    convolution, matmul, moved = (None if cost is None else 1 / cost for cost in costs[:3])
+    return Rates(convolution, matmul, moved, costs[3])
 
 
 def encode_probe_programs(programs: Sequence[ProbeProgram]) -> bytes:

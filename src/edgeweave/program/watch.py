@@ -14,7 +14,7 @@ import torch
 
 from edgeweave.program.graph import SHARED_UNIT, Node, Program
 
-__all__ = ["UnitWatch"]
+__all__ = ["UnitWatch", "units_with_backward"]
 
 
 class UnitWatch:
@@ -78,6 +78,21 @@ class UnitWatch:
         now = self._stopwatch()
         self._account[self._unit] += now - self._since
         self._unit, self._since = unit, now
+
+
+def units_with_backward(program: Program) -> frozenset[int]:
+    """The units to which ``UnitWatch`` charges a backward: those through which a gradient flows.
+
+    They hand on a value that has one; the last unit makes the loss.
+    """
+    handed_on = _handed_on(program)
+    through = {
+        node.unit
+        for node in program.nodes
+        for value in node.results
+        if value.requires_grad and (value.name in handed_on or value.name == program.loss)
+    }
+    return frozenset(through - {SHARED_UNIT})
 
 
 def _handed_on(program: Program) -> frozenset[str]:

@@ -27,6 +27,7 @@ from edgeweave.fleet import PRESETS
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
+from edgeweave.train.costs import Measure
 from edgeweave.train.references import resolve_function
 
 __all__ = [
@@ -146,6 +147,10 @@ class TrainSection:
     checkpoint_directory: Path | None = field(default=None, metadata=key("a folder", "checkpoints"))
     checkpoint_every_steps: Count | None = field(
         default=None, metadata=key("the steps between two checkpoints, 1 or more", 100)
+    )
+    measure: Measure = field(
+        default="profile",
+        metadata=key('"profile" (devices run the model) or "probe" (predict)', "probe"),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
+from edgeweave.train.costs import Measure
 from edgeweave.train.deployment import check_place
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
@@ -76,11 +77,13 @@ class PipelineTrainer:
     samples then, if that fits), dropout draws for each, sums are rounded. A choice depends on what
     was measured; pass the number for runs that must be equal.
 
-    ``plan`` skips measuring. While training, a device or a link that leaves what was measured is
-    noticed; whether another plan would be worth it is logged and stands in ``Report.replans``, and
-    the run goes on with the plan it has. ``experience`` notes what profiles and steady runs take on
-    real devices, for later predictions. Raises ``CaptureError`` for a model that cannot be
-    captured, ``PlanError`` if nothing fits, ``DeviceLost`` if a device vanishes.
+    ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
+    to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
+    link that leaves what was measured is noticed; whether another plan would be worth it is logged
+    and stands in ``Report.replans``, and the run goes on with the plan it has. ``experience`` notes
+    what profiles and steady runs take on real devices, for later predictions. Raises
+    ``CaptureError`` for a model that cannot be captured, ``PlanError`` if nothing fits,
+    ``DeviceLost`` if a device vanishes.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
@@ -101,12 +104,17 @@ class PipelineTrainer:
         schedule: Literal["1f1b", "gpipe"] = "1f1b",
         n_microbatches: int | None = None,
         seed: int = 0,
+        measure: Measure = "profile",
         plan: Plan | None = None,
         experience: Experience | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ConfigError(
                 f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+            )
+        if measure not in get_args(Measure):
+            raise ConfigError(
+                f"unknown measure {measure!r} (known: {', '.join(get_args(Measure))}). Choose one."
             )
         if clip_grad_norm is not None and clip_grad_norm <= 0:
             raise ConfigError(f"clip_grad_norm is positive (got {clip_grad_norm}).")
@@ -120,7 +128,9 @@ class PipelineTrainer:
         self._schedule = schedule
         self._n_microbatches = n_microbatches
         self._seed = seed
+        self._measure = measure
         self._plan = plan
+        self._experience = experience
         self._teacher = Teacher(experience, fleet)
         self._chosen: Chosen | None = None
         self._costs: Costs | None = None
@@ -139,7 +149,7 @@ class PipelineTrainer:
 
     @property
     def costs(self) -> Costs | None:
-        """What the devices measured, if they were asked."""
+        """What the devices measured, or what was predicted of them, if they were asked."""
         return self._costs
 
     @property
@@ -354,7 +364,13 @@ class PipelineTrainer:
     def _planned(self, batch_size: int, size: int | None) -> PlannedBatch:
         """Measure and plan, for microbatches of this size or for the best."""
         assert self._captured is not None
-        measurements = Measurements(self._fleet, self._captured, optimizer=self._optimizer)
+        measurements = Measurements(
+            self._fleet,
+            self._captured,
+            optimizer=self._optimizer,
+            measure=self._measure,
+            experience=self._experience,
+        )
         try:
             if size is None:
                 found = choose_microbatches(measurements, batch_size, schedule=self._schedule)
