@@ -44,15 +44,15 @@ Cases = dict[str, Callable[[], float]]
 
 
 def run(*, quick: bool) -> Result:
-    """Measure; ``quick`` takes 3 turns instead of 15 and trains for 20 steps instead of 300."""
+    """Measure; ``quick`` takes 3 turns instead of 11 and trains for 20 steps instead of 200."""
     torch.set_num_threads(1)
     samples: dict[str, list[float]] = {}
     for words, n_bytes in _SIZES.items():
-        timed = interleaved(3 if quick else 15, _cases(n_bytes))
+        timed = interleaved(3 if quick else 11, _cases(n_bytes))
         samples |= {f"{name}, {words}": speeds for name, speeds in timed.items()}
     slowest = _slowest(samples)
     samples |= {metric: samples[case] for metric, case in slowest.items()}
-    tensors = trained(n_steps=20 if quick else 300, seed=_SEED)
+    tensors = trained(n_steps=20 if quick else 200, seed=_SEED)
     rows = compared(tensors, contestants(), n_turns=1 if quick else 5)
     return Result(
         name="codec",

@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from edgeweave.codec import Codec, blockfloat, decode, encode, none, truncate, uniform
@@ -30,7 +29,8 @@ __all__ = ["PACKAGES", "Contestant", "Row", "compared", "contestants", "table"]
 
 PACKAGES = ("blosc2", "lz4", "zfpy", "zstandard")
 
-_OURS = tuple(make(bits) for bits in (8, 4) for make in (uniform, truncate, blockfloat))
+_OURS = (none(), *(make(bits) for bits in (8, 4) for make in (uniform, truncate, blockfloat)))
+_STAGED = (uniform(8), truncate(8), uniform(4), blockfloat(4))
 _BLOSC_MANTISSA_BITS = (7, 3)
 _ZFP_RATES = (8, 4)
 
@@ -67,11 +67,8 @@ class Row:
 
 def contestants() -> list[Contestant]:
     """Ours, and of the others those that are installed."""
-    found = [Contestant(_name(none()), _encoder(none()), lambda data, _: decode(data))]
-    found += [Contestant(_name(c), _encoder(c), lambda data, _: decode(data)) for c in _OURS]
-    found += [
-        _staged(codec, "zlib", _huffman, zlib.decompress) for codec in (uniform(8), uniform(4))
-    ]
+    found = [_ours(codec) for codec in _OURS]
+    found += [_staged(codec, "zlib", _huffman, zlib.decompress) for codec in _STAGED]
     makers = {"zstandard": _with_zstd, "lz4": _with_lz4, "blosc2": _with_blosc2, "zfpy": _with_zfp}
     for package, make in makers.items():
         if find_spec(package) is not None:
@@ -136,8 +133,10 @@ def _name(codec: Codec) -> str:
     return f"ours, {codec.name}({codec.bits})" if codec.bits else "ours, none"
 
 
-def _encoder(codec: Codec) -> Callable[[torch.Tensor], Any]:
-    return lambda tensor: encode(tensor, codec)
+def _ours(codec: Codec) -> Contestant:
+    return Contestant(
+        _name(codec), lambda tensor: encode(tensor, codec), lambda data, _: decode(data)
+    )
 
 
 def _staged(
@@ -172,7 +171,7 @@ def _with_zstd() -> list[Contestant]:
     )
     staged = [
         _staged(codec, "zstd 1", lambda data: zstd.compress(data, 1), zstd.decompress)
-        for codec in (uniform(8), uniform(4), truncate(8), blockfloat(4))
+        for codec in _STAGED
     ]
     return [*staged, plain]
 
@@ -224,7 +223,5 @@ def _zfp(rate: int) -> Contestant:
     return Contestant(
         f"zfp, {rate} bits",
         lambda tensor: zfpy.compress_numpy(tensor.flatten(0, 1).numpy(), rate=float(rate)),
-        lambda data, like: torch.from_numpy(np.asarray(zfpy.decompress_numpy(data))).view(
-            like.shape
-        ),
+        lambda data, like: torch.from_numpy(zfpy.decompress_numpy(data)).view(like.shape),
     )

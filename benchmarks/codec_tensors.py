@@ -44,7 +44,7 @@ def trained(*, n_steps: int, seed: int) -> dict[str, torch.Tensor]:
         before.retain_grad()
         loss = F.cross_entropy(last(before), labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     assert after.grad is not None
     assert before.grad is not None

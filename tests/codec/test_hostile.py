@@ -16,6 +16,7 @@ from edgeweave.core.errors import WireError
 N_DAMAGED = 10_000
 MOST_EXPANSION = 2048
 ROOM = 4096
+SLOPE = torch.linspace(0.001, 1, 1024)
 
 
 def originals() -> list[bytes]:
@@ -94,7 +95,7 @@ def test_ten_thousand_with_a_right_checksum_are_refused_or_small(largest_taken: 
 
 
 def changed(offset: int, value: bytes, data: bytes = b"") -> bytes:
-    data = data or bytes(encode(torch.linspace(0, 1, 1024), uniform(8)))
+    data = data or bytes(encode(SLOPE, uniform(8)))
     return sealed(data[:offset] + value + data[offset + len(value) :])
 
 
@@ -123,6 +124,8 @@ def changed(offset: int, value: bytes, data: bytes = b"") -> bytes:
         (changed(20, struct.pack("<f", float("inf"))), "are finite numbers"),
         (changed(20, struct.pack("<2f", 3e38, 1e37)), "are finite numbers"),
         (changed(24, struct.pack("<f", float("nan"))), "as long as its header says"),
+        (changed(20, b"\xf8", bytes(encode(SLOPE, blockfloat(8)))), "all its values below 2..127"),
+        (changed(20, b"\xf8", bytes(encode(SLOPE, truncate(8)))), "all its values below 2..127"),
     ],
 )
 def test_a_broken_rule_is_named(data: bytes, rule: str) -> None:

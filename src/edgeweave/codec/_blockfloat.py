@@ -14,7 +14,7 @@ __all__ = ["BlockFloat"]
 
 
 class BlockFloat:
-    """The ``Quantiser`` of ``blockfloat``. Level ``2**(bits - 1)`` is zero; level 0 is not used."""
+    """The ``Quantiser`` of ``blockfloat``. Code ``2**(bits - 1)`` is zero; code 0 is not used."""
 
     scale = exponents.SCALE
 
@@ -23,17 +23,17 @@ class BlockFloat:
         self._zero = np.float32(1 << (bits - 1))
         self._memory = np.empty(GROUP, np.float32)
 
-    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding) -> Floats:
+    def scales(self, lowest: Floats, highest: Floats) -> Scales:
         """See ``Quantiser``."""
-        scales[:] = exponents.least(rows, top=self._zero - 1)
+        return exponents.least(lowest, highest, self._zero - 1)
+
+    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding, codes: Codes) -> None:
+        """See ``Quantiser``."""
         values = shaped(self._memory, rows)
         np.multiply(rows, exponents.inverse_powers(scales)[:, None], out=values)
-        raw = self.without_scale(scales)
-        if raw.any():
-            values[raw] = 0
         values += self._zero
         rounding.add_to_floats(values, self._bits)
-        return values
+        np.copyto(codes, values, casting="unsafe")
 
     def dequantise(self, codes: Codes, scales: Scales, out: Floats) -> None:
         """See ``Quantiser``."""
@@ -43,4 +43,4 @@ class BlockFloat:
 
     def without_scale(self, scales: Scales) -> NDArray[np.bool_]:
         """See ``Quantiser``."""
-        return exponents.missing(scales)
+        return exponents.missing(scales, self._zero - 1)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeweave.codec.packing import Codes
-from edgeweave.codec.quantiser import LARGEST, Scales, extremes
+from edgeweave.codec.quantiser import LARGEST, Scales
 from edgeweave.codec.rounding import GROUP, Floats, Rounding, shaped
 from edgeweave.core.errors import WireError
 
@@ -29,23 +29,27 @@ class Uniform:
         self._bits = bits
         self._memory = np.empty(GROUP, np.float32)
 
-    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding) -> Floats:
+    def scales(self, lowest: Floats, highest: Floats) -> Scales:
         """See ``Quantiser``."""
-        lowest, highest = extremes(rows)
-        raw = ~(np.maximum(highest, -lowest) < LARGEST)
-        step = (highest - lowest) / self._last_level
+        found = np.empty(len(lowest), self.scale)
+        with np.errstate(invalid="ignore", over="ignore"):
+            step = (highest - lowest) / self._last_level
+            sound = np.maximum(highest, -lowest) < LARGEST
         step[step < _LEAST_STEP] = 0
-        scales["lowest"] = lowest
-        scales["step"] = step
-        step[step == 0] = np.inf
+        found["lowest"] = np.where(sound, lowest, 0)
+        found["step"] = np.where(sound, step, np.nan)
+        return found
+
+    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding, codes: Codes) -> None:
+        """See ``Quantiser``."""
+        step = scales["step"]
+        levels_per_unit = np.zeros(len(step), np.float32)
+        np.divide(_BELOW_ONE, step, out=levels_per_unit, where=step > 0)
         values = shaped(self._memory, rows)
-        np.subtract(rows, lowest[:, None], out=values)
-        values *= (_BELOW_ONE / step)[:, None]
-        if raw.any():
-            scales[raw] = (0, np.nan)
-            values[raw] = 0
+        np.subtract(rows, scales["lowest"][:, None], out=values)
+        values *= levels_per_unit[:, None]
         rounding.add_to_floats(values, self._bits)
-        return values
+        np.copyto(codes, values, casting="unsafe")
 
     def dequantise(self, codes: Codes, scales: Scales, out: Floats) -> None:
         """See ``Quantiser``."""
@@ -57,7 +61,8 @@ class Uniform:
         """See ``Quantiser``."""
         lowest, step = scales["lowest"], scales["step"]
         raw: NDArray[np.bool_] = np.isnan(step)
-        sound = (step >= 0) & np.isfinite(lowest + step * self._last_level)
+        with np.errstate(invalid="ignore", over="ignore"):
+            sound = (step >= 0) & np.isfinite(lowest + step * self._last_level)
         if not (raw | sound).all():
             raise WireError("the levels of a block are finite numbers, its step is 0 or more.")
         return raw

@@ -1,10 +1,10 @@
 """Values in blocks: a scale for each block, packed codes, and blocks that travel as they are.
 
     scales    one for each block, in the quantiser's own form
-    codes     of 16 384 values at a time, packed together; the last ones are padded to eight
+    codes     of 16 384 values at a time, packed together
     raw       float32 values of the blocks that have no scale: with NaN, Inf or 2**126 and more
 
-The last block is filled up with copies of the last value; copies beyond the padding are not sent.
+The last block is filled up with copies of the last value; of these only padding is sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeweave.codec._truncate import Truncate
 from edgeweave.codec._uniform import Uniform
 from edgeweave.codec.header import Coding, Header
 from edgeweave.codec.packing import Bytes, code_memory, codes_sent, pack, packed_bytes, unpack
-from edgeweave.codec.quantiser import Quantiser, Scales
+from edgeweave.codec.quantiser import Quantiser, Scales, extremes
 from edgeweave.codec.reader import Reader
 from edgeweave.codec.rounding import GROUP, Floats, Rounding
 
@@ -42,29 +42,23 @@ def coded_bytes(header: Header, n_values: int) -> int:
     return _n_blocks(header, n_values) * scale.itemsize + packed_bytes(n_values, header.bits)
 
 
-def encode(values: torch.Tensor, header: Header, rounding: Rounding, out: Bytes) -> list[Floats]:
+def encode(values: torch.Tensor, header: Header, rounding: Rounding, out: Bytes) -> Floats:
     """Write scales and codes of flat ``values`` to ``out``; return the blocks that travel raw."""
     quantiser = _QUANTISERS[header.coding](header.bits)
-    scales = np.empty(_n_blocks(header, len(values)), quantiser.scale)
-    padded = np.empty(GROUP, np.float32)
-    memory = code_memory(GROUP, header.bits)
-    at = scales.nbytes
-    raw: list[Floats] = []
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start, stop in _groups(len(values)):
-            rows = _rows(values[start:stop], header.block, padded)
-            first = start // header.block
-            own = scales[first : first + len(rows)]
-            levels = quantiser.quantise(rows, own, rounding).reshape(-1)
-            codes = memory[: len(levels)]
-            np.copyto(codes, levels, casting="unsafe")
-            end = at + packed_bytes(stop - start, header.bits)
-            pack(codes[: codes_sent(stop - start)], header.bits, out[at:end])
-            at = end
-            without_scale = quantiser.without_scale(own)
-            if without_scale.any():
-                raw.append(rows[without_scale])
+    rows = _rows(values, header.block)
+    scales = quantiser.scales(*extremes(rows))
+    without_scale = quantiser.without_scale(scales)
+    raw = rows[without_scale]
+    if len(raw):
+        rows = rows.copy()
+        rows[without_scale] = 0
     out[: scales.nbytes] = scales.view(np.uint8)
+    memory = code_memory(GROUP, header.bits)
+    for group in _groups(header, len(values), scales.nbytes):
+        part = rows[group.blocks]
+        codes = memory[: part.size].reshape(part.shape)
+        quantiser.quantise(part, scales[group.blocks], rounding, codes)
+        pack(memory[: codes_sent(group.n_values)], header.bits, out[group.packed])
     return raw
 
 
@@ -86,8 +80,7 @@ class Blocks:
         quantiser = _QUANTISERS[header.coding](header.bits)
         scales = reader.take(_n_blocks(header, n_values), quantiser.scale)
         packed = reader.take(packed_bytes(n_values, header.bits), _BYTE)
-        with np.errstate(invalid="ignore", over="ignore"):
-            without_scale = quantiser.without_scale(scales)
+        without_scale = quantiser.without_scale(scales)
         raw = reader.take(int(without_scale.sum()) * header.block, _FLOAT)
         reader.expect_end()
         raw = raw.reshape(-1, header.block)
@@ -95,47 +88,62 @@ class Blocks:
 
     def write_to(self, out: torch.Tensor) -> None:
         """Fill ``n_values`` flat values of any float type."""
-        block, bits = self.header.block, self.header.bits
-        memory = code_memory(GROUP, bits)
+        block = self.header.block
+        memory = code_memory(GROUP, self.header.bits)
         padded = np.empty(GROUP, np.float32)
-        at = n_raw = 0
-        for start, stop in _groups(self.n_values):
-            end = at + packed_bytes(stop - start, bits)
-            unpack(self.packed[at:end], bits, memory[: codes_sent(stop - start)])
-            at = end
-            first = start // block
-            n_rows = -(-(stop - start) // block)
-            own = slice(first, first + n_rows)
-            target = out[start:stop]
-            whole = target.dtype is torch.float32 and n_rows * block == len(target)
-            values = target.numpy() if whole else padded[: n_rows * block]
-            rows = values.reshape(n_rows, block)
-            codes = memory[: n_rows * block].reshape(rows.shape)
-            self.quantiser.dequantise(codes, self.scales[own], rows)
-            without_scale = self.without_scale[own]
+        n_raw = 0
+        for group in _groups(self.header, self.n_values):
+            unpack(self.packed[group.packed], self.header.bits, memory[: group.n_sent])
+            scales = self.scales[group.blocks]
+            target = out[group.start : group.start + group.n_values]
+            in_place = target.dtype is torch.float32 and len(target) == len(scales) * block
+            values = target.numpy() if in_place else padded[: len(scales) * block]
+            rows = values.reshape(-1, block)
+            self.quantiser.dequantise(memory[: rows.size].reshape(rows.shape), scales, rows)
+            without_scale = self.without_scale[group.blocks]
             if without_scale.any():
-                count = int(without_scale.sum())
-                rows[without_scale] = self.raw[n_raw : n_raw + count]
-                n_raw += count
-            if not whole:
+                n_before, n_raw = n_raw, n_raw + int(without_scale.sum())
+                rows[without_scale] = self.raw[n_before:n_raw]
+            if not in_place:
                 target.copy_(torch.from_numpy(values[: len(target)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Values worked on together: where they are, their blocks, and their packed codes."""
+
+    start: int
+    n_values: int
+    blocks: slice
+    packed: slice
+
+    @property
+    def n_sent(self) -> int:
+        return codes_sent(self.n_values)
+
+
+def _groups(header: Header, n_values: int, first_byte: int = 0) -> Iterator[_Group]:
+    at = first_byte
+    for start in range(0, n_values, GROUP):
+        count = min(GROUP, n_values - start)
+        end = at + packed_bytes(count, header.bits)
+        first = start // header.block
+        blocks = slice(first, first + _n_blocks(header, count))
+        yield _Group(start, count, blocks, slice(at, end))
+        at = end
 
 
 def _n_blocks(header: Header, n_values: int) -> int:
     return -(-n_values // header.block)
 
 
-def _groups(n_values: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n_values, GROUP):
-        yield start, min(start + GROUP, n_values)
-
-
-def _rows(values: torch.Tensor, block: int, padded: Floats) -> Floats:
-    """Blocks of a group, in place if they are whole blocks of float32, else in ``padded``."""
+def _rows(values: torch.Tensor, block: int) -> Floats:
+    """Whole blocks: where they are, if they are whole and float32, else a copy."""
     n_rows = -(-len(values) // block)
-    if values.dtype is torch.float32 and len(values) == n_rows * block:
-        rows: Floats = values.numpy().reshape(n_rows, block)
-        return rows
-    torch.from_numpy(padded[: len(values)]).copy_(values)
-    padded[len(values) : n_rows * block] = padded[len(values) - 1]
-    return padded[: n_rows * block].reshape(n_rows, block)
+    if len(values) == n_rows * block:
+        rows: Floats = values.float().numpy()
+    else:
+        rows = np.empty(n_rows * block, np.float32)
+        torch.from_numpy(rows[: len(values)]).copy_(values)
+        rows[len(values) :] = rows[len(values) - 1]
+    return rows.reshape(n_rows, block)

@@ -152,10 +152,10 @@ def _encode_blocks(
     out, body = _room(header, map_, blocks.coded_bytes(header, len(flat)))
     rounding = Nearest() if seed is None else AtRandom(seed)
     without_scale = blocks.encode(flat, header, rounding, body)
-    if without_scale:
-        out = np.concatenate([out, *(rows.reshape(-1).view(np.uint8) for rows in without_scale)])
-    if len(body) + sum(rows.nbytes for rows in without_scale) >= flat.nbytes:
+    if len(body) + without_scale.nbytes >= flat.nbytes:
         return None
+    if len(without_scale):
+        out = np.concatenate([out, without_scale.reshape(-1).view(np.uint8)])
     return sealed(out.data)
 
 

@@ -8,8 +8,9 @@ first half, until a byte is full.
     folded once          ea fb gc hd                   second half above first half
     folded twice         gcea hdfb                     two full bytes
 
-So no code crosses a byte, nothing is done bit by bit, and any group of codes, padded with zeros to
-a multiple of 8, fills whole bytes.
+So no code crosses a byte and nothing is done bit by bit. Codes come in multiples of 64, filled up
+with anything, so that every half has whole words of 8 bytes and these are shifted and masked at
+once: a mask keeps what a shift moves over a byte's edge away.
 """
 
 from __future__ import annotations
@@ -24,73 +25,70 @@ __all__ = ["Bytes", "Codes", "code_memory", "codes_sent", "pack", "packed_bytes"
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.unsignedinteger[Any]]
-"""``uint8`` for up to 8 bits, else little-endian ``uint16``."""
+"""``uint8`` for up to 8 bits, else ``uint16``."""
 
-_TOGETHER = 8
+_Words = NDArray[np.uint64]
+
+_TOGETHER = 64
 _WHOLE = 8
+_EACH_BYTE = 0x0101010101010101
 
 
 def codes_sent(n_codes: int) -> int:
-    """``n_codes`` with the padding that fills whole bytes.
+    """``n_codes`` with the padding that fills whole words.
 
-    >>> codes_sent(9)
-    16
+    >>> codes_sent(65)
+    128
     """
     return -(-n_codes // _TOGETHER) * _TOGETHER
 
 
 def code_memory(n_codes: int, bits: int) -> Codes:
     """Zeros to put codes of ``bits`` bits into."""
-    return np.zeros(n_codes, np.uint8 if bits <= _WHOLE else np.dtype("<u2"))
+    return np.zeros(n_codes, np.uint8 if bits <= _WHOLE else np.uint16)
 
 
 def packed_bytes(n_codes: int, bits: int) -> int:
     """The size of ``n_codes`` packed codes.
 
-    >>> packed_bytes(9, 3)
-    6
+    >>> packed_bytes(65, 3)
+    48
     """
     return codes_sent(n_codes) // 8 * bits
 
 
 def pack(codes: Codes, bits: int, out: Bytes) -> None:
-    """Pack a multiple of eight codes, each below ``2**bits``, into ``packed_bytes`` bytes."""
+    """Pack a multiple of 64 codes, each below ``2**bits``, into ``packed_bytes`` bytes."""
     if bits > _WHOLE:
-        halves = codes.view(np.uint8)
         n_codes = len(codes)
-        out[:n_codes] = halves[::2]
-        pack(np.ascontiguousarray(halves[1::2]), bits - _WHOLE, out[n_codes:])
+        np.copyto(out[:n_codes], codes, casting="unsafe")
+        pack((codes >> _WHOLE).astype(np.uint8), bits - _WHOLE, out[n_codes:])
         return
+    words = codes.view(np.uint64)
     for shift, width, place in _pieces(len(codes), bits):
-        if width == _WHOLE:
-            out[place] = codes
-        else:
-            piece: Bytes = np.right_shift(codes, shift, dtype=np.uint8)
-            piece &= (1 << width) - 1
-            out[place] = _folded(piece, width)
+        piece: _Words = (words >> np.uint64(shift)) & np.uint64(_mask(width))
+        out[place] = _folded(piece, width).view(np.uint8)
 
 
 def unpack(packed: Bytes, bits: int, out: Codes) -> None:
     """Undo ``pack`` for all of ``out``."""
     if bits > _WHOLE:
         n_codes = len(out)
-        halves = out.view(np.uint8)
-        halves[::2] = packed[:n_codes]
         high = np.empty(n_codes, np.uint8)
         unpack(packed[n_codes:], bits - _WHOLE, high)
-        halves[1::2] = high
+        np.copyto(out, high)
+        out <<= _WHOLE
+        out |= packed[:n_codes]
         return
+    words = out.view(np.uint64)
     for shift, width, place in _pieces(len(out), bits):
-        if width == bits:
-            _unfold(packed[place], width, out)
+        if not shift:
+            _unfold(packed[place], width, words)
         else:
-            piece = np.empty(len(out), np.uint8)
+            piece = np.empty_like(words)
             _unfold(packed[place], width, piece)
             piece <<= shift
-            if shift:
-                out |= piece
-            else:
-                out[:] = piece
+            words |= piece
 
 
 def _pieces(n_codes: int, bits: int) -> Iterator[tuple[int, int, slice]]:
@@ -105,7 +103,12 @@ def _pieces(n_codes: int, bits: int) -> Iterator[tuple[int, int, slice]]:
             start = stop
 
 
-def _folded(codes: Bytes, width: int) -> Bytes:
+def _mask(width: int) -> int:
+    """The lowest ``width`` bits of each byte of a word."""
+    return ((1 << width) - 1) * _EACH_BYTE
+
+
+def _folded(codes: _Words, width: int) -> _Words:
     """Fold in place until bytes are full."""
     while width < _WHOLE:
         half = len(codes) // 2
@@ -117,20 +120,15 @@ def _folded(codes: Bytes, width: int) -> Bytes:
     return codes
 
 
-def _unfold(packed: Bytes, width: int, out: Bytes) -> None:
+def _unfold(packed: Bytes, width: int, out: _Words) -> None:
     """Spread full bytes over ``out``, in place from its front."""
-    n_filled = len(packed)
-    out[:n_filled] = packed
-    for held in _halvings(width):
+    n_filled = len(packed) // 8
+    out[:n_filled].view(np.uint8)[:] = packed
+    held = _WHOLE
+    while held > width:
+        held //= 2
         low, high = out[:n_filled], out[n_filled : 2 * n_filled]
         np.right_shift(low, held, out=high)
-        low &= (1 << held) - 1
+        high &= _mask(held)
+        low &= _mask(held)
         n_filled *= 2
-
-
-def _halvings(width: int) -> Iterator[int]:
-    """Widths on the way from a full byte down to ``width``."""
-    held = _WHOLE // 2
-    while held >= width:
-        yield held
-        held //= 2

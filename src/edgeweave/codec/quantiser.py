@@ -1,4 +1,4 @@
-"""What the lossy codecs have in common: rows of values in, levels and a scale for each row out."""
+"""What the lossy codecs have in common: rows of values in, codes and a scale for each row out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeweave.codec.packing import Codes
-from edgeweave.codec.rounding import Floats, Ints, Rounding
+from edgeweave.codec.rounding import Floats, Rounding
 
 __all__ = ["LARGEST", "Quantiser", "Scales", "extremes"]
 
@@ -21,20 +21,24 @@ LARGEST = np.float32(2.0**126)
 
 
 class Quantiser(Protocol):
-    """Works on rows, each a block, of at most ``GROUP`` values in all."""
+    """Works on rows, each a block: scales for any number, the rest for ``GROUP`` values at most."""
 
     scale: np.dtype[Any]
 
-    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding) -> Floats | Ints:
-        """What the codes are when cut to integers, valid until the next call; fills ``scales``."""
+    def scales(self, lowest: Floats, highest: Floats) -> Scales:
+        """The scales of blocks with these extremes."""
+        ...
+
+    def quantise(self, rows: Floats, scales: Scales, rounding: Rounding, codes: Codes) -> None:
+        """Fill ``codes``, which has the shape of ``rows``; where there is no scale, rows are 0."""
         ...
 
     def dequantise(self, codes: Codes, scales: Scales, out: Floats) -> None:
-        """Fill rows from their codes and scales."""
+        """Fill rows from their codes and scales, with anything where there is no scale."""
         ...
 
     def without_scale(self, scales: Scales) -> NDArray[np.bool_]:
-        """Which blocks travel raw; ``WireError`` if a scale is none that ``quantise`` makes."""
+        """Which blocks travel raw; ``WireError`` if a scale is none that ``scales`` makes."""
         ...
 
 

@@ -61,7 +61,7 @@ class AtRandom:
     """
 
     def __init__(self, seed: int) -> None:
-        self._draw = np.random.Generator(np.random.SFC64(seed))
+        self._source = np.random.SFC64(seed)
         self._fractions = np.empty(GROUP, np.float32)
 
     def add_to_floats(self, values: Floats, bits: int) -> None:
@@ -85,5 +85,5 @@ class AtRandom:
         values += numbers
 
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.uint16]:
-        words = self._draw.integers(0, 2**64 - 1, -(-values.size // 4), np.uint64, endpoint=True)
+        words = self._source.random_raw(-(-values.size // 4))
         return shaped(words.view(np.uint16), values)

@@ -78,9 +78,7 @@ def take_map(reader: Reader, n_values: int) -> Mask:
 
 def restore(values: torch.Tensor, kept_: Mask, out: torch.Tensor) -> None:
     """Put values where they were, and zeros everywhere else."""
-    patterns = _bit_patterns(out)
-    patterns[:] = 0
-    patterns[kept_] = _bit_patterns(values)
+    out.zero_().masked_scatter_(torch.from_numpy(kept_), values)
 
 
 def _bit_patterns(values: torch.Tensor) -> NDArray[np.signedinteger]:
