@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from edgeweave.codec.header import Coding, Header, is_float, is_integer, read, s
 from edgeweave.codec.integers import Integers
 from edgeweave.codec.packing import Bytes
 from edgeweave.codec.raw import Raw
-from edgeweave.codec.reader import Reader
+from edgeweave.codec.reader import Body, Reader
 from edgeweave.codec.rounding import AtRandom, Nearest
+from edgeweave.codec.zeros import WithZeros
 from edgeweave.core.errors import WireError
 
 __all__ = ["decode", "encode"]
@@ -88,19 +88,9 @@ def decode(
             f"a tensor is decoded into one of its own dtype and shape (got {header.dtype} "
             f"{list(header.shape)} for {into.dtype} {list(into.shape)})."
         )
-    reader = Reader(view, header.n_bytes)
-    if not header.zeros_left_out:
-        body = _body(reader, header, header.n_values)
-        out = _target(header, into)
-        body.write_to(out.view(-1))
-    else:
-        kept = zeros.take_map(reader, header.n_values)
-        n_kept = int(np.count_nonzero(kept))
-        body = _body(reader, header, n_kept)
-        values = torch.empty(n_kept, dtype=header.dtype)
-        body.write_to(values)
-        out = _target(header, into)
-        zeros.restore(values, kept, out.view(-1))
+    body = _body(Reader(view, header.n_bytes), header)
+    out = _target(header, into)
+    body.write_to(out.view(-1))
     if into is None:
         return out
     if not _can_be_filled(into):
@@ -108,12 +98,15 @@ def decode(
     return into
 
 
-class _Body(Protocol):
-    def write_to(self, out: torch.Tensor) -> None: ...
+def _body(reader: Reader, header: Header) -> Body:
+    """All that is behind the header, checked."""
+    if not header.zeros_left_out:
+        return _values(reader, header, header.n_values)
+    kept = zeros.take_map(reader, header.n_values)
+    return WithZeros(kept, _values(reader, header, int(np.count_nonzero(kept))))
 
 
-def _body(reader: Reader, header: Header, n_values: int) -> _Body:
-    """All values behind the header, checked."""
+def _values(reader: Reader, header: Header, n_values: int) -> Body:
     if header.coding is Coding.RAW:
         return Raw.taken_from(reader, n_values, header.dtype)
     if header.coding is Coding.INTEGERS:

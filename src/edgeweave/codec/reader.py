@@ -1,15 +1,24 @@
-"""Takes a coded tensor apart, and refuses one that ends too soon or too late."""
+"""A coded tensor taken apart: refused where it ends too soon or too late, and what was in it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgeweave.core.errors import WireError
 
-__all__ = ["Reader"]
+__all__ = ["Body", "Reader"]
+
+
+class Body(Protocol):
+    """Values that were taken and checked, and are not yet a tensor."""
+
+    def write_to(self, out: torch.Tensor) -> None:
+        """Fill a flat tensor of their number and type."""
+        ...
 
 
 class Reader:
