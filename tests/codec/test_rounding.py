@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edgeweave.codec import Codec, blockfloat, decode, encode, truncate, uniform
+from edgeweave.core.errors import ConfigError
 
 from .bounds import allowed
 
@@ -50,6 +51,11 @@ def test_equal_seeds_give_equal_bytes_and_others_others(codec: Codec) -> None:
     assert encode(x, codec, seed=1) == encode(x, codec, seed=1)
     assert encode(x, codec, seed=1) != encode(x, codec, seed=2)
     assert encode(x, codec) == encode(x, codec)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"0 or more \(got -1\)"):
+        encode(values(), uniform(8), seed=-1)
 
 
 def test_truncate_with_two_bits_keeps_sign_and_zero_only() -> None:

@@ -45,7 +45,7 @@ def encode(tensor: torch.Tensor, codec: Codec, *, seed: int | None = None) -> me
 
     Without a ``seed`` values are rounded to nearest, as activations should be; with one, at random
     and without bias, as gradients should be. Equal seeds give equal bytes: give each message its
-    own.
+    own, from 0 up.
 
     >>> from edgeweave.codec import uniform
     >>> values = torch.linspace(0, 1, 1024)
@@ -55,9 +55,9 @@ def encode(tensor: torch.Tensor, codec: Codec, *, seed: int | None = None) -> me
     """
     host = tensor.detach().cpu().contiguous()
     flat = host.view(-1)
-    if is_integer(host.dtype):
-        return _encode_integers(flat, Header(Coding.RAW, host.dtype, tuple(host.shape)))
     header = Header(Coding.RAW, host.dtype, tuple(host.shape))
+    if is_integer(host.dtype):
+        return _encode_integers(flat, header)
     map_ = _NO_MAP
     if is_float(host.dtype):
         header = replace(header, coding=_CODINGS[codec.name], bits=codec.bits, block=codec.block)
@@ -74,8 +74,8 @@ def decode(
     """The tensor that ``encode`` made ``data`` of, in memory of its own or in ``into``.
 
     Everything is checked before memory for it is taken: ``WireError`` if a byte differs from what
-    was sent, or if a sender broke a rule. What is taken without ``into`` is at most 2048 times
-    ``data``, for a tensor of zeros; with ``into`` shape and dtype must be its own.
+    was sent, or if a sender broke a rule. Without ``into`` the tensor is at most 2048 times as
+    large as ``data``: one of zeros. With it, shape and dtype must be its own.
 
     >>> from edgeweave.codec import none
     >>> decode(encode(torch.tensor([1, 2, 3]), none()))

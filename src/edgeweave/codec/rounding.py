@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeweave.core.errors import ConfigError
+
 __all__ = ["GROUP", "AtRandom", "Floats", "Ints", "Nearest", "Rounding", "shaped"]
 
 Floats = NDArray[np.float32]
@@ -61,6 +63,8 @@ class AtRandom:
     """
 
     def __init__(self, seed: int) -> None:
+        if seed < 0:
+            raise ConfigError(f"a seed of random rounding is 0 or more (got {seed}).")
         self._source = np.random.SFC64(seed)
         self._fractions = np.empty(GROUP, np.float32)
 
