@@ -52,7 +52,7 @@ def assert_within(values: torch.Tensor, codec: Codec, seed: int | None = None) -
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=str)
 @pytest.mark.parametrize("seed", [None, 7], ids=["nearest", "at random"])
 def test_an_error_is_within_the_bound_of_its_codec(codec: Codec, seed: int | None) -> None:
-    assert_within(gaussian(20_011), codec, seed)
+    assert_within(gaussian(33_011), codec, seed)
     assert_within(wide(3_000, 1), codec, seed)
     assert_within(1000 + gaussian(777) * 1e-3, codec, seed)
 
@@ -138,7 +138,7 @@ def test_integers_that_fit_the_levels_are_exact(bits: int) -> None:
 
 @pytest.mark.parametrize("codec", [none(), truncate(8), uniform(3), blockfloat(5)], ids=str)
 @pytest.mark.parametrize(
-    "shape", [(), (0,), (3, 0, 2), (1,), (7,), (255,), (257,), (3, 5, 7), (16_385,), (2, 1, 16_384)]
+    "shape", [(), (0,), (3, 0, 2), (1,), (7,), (255,), (257,), (3, 5, 7), (32_769,), (2, 1, 32_768)]
 )
 def test_every_shape_comes_back(codec: Codec, shape: tuple[int, ...]) -> None:
     values = gaussian(*shape)

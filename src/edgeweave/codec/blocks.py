@@ -1,7 +1,7 @@
 """Values in blocks: a scale for each block, packed codes, and blocks that travel as they are.
 
     scales    one for each block, in the quantiser's own form
-    codes     of 16 384 values at a time, packed together
+    codes     of 32 768 values at a time, packed together
     raw       float32 values of the blocks that have no scale: with NaN, Inf or 2**126 and more
 
 The last block is filled up with copies of the last value; of these only padding is sent.
@@ -45,20 +45,16 @@ def coded_bytes(header: Header, n_values: int) -> int:
 def encode(values: torch.Tensor, header: Header, rounding: Rounding, out: Bytes) -> Floats:
     """Write scales and codes of flat ``values`` to ``out``; return the blocks that travel raw."""
     quantiser = _QUANTISERS[header.coding](header.bits)
-    rows = _rows(values, header.block)
-    scales = quantiser.scales(*extremes(rows))
-    without_scale = quantiser.without_scale(scales)
-    raw = rows[without_scale]
-    if len(raw):
-        rows = rows.copy()
-        rows[without_scale] = 0
+    rows = _Rows(values, header.block)
+    scales = quantiser.scales(*rows.extremes())
+    raw = rows.taken_out(quantiser.without_scale(scales))
     out[: scales.nbytes] = scales.view(np.uint8)
     memory = code_memory(GROUP, header.bits)
     for group in _groups(header, len(values), scales.nbytes):
-        part = rows[group.blocks]
+        part = rows.of(group.blocks)
         codes = memory[: part.size].reshape(part.shape)
         quantiser.quantise(part, scales[group.blocks], rounding, codes)
-        pack(memory[: codes_sent(group.n_values)], header.bits, out[group.packed])
+        pack(memory[: group.n_sent], header.bits, out[group.packed])
     return raw
 
 
@@ -137,13 +133,32 @@ def _n_blocks(header: Header, n_values: int) -> int:
     return -(-n_values // header.block)
 
 
-def _rows(values: torch.Tensor, block: int) -> Floats:
-    """Whole blocks: where they are, if they are whole and float32, else a copy."""
-    n_rows = -(-len(values) // block)
-    if len(values) == n_rows * block:
-        rows: Floats = values.float().numpy()
-    else:
-        rows = np.empty(n_rows * block, np.float32)
-        torch.from_numpy(rows[: len(values)]).copy_(values)
-        rows[len(values) :] = rows[len(values) - 1]
-    return rows.reshape(n_rows, block)
+class _Rows:
+    """Values as blocks of float32, where they are; only a short last block is copied."""
+
+    def __init__(self, values: torch.Tensor, block: int) -> None:
+        n_whole = len(values) // block * block
+        self._whole: Floats = values[:n_whole].float().numpy().reshape(-1, block)
+        rest = values[n_whole:].float().numpy()
+        self._last = np.pad(rest, (0, -len(rest) % block), "edge" if len(rest) else "empty")
+        self._last = self._last.reshape(-1, block)
+
+    def extremes(self) -> tuple[Floats, Floats]:
+        """The lowest and the highest value of each block."""
+        (low, high), (last_low, last_high) = extremes(self._whole), extremes(self._last)
+        return np.concatenate([low, last_low]), np.concatenate([high, last_high])
+
+    def taken_out(self, chosen: NDArray[np.bool_]) -> Floats:
+        """Replace these blocks by zeros, and return what they were."""
+        of_whole, of_last = np.split(chosen, [len(self._whole)])
+        found = np.concatenate([self._whole[of_whole], self._last[of_last]])
+        if len(found):
+            self._whole = self._whole.copy()
+            self._whole[of_whole] = 0
+            self._last[of_last] = 0
+        return found
+
+    def of(self, blocks: slice) -> Floats:
+        """Some neighbouring blocks."""
+        whole = self._whole[blocks]
+        return whole if blocks.stop <= len(self._whole) else np.concatenate([whole, self._last])

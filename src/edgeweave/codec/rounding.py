@@ -19,7 +19,7 @@ __all__ = ["GROUP", "AtRandom", "Floats", "Ints", "Nearest", "Rounding", "shaped
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-GROUP = 16_384
+GROUP = 32_768
 """Values worked on at a time, so that all there is of them stays in a small processor's cache."""
 
 _RANDOM_BITS = 16
