@@ -250,7 +250,32 @@ _RELAYS = Claim(
     rows=_RELAYS_FLEETS,
 )
 
+_CODEC_LEAST = {8: 1.0, 4: 1.0, 7: 0.4, 6: 0.4, 5: 0.4, 3: 0.4, 2: 0.4}
+
+_CODEC = Claim(
+    name="codec",
+    title="Bits on the wire cost little time",
+    metrics=(
+        *(
+            Metric(f"{verb}_gb_s_{bits}bit", f"{verb}, {bits} bits, GB/s of float32", least=least)
+            for bits, least in _CODEC_LEAST.items()
+            for verb in ("encode", "decode")
+        ),
+        *(
+            Metric(f"encode_at_random_gb_s_{bits}bit", f"encode, {bits} bits, at random", least=1.0)
+            for bits in (8, 4)
+        ),
+        Metric("encode_relu_gb_s_8bit", "encode, 8 bits, half of the values zero and left out"),
+        Metric("decode_relu_gb_s_8bit", "decode the same"),
+        Metric("encode_gb_s_none", "encode, as it is, with a checksum"),
+        Metric("decode_gb_s_none", "decode the same"),
+        Metric("memcpy_gb_s", "copy the same tensor"),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
-    for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _RELAYS, _WIRE)
+    for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _RELAYS, _WIRE, _CODEC)
 }
