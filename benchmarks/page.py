@@ -5,6 +5,7 @@
 {{picture}}    the picture, where there is one
 {{truth}}      the emulator's: what was asked and what was got
 {{fleets}}     the emulator's: steps predicted and measured
+{{recorded}}   recorded devices: every way's errors
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import emulator_table
+from benchmarks import emulator_table, recorded_table
 from benchmarks.claims import CLAIMS, Claim, Metric
 from benchmarks.harness import read
 from benchmarks.pictures import draw
@@ -59,6 +60,7 @@ def _section(claim: Claim, document: Mapping[str, Any] | None) -> str:
         "measured": lambda: _measured(document),
         "truth": lambda: emulator_table.truth_table(document),
         "fleets": lambda: emulator_table.fleet_table(document),
+        "recorded": lambda: recorded_table.table(document),
         "picture": lambda: f"![{claim.title}: {claim.drawn_unit}](images/{_picture(claim).name})",
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: put_in[found[1]](), _text(claim.name))
