@@ -48,7 +48,7 @@ SETS: Mapping[str, DataSet] = {
     "ncnn": DataSet(
         ncnn.read, Schedule((5, 10, 20), n_draws=2, n_folds=5, most_folds=3, most_devices=1), None
     ),
-    "nasbench": DataSet(nasbench.read, Schedule((5, 10, 20, 50), n_draws=2, most_folds=4), None),
+    "nasbench": DataSet(nasbench.read, Schedule((5, 10, 20, 50), n_draws=2, most_folds=3), None),
 }
 
 
