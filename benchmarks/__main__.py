@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         result: Result = run(quick=options.quick)
         for line in result.lines:
             print(line, file=sys.stderr if options.json else sys.stdout)
-        if not options.quick:
+        if result.metrics and not options.quick:
             write(result)
         if options.json:
             print(json.dumps(result.summary()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CLAIMS", "Claim", "Metric"]
+__all__ = ["CLAIMS", "RECORDED_DATA", "RECORDED_WAYS", "Claim", "Metric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +197,47 @@ _REGRETS: Mapping[str, tuple[str, float | None]] = {
     "equal_split": ("the same, as many units for each device", None),
 }
 
+RECORDED_DATA: Mapping[str, str] = {
+    "tophub": "TopHub",
+    "deepbench": "DeepBench",
+    "ncnn": "ncnn",
+    "nasbench": "NAS-Bench-201 (HELP)",
+}
+RECORDED_WAYS: Mapping[str, str] = {
+    "ours": "ours",
+    "scalar": "capacity scalar",
+    "flops": "multiply-adds",
+    "roofline": "roofline",
+    "trees": "boosted trees",
+    "factors": "latent factors",
+}
+
+_RECORDED = Claim(
+    name="recorded",
+    title="Other people's devices",
+    metrics=tuple(
+        metric
+        for name, title in RECORDED_DATA.items()
+        for metric in (
+            Metric(
+                f"recorded_{name}_over_best",
+                f"{title}: median error, ours / best listed alternative",
+                most=1.0,
+            ),
+            Metric(f"recorded_{name}_mean_over_best", "the same, mean error", most=1.0),
+            *(
+                Metric(
+                    f"recorded_{name}_10_samples_error{'' if way == 'ours' else f'_{way}'}",
+                    f"median error after 10 samples, {words}",
+                )
+                for way, words in RECORDED_WAYS.items()
+            ),
+        )
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _PLANNER = Claim(
     name="planner",
     title="Plans are near the best, and soon there",
@@ -277,5 +318,15 @@ _CODEC = Claim(
 
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
-    for claim in (_EMULATOR, _EFFICIENCY, _PEERS, _PLANNER, _PREDICTOR, _RELAYS, _WIRE, _CODEC)
+    for claim in (
+        _EMULATOR,
+        _EFFICIENCY,
+        _PEERS,
+        _PLANNER,
+        _PREDICTOR,
+        _RECORDED,
+        _RELAYS,
+        _WIRE,
+        _CODEC,
+    )
 }

@@ -6,6 +6,7 @@
 {{truth}}      the emulator's: what was asked and what was got
 {{fleets}}     the emulator's: steps predicted and measured
 {{codecs}}     the codecs': ours and others on real tensors
+{{recorded}}   recorded devices: every way's errors
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codec_peers, emulator_table
+from benchmarks import codec_peers, emulator_table, recorded_table
 from benchmarks.claims import CLAIMS, Claim, Metric
 from benchmarks.harness import read
 from benchmarks.pictures import draw
@@ -61,6 +62,7 @@ def _section(claim: Claim, document: Mapping[str, Any] | None) -> str:
         "truth": lambda: emulator_table.truth_table(document),
         "fleets": lambda: emulator_table.fleet_table(document),
         "codecs": lambda: codec_peers.table(document["settings"]["compared"]),
+        "recorded": lambda: recorded_table.table(document),
         "picture": lambda: f"![{claim.title}: {claim.drawn_unit}](images/{_picture(claim).name})",
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: put_in[found[1]](), _text(claim.name))

@@ -159,7 +159,8 @@ def fit_scales(taught: Teaching, work_costs: Floats, *, seed: int = 0) -> Scales
     optimizer = torch.optim.Adam([each.requires_grad_() for each in logs.values()], lr=0.06)
     for step in range(_SCALE_STEPS):
         direction = step % 2
-        units = np.sort(chance.choice(taught.n_units, _SUBSET, replace=False))
+        size = min(_SUBSET, taught.n_units)
+        units = np.sort(chance.choice(taught.n_units, size, replace=False))
         loss = _negative_likelihood(
             taught, units, logs, scaled, family, seconds[direction], wanted[units, direction]
         )

@@ -1,0 +1,1 @@
+"""Other people's measurements of their devices, and ways to predict them."""
