@@ -13,6 +13,10 @@ known networks, forward and backward each for itself: mean of |predicted / measu
                      larger of computing and moving bytes
     trees            gradient-boosted, on a unit's sums, taught as ours, scaled by the probe
 
+Two limits stand beside: how far a recording of the known networks is from others of the same device
+(``repeatability_mape``), and what is left where the kind is among those that taught, so that every
+random network was measured on it (``taught_kind_mape``): no probe can tell more.
+
 What learning from work keeps and costs is in ``benchmarks.predictor_learning``.
 """
 
@@ -46,13 +50,16 @@ def run(*, quick: bool) -> Result:
     counts = (10, 50) if quick else _N_SAMPLES
     found: dict[str, dict[str, float]] = {}
     scales: Scales | None = None
+    everything: LatencyModel | None = None
     for kind in kinds:
         taught = teaching(samples, [other for other in samples.seconds if other != kind])
         work_costs = fit_work_costs(taught)
         scales = scales or fit_scales(taught, work_costs)
         model = fit(taught, scales, work_costs)
+        everything = everything or fit(teaching(samples, list(samples.seconds)), scales, work_costs)
         found[kind] = {
             **_ours(samples, kind, model, counts),
+            **_limits(samples, kind, everything),
             **_others(samples, kind, taught),
             **learning(samples, kind, model, quick=quick),
         }
@@ -95,6 +102,23 @@ def _ours(
         seconds = after.predict(samples.pieces(judged)).seconds
         errors[f"unseen_{count}_samples_mape"] = mape(seconds, samples.seconds[kind][judged])
     return errors
+
+
+def _limits(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float]:
+    """What keeps any prediction from being right: ``model`` was taught by this kind too."""
+    known, rounds = samples.units("known"), samples.rounds[kind]
+    work = model.work(samples.pieces(known))
+    own = work.kinds[:, :, model.kind_names.index(kind)]
+    each = work.seconds * np.exp(own)
+    seconds = np.stack([np.bincount(work.owners, direction) for direction in each], axis=1)
+    again = [
+        _mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
+        for number, one in enumerate(rounds[:, known])
+    ]
+    return {
+        "taught_kind_mape": _mape(seconds, samples.seconds[kind][known]),
+        "repeatability_mape": fmean(again),
+    }
 
 
 def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:
