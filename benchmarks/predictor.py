@@ -112,11 +112,11 @@ def _limits(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float
     each = work.seconds * np.exp(own)
     seconds = np.stack([np.bincount(work.owners, direction) for direction in each], axis=1)
     again = [
-        _mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
+        mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
         for number, one in enumerate(rounds[:, known])
     ]
     return {
-        "taught_kind_mape": _mape(seconds, samples.seconds[kind][known]),
+        "taught_kind_mape": mape(seconds, samples.seconds[kind][known]),
         "repeatability_mape": fmean(again),
     }
 

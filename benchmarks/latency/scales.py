@@ -17,18 +17,19 @@ from edgeweave.predict.embedding import Alikeness
 from edgeweave.predict.features import FAMILIES, FEATURES, Floats, macs_and_bytes
 from edgeweave.predict.model import DIRECTIONS
 
-__all__ = ["Noise", "fit_own", "fit_shared", "fit_work_costs"]
+__all__ = ["SMALL_SECONDS", "Noise", "fit_own", "fit_shared", "fit_work_costs"]
 
 _STEPS, _RATE = 200, 0.08
 _SUBSET, _OWN_SUBSET = 400, 250
-_SMALL_SECONDS = 4.5e-5
+SMALL_SECONDS = 4.5e-5
+"""Below which what a unit takes repeats less well."""
 
 Units = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Deviations of measured log seconds; ``small`` is added below some 45 microseconds."""
+    """Deviations of measured log seconds; ``small`` is added below ``SMALL_SECONDS``."""
 
     all: float
     small: float
@@ -209,7 +210,7 @@ def _negative_likelihood(covariance: torch.Tensor, wanted: Floats) -> torch.Tens
 
 
 def _smallness(log_seconds: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(log_seconds - np.log(_SMALL_SECONDS))))
+    return np.asarray(1 / (1 + np.exp(log_seconds - np.log(SMALL_SECONDS))))
 
 
 def _work(rows: Floats) -> list[Floats]:

@@ -213,8 +213,7 @@ def _row(
     weight_bytes = 4 * sum(map(math.prod, weights))
     traffic = in_bytes + out_bytes + weight_bytes
     samples = _size(output, 0) if output else 1
-    positions_in = math.prod(inputs[0][2:]) if inputs else 1
-    window = _window(node, len(output) - 2, kernel, positions_in)
+    window = _window(node, matrix[2:], inputs[0][2:] if inputs else ())
     counts = (
         macs,
         in_bytes,
@@ -238,24 +237,35 @@ def _row(
     return [float(FAMILIES.index(family)), *map(math.log1p, counts), float(flows_on)]
 
 
-def _window(node: Node, n_dimensions: int, kernel: int, most: int) -> tuple[int, int, int]:
-    """What a convolution or a pool sees at once, by how much it moves on, its padding plus one."""
+def _window(node: Node, shape: tuple[int, ...], seen: tuple[int, ...]) -> tuple[int, int, int]:
+    """What a convolution or a pool sees at once, by how much it moves on, its padding plus one.
+
+    ``shape`` is that of a convolution's kernel. ``seen`` are the positions that come in: a pool's
+    window is no larger.
+    """
     operator = node.op.split(".")[1]
     if operator.startswith("conv"):
-        arguments: Sequence[Arg] = node.args[3:5]
-    elif "pool" in operator and not operator.startswith("adaptive"):
-        kernel = _product(node.args[1], n_dimensions)
-        arguments = node.args[2:4] if len(node.args) > 2 else node.args[1:2]
-    else:
-        return kernel, 1, 1
-    stride = arguments[0] if arguments else 1
-    padding = arguments[1] if len(arguments) > 1 else 0
-    moves_on, padded = _product(stride, n_dimensions), _product(padding, n_dimensions, plus=1)
-    return min(kernel, most * padded), min(moves_on, most), padded
+        stride, padding = _argument(node, 3, 1), _argument(node, 4, 0)
+        padded = (
+            math.prod(size // 2 + 1 for size in shape)
+            if padding == "same"
+            else _product(padding, len(shape), plus=1)
+        )
+        return math.prod(shape), _product(stride, len(shape)), padded
+    if "pool" in operator and not operator.startswith("adaptive"):
+        size, most = node.args[1], math.prod(seen)
+        stride, padding = _argument(node, 2, size), _argument(node, 3, 0)
+        kernel, moves_on = (min(_product(each, len(seen)), most) for each in (size, stride))
+        return kernel, moves_on, _product(padding, len(seen), plus=1)
+    return 1, 1, 1
+
+
+def _argument(node: Node, place: int, default: Arg) -> Arg:
+    return node.args[place] if len(node.args) > place else default
 
 
 def _product(argument: Arg, n_dimensions: int, *, plus: int = 0) -> int:
-    """Of a number, or one for every dimension; ``same`` and ``valid`` pad nothing."""
+    """Of a number, or one for every dimension; 1 of anything else."""
     numbers = argument.items if isinstance(argument, Items) else (argument,)
     sizes = [number + plus for number in numbers if isinstance(number, int)]
     return math.prod(sizes * n_dimensions if len(sizes) == 1 else sizes)
