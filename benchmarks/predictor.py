@@ -110,7 +110,8 @@ def _limits(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float
     work = model.work(samples.pieces(known))
     own = work.kinds[:, :, model.kind_names.index(kind)]
     each = work.seconds * np.exp(own)
-    seconds = np.stack([np.bincount(work.owners, direction) for direction in each], axis=1)
+    totals = [np.bincount(work.owners, direction) for direction in each]
+    seconds = np.array(totals, dtype=np.float64).T
     again = [
         mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
         for number, one in enumerate(rounds[:, known])
