@@ -180,6 +180,8 @@ _PREDICTOR = Claim(
         Metric("learning_seconds", "seconds to judge one more stage, 200 measurements kept"),
         Metric("predicting_300_stages_seconds", "seconds to predict all units from 300 stages"),
         Metric("learnt_bytes", "bytes of a full store of a device"),
+        Metric("taught_kind_mape", "the kind is among those that taught: no probe tells more"),
+        Metric("repeatability_mape", "one recording of the known networks against two others"),
         Metric("scalar_capacity_mape", "a full profile of another kind, times one scalar"),
         Metric("flops_regression_mape", "regression on multiply-adds"),
         Metric("roofline_mape", "roofline"),

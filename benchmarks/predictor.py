@@ -13,6 +13,10 @@ known networks, forward and backward each for itself: mean of |predicted / measu
                      larger of computing and moving bytes
     trees            gradient-boosted, on a unit's sums, taught as ours, scaled by the probe
 
+Two limits stand beside: how far a recording of the known networks is from others of the same device
+(``repeatability_mape``), and what is left where the kind is among those that taught, so that every
+random network was measured on it (``taught_kind_mape``): no probe can tell more.
+
 What learning from work keeps and costs is in ``benchmarks.predictor_learning``.
 """
 
@@ -47,11 +51,14 @@ def run(*, quick: bool) -> Result:
     counts = (10, 50) if quick else _N_SAMPLES
     found: dict[str, dict[str, float]] = {}
     scales: Scales | None = None
+    everything: LatencyModel | None = None
     for kind in kinds:
         held_out = HeldOut(samples, [kind], scales=scales)
         scales = held_out.scales
+        everything = everything or HeldOut(samples, [], scales=scales).model
         found[kind] = {
             **_ours(samples, kind, held_out.model, counts),
+            **_limits(samples, kind, everything),
             **_others(samples, kind, held_out.taught),
             **learning(samples, kind, held_out.model, quick=quick),
         }
@@ -94,6 +101,24 @@ def _ours(
         seconds = after.predict(samples.pieces(judged)).seconds
         errors[f"unseen_{count}_samples_mape"] = mape(seconds, samples.seconds[kind][judged])
     return errors
+
+
+def _limits(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float]:
+    """What keeps any prediction from being right: ``model`` was taught by this kind too."""
+    known, rounds = samples.units("known"), samples.rounds[kind]
+    work = model.work(samples.pieces(known))
+    own = work.kinds[:, :, model.kind_names.index(kind)]
+    each = work.seconds * np.exp(own)
+    totals = [np.bincount(work.owners, direction) for direction in each]
+    seconds = np.array(totals, dtype=np.float64).T
+    again = [
+        mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
+        for number, one in enumerate(rounds[:, known])
+    ]
+    return {
+        "taught_kind_mape": mape(seconds, samples.seconds[kind][known]),
+        "repeatability_mape": fmean(again),
+    }
 
 
 def _others(samples: Samples, kind: str, taught: Teaching) -> dict[str, float]:

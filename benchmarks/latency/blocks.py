@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,13 @@ __all__ = [
     "ChannelNorm",
     "Concatenated",
     "ConvNextBlock",
+    "HandWrittenGelu",
     "LastStep",
     "Logits",
     "Padded",
+    "Patches",
     "Residual",
+    "SeparateAttention",
     "SqueezeExcite",
     "Tokens",
     "Upsampled",
@@ -24,14 +28,15 @@ __all__ = [
 
 
 class Residual(nn.Module):
-    """``x + body(x)``."""
+    """``x + body(x)``, or ``beside(x) + body(x)``."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, beside: nn.Module | None = None) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.beside = body, beside
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + torch.as_tensor(self.body(x))
+        kept = x if self.beside is None else self.beside(x)
+        return torch.as_tensor(kept + self.body(x))
 
 
 class SqueezeExcite(nn.Module):
@@ -117,6 +122,61 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         found = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return torch.as_tensor(self.out(found.transpose(1, 2).reshape(batch, length, width)))
+
+
+class SeparateAttention(nn.Module):
+    """Multi-head self-attention with a matrix each for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        size = batch, length, self.heads, width // self.heads
+        parts = [part(x).view(size).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        query, key, value = parts
+        found = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return torch.as_tensor(self.out(found.transpose(1, 2).reshape(batch, length, width)))
+
+
+class HandWrittenGelu(nn.Module):
+    """GELU by its approximation, operator by operator, as many models spell it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
+        return torch.as_tensor(0.5 * x * (1.0 + torch.tanh(inner)))
+
+
+class Patches(nn.Module):
+    """Images as tokens: patches, a token for the class, positions; blocks; the class token's
+    outputs.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        blocks: Sequence[nn.Module],
+        outputs: int,
+        *,
+        edge: int,
+        n_patches: int,
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, edge, edge)
+        self.first = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + n_patches, width))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        first = self.first.expand(x.shape[0], -1, -1)
+        y = torch.cat([first, tokens], 1) + self.positions
+        return torch.as_tensor(self.out(self.norm(self.blocks(y))[:, 0]))
 
 
 class Tokens(nn.Module):

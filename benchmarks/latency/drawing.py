@@ -11,7 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["MOST_MACS", "Example", "activation", "example_of", "log_uniform", "width_of"]
+__all__ = [
+    "MOST_MACS",
+    "Example",
+    "activation",
+    "example_of",
+    "log_uniform",
+    "next_token_loss",
+    "width_of",
+]
 
 MOST_MACS = 6e7
 """Of a convolution or product, so that a pass takes milliseconds."""
@@ -65,3 +73,7 @@ def example_of(
         return Example(name, model, inputs, torch.randn(n_samples, outputs), functional.mse_loss)
     labels = torch.zeros(n_samples, dtype=torch.long)
     return Example(name, model, inputs, labels, functional.cross_entropy)
+
+
+def next_token_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())

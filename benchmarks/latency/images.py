@@ -26,7 +26,7 @@ from benchmarks.latency.drawing import (
     width_of,
 )
 
-__all__ = ["deep", "images", "late"]
+__all__ = ["deep", "heavy", "images", "late"]
 
 
 class _Images:
@@ -76,6 +76,11 @@ def _plain(net: _Images) -> None:
     kernel = net.chance.choice([3, 3, 3, 5, 7] if net.size >= 7 else [1, 3, 3])
     stride = net.stride()
     net.conv(net.wide(kernel**2, stride), kernel, stride)
+
+
+def _same(net: _Images) -> None:
+    if net.fits(9 * net.channels**2):
+        net.conv(net.channels)
 
 
 def _pointwise(net: _Images) -> None:
@@ -222,6 +227,18 @@ def late(name: str, chance: random.Random) -> Example:
     net = _Images(chance, batch, width_of(chance, 96, 1024), size)
     net.widest = 2048
     return _convolutional(name, net, chance.randint(4, 9))
+
+
+def heavy(name: str, chance: random.Random) -> Example:
+    """As the very last stages: more weights than data."""
+    size, batch = chance.choice([1, 1, 2, 2, 3, 4]), log_uniform(chance, 2, 8)
+    net = _Images(chance, batch, width_of(chance, 192, 1024), size)
+    net.widest, channels = 1024, net.channels
+    net.conv(channels, 1)
+    blocks = [_same, _same, _residual, _bottleneck, _pointwise, _inverted, _grouped]
+    for _ in range(chance.randint(4, 8)):
+        chance.choice(blocks)(net)
+    return _headed(name, net, batch, channels, size)
 
 
 def deep(name: str, chance: random.Random) -> Example:

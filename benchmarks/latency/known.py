@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.latency.blocks import Logits
-from benchmarks.latency.drawing import Example
-from benchmarks.latency.networks import next_token_loss
+from benchmarks.latency.drawing import Example, next_token_loss
 from benchmarks.resnet import resnet18
 
 __all__ = ["KNOWN"]

@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from benchmarks.latency.blocks import Attention, LastStep, Residual, Tokens
 from benchmarks.latency.drawing import (
@@ -21,11 +20,13 @@ from benchmarks.latency.drawing import (
     activation,
     example_of,
     log_uniform,
+    next_token_loss,
     width_of,
 )
-from benchmarks.latency.images import deep, images, late
+from benchmarks.latency.images import deep, heavy, images, late
+from benchmarks.latency.trunks import encoder, trunk
 
-__all__ = ["SORTS", "next_token_loss", "random_examples"]
+__all__ = ["SORTS", "random_examples"]
 
 
 def random_examples(n_each: Mapping[str, int]) -> Sequence[Callable[[], Example]]:
@@ -115,10 +116,6 @@ def _series(name: str, chance: random.Random) -> Example:
     return example_of(name, model, inputs, classes, chance)
 
 
-def next_token_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-
-
 SORTS: Mapping[str, Callable[[str, random.Random], Example]] = {
     "images": images,
     "late": late,
@@ -126,4 +123,7 @@ SORTS: Mapping[str, Callable[[str, random.Random], Example]] = {
     "perceptron": _perceptron,
     "tokens": _tokens,
     "series": _series,
+    "heavy": heavy,
+    "trunk": trunk,
+    "encoder": encoder,
 }

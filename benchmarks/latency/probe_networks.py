@@ -297,6 +297,32 @@ def _signal() -> nn.Module:
     )
 
 
+def _broad() -> nn.Module:
+    """Linear layers on many steps, as large as fill a device."""
+    perceptrons = [
+        _Residual(nn.LayerNorm(256), nn.Linear(256, 768), nn.GELU(), nn.Linear(768, 256))
+        for _ in range(2)
+    ]
+    return nn.Sequential(nn.Linear(64, 256), *perceptrons, _Attention(256), _Gate(256), _out(256))
+
+
+def _dense() -> nn.Module:
+    """Convolutions that fill a device, and windows without padding."""
+    return nn.Sequential(
+        *_convolution(3, 48, stride=2),
+        *_convolution(48, 48),
+        *_convolution(48, 192, 1),
+        nn.Conv2d(192, 192, 3, stride=2, groups=192, bias=False),
+        nn.BatchNorm2d(192),
+        nn.SiLU(),
+        *_convolution(192, 192),
+        *_convolution(192, 384, 1),
+        *_convolution(384, 384, 7, groups=384),
+        *_convolution(384, 384, 3, stride=2),
+        *_head(384),
+    )
+
+
 NETWORKS = (
     ProbeNetwork("plain", _plain, (3, 32, 32), 4),
     ProbeNetwork("transformer", _transformer, (32,), 4, n_words=1000),
@@ -308,6 +334,8 @@ NETWORKS = (
     ProbeNetwork("wide", _wide, (1, 40, 40), 4),
     ProbeNetwork("grouped", _grouped, (3, 24, 24), 8),
     ProbeNetwork("signal", _signal, (6, 128), 8),
+    ProbeNetwork("dense", _dense, (3, 56, 56), 4),
+    ProbeNetwork("broad", _broad, (48, 64), 8),
 )
 
 

@@ -2,7 +2,9 @@
 
     python -m benchmarks.latency.samples
 
-measures them anew: a quarter of an hour of a quiet machine with two cores.
+measures them anew: three quarters of an hour of a quiet machine with two cores. There are three
+rounds, each a third of the random networks on every kind; known networks and the probe are in all
+three, and medians count.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -35,7 +37,18 @@ Part = Literal["random", "known", "probe"]
 Units = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 PATH = Path(__file__).with_name("samples.npz")
-_N_EACH = {"images": 80, "late": 48, "deep": 12, "perceptron": 30, "tokens": 32, "series": 20}
+_N_EACH = {
+    "images": 80,
+    "late": 48,
+    "deep": 24,
+    "perceptron": 30,
+    "tokens": 32,
+    "series": 20,
+    "heavy": 36,
+    "trunk": 100,
+    "encoder": 50,
+}
+_N_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,9 @@ class Samples:
     rows: Floats
     owners: np.ndarray[tuple[int], np.dtype[np.int64]]
     seconds: Mapping[str, Floats]
+    rounds: Mapping[str, Floats] = field(default_factory=dict)
+    """``[round, unit, direction]`` of each kind: what single rounds took, NaN for random networks,
+    which are in one round only."""
 
     def units(self, part: Part) -> Units:
         """The units that are for this."""
@@ -66,7 +82,8 @@ class Samples:
             parts=np.array(self.parts),
             rows=self.rows.astype(np.float32),
             owners=self.owners.astype(np.int32),
-            **{f"seconds/{kind}": s.astype(np.float32) for kind, s in self.seconds.items()},  # type: ignore[arg-type]
+            **_arrays("seconds", self.seconds),  # type: ignore[arg-type]
+            **_arrays("rounds", self.rounds),  # type: ignore[arg-type]
         )
 
     @classmethod
@@ -78,23 +95,41 @@ class Samples:
                 parts=tuple(found["parts"].tolist()),
                 rows=found["rows"].astype(np.float64),
                 owners=found["owners"].astype(np.int64),
-                seconds={
-                    name.removeprefix("seconds/"): found[name].astype(np.float64)
-                    for name in found.files
-                    if name.startswith("seconds/")
-                },
+                seconds=_by_kind("seconds", found),
+                rounds=_by_kind("rounds", found),
             )
 
 
-def _measure() -> Samples:
-    makers: dict[Part, Sequence[Callable[[], Example]]] = {
+def _arrays(prefix: str, by_kind: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {f"{prefix}/{kind}": each.astype(np.float32) for kind, each in by_kind.items()}
+
+
+def _by_kind(prefix: str, found: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {
+        name.removeprefix(f"{prefix}/"): found[name].astype(np.float64)
+        for name in found
+        if name.startswith(f"{prefix}/")
+    }
+
+
+Programs = dict[str, tuple[Captured, int]]
+Round = Mapping[str, Mapping[str, Floats]]
+"""Seconds ``[unit, direction]`` by kind, then by network."""
+
+
+def makers() -> Mapping[Part, Sequence[Callable[[], Example]]]:
+    """What makes the networks of each part."""
+    return {
         "random": random_examples(_N_EACH),
         "known": KNOWN,
         "probe": [partial(_probed, network) for network in NETWORKS],
     }
-    programs: dict[str, tuple[Captured, int]] = {}
+
+
+def _measure() -> Samples:
+    programs: Programs = {}
     parts: dict[str, Part] = {}
-    for part, each in makers.items():
+    for part, each in makers().items():
         for make in each:
             example = make()
             try:
@@ -104,25 +139,49 @@ def _measure() -> Samples:
                     raise
                 warnings.warn(f"{example.name} is left out: {error}", stacklevel=1)
             parts[example.name] = part
-    with tempfile.TemporaryDirectory(prefix="latency-") as folder:
-        write_programs(Path(folder), programs)
-        timed = {kind: time_as(kind, Path(folder)) for kind in KINDS}
     features = {
         name: list(unit_features(captured.program, size).values())
         for name, (captured, size) in programs.items()
     }
+    timed = [_timed(names, programs) for names in in_rounds(programs, parts)]
+    return assembled(features, parts, timed)
+
+
+def in_rounds(names: Iterable[str], parts: Mapping[str, Part]) -> list[list[str]]:
+    """The networks of each round: a share of the random ones, and all others."""
+    random = [name for name in names if parts[name] == "random"]
+    always = [name for name in names if parts[name] != "random"]
+    return [[*random[number::_N_ROUNDS], *always] for number in range(_N_ROUNDS)]
+
+
+def _timed(names: Iterable[str], programs: Programs) -> Round:
+    with tempfile.TemporaryDirectory(prefix="latency-") as folder:
+        write_programs(Path(folder), {name: programs[name] for name in names})
+        return {kind: time_as(kind, Path(folder)) for kind in KINDS}
+
+
+def assembled(
+    features: Mapping[str, Sequence[Floats]], parts: Mapping[str, Part], timed: Sequence[Round]
+) -> Samples:
+    """All that was timed, in the order of ``features``, the operators of each network's units."""
     pieces = [piece for each in features.values() for piece in each]
     networks = [name for name, each in features.items() for _ in each]
+    rounds = {kind: np.stack([_in_order(r[kind], features) for r in timed]) for kind in KINDS}
+    once = np.array([parts[name] == "random" for name in networks])[:, None]
     return Samples(
         networks=tuple(networks),
         parts=tuple(parts[name] for name in networks),
         rows=np.concatenate(pieces),
         owners=np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces]),
-        seconds={
-            kind: np.concatenate([found[name] for name in programs])
-            for kind, found in timed.items()
-        },
+        seconds={kind: np.nanmedian(each, axis=0) for kind, each in rounds.items()},
+        rounds={kind: np.where(once, np.nan, each) for kind, each in rounds.items()},
     )
+
+
+def _in_order(found: Mapping[str, Floats], features: Mapping[str, Sequence[Floats]]) -> Floats:
+    """NaN where a network was not timed."""
+    each = [found.get(name, np.full((len(own), 2), np.nan)) for name, own in features.items()]
+    return np.concatenate(each)
 
 
 def _probed(network: ProbeNetwork) -> Example:

@@ -16,13 +16,21 @@ from edgeweave.predict import (
     Measurement,
     unit_features,
 )
-from edgeweave.predict.embedding import Embedding
+from edgeweave.predict.embedding import Alikeness, Embedding
 from edgeweave.predict.features import Floats
 from edgeweave.predict.model import Prior
 from edgeweave.predict.probe import probe_programs
 
 CONV, MATMUL = FAMILIES.index("conv"), FAMILIES.index("matmul")
-PRIOR = Prior(own=1.0, mixture=1.0, likeness=0.5, noise=0.05, small_noise=0.1, small_seconds=1e-6)
+PRIOR = Prior(
+    own=1.0,
+    local=0.5,
+    mixture=1.0,
+    likeness=0.5,
+    noise=0.05,
+    small_noise=0.1,
+    small_seconds=1e-6,
+)
 
 
 def operator(family: int, macs: float, moved: float = 1e5) -> Floats:
@@ -36,20 +44,22 @@ def operator(family: int, macs: float, moved: float = 1e5) -> Floats:
 def model(*, kinds: int = 1) -> LatencyModel:
     """Operators of a family are alike within a factor of some ten multiply-adds."""
     typical = np.stack([operator(CONV, 10.0**power)[1:] for power in (5, 6, 7, 8)])
-    embedding = Embedding(
-        {"conv": typical, "matmul": typical},
+    alikeness = Alikeness(
         scales=np.full((len(FAMILIES), len(FEATURES)), 3.0),
         amplitudes=np.full(len(FAMILIES), 0.5),
         levels=np.full(len(FAMILIES), 0.3),
         common=0.2,
     )
+    embedding = Embedding({"conv": typical, "matmul": typical}, alikeness)
+    own = Embedding({"conv": typical[::2]}, alikeness)
     chance = np.random.default_rng(0)
     costs = np.tile([1e-5, 1e-10, 1e-10], (2, len(FAMILIES), 1))
     return LatencyModel(
         embedding=embedding,
+        own=own,
         work_costs=costs,
         shared=0.1 * chance.standard_normal((2, embedding.n_coordinates)),
-        kinds=0.1 * chance.standard_normal((kinds, 2, embedding.n_coordinates)),
+        kinds=0.1 * chance.standard_normal((kinds, 2, own.n_coordinates)),
         kind_names=tuple(f"kind-{number}" for number in range(kinds)),
         prior=PRIOR,
     )
@@ -114,7 +124,7 @@ def test_most_of_what_a_device_takes_lies_in_the_interval() -> None:
     chance = np.random.default_rng(1)
     pieces = [operator(CONV, 10 ** chance.uniform(5, 8))[None] for _ in range(40)]
     rows = np.concatenate(pieces)
-    covariance = PRIOR.own**2 * known.embedding.covariance(rows, rows)
+    covariance = known.covariance(rows, rows)
     both = np.block(
         [[covariance, PRIOR.likeness * covariance], [PRIOR.likeness * covariance, covariance]]
     )
@@ -122,7 +132,7 @@ def test_most_of_what_a_device_takes_lies_in_the_interval() -> None:
     inside = []
     for _ in range(40):
         weight = chance.standard_normal()
-        mixture = [weight * (known.embedding.points(rows) @ known.kinds[0, d]) for d in (0, 1)]
+        mixture = [weight * (known.own.points(rows) @ known.kinds[0, d]) for d in (0, 1)]
         own = chance.multivariate_normal(np.zeros(80), both) + np.concatenate(mixture)
         noise = PRIOR.noise * chance.standard_normal(80)
         seconds = plain * np.exp((own + noise).reshape(2, 40).T)
@@ -165,4 +175,4 @@ def test_the_model_that_ships_is_small_and_predicts_the_probe_s_networks() -> No
     predicted = DeviceLatency(shipped).predict(pieces)
     assert (predicted.seconds > 1e-6).all()
     assert (predicted.seconds < 0.1).all()
-    assert (predicted.deviation < 2).all()
+    assert (predicted.deviation < 3).all()

@@ -43,6 +43,7 @@ def test_a_convolution_multiplies_and_adds_for_every_output_kernel_element_and_c
     assert conv["output_bytes"] == pytest.approx(4 * 2 * 8 * 4 * 4)
     assert conv["weight_bytes"] == pytest.approx(4 * (8 * 3 * 9 + 8))
     assert (conv["kernel"], conv["stride"], conv["groups"]) == pytest.approx((9, 4, 1))
+    assert conv["padding"] == pytest.approx(4)
     assert (conv["channels_in"], conv["channels_out"]) == pytest.approx((3, 8))
     assert (conv["positions"], conv["batch"]) == pytest.approx((16, 2))
     assert conv["input_gradient"] == 0
@@ -144,16 +145,54 @@ def test_the_last_unit_carries_what_a_pass_takes_beside_its_operators() -> None:
     assert passes[last][0]["input_bytes"] == pytest.approx(len(captured.program.updates))
 
 
-def test_what_lies_before_an_operator_and_in_the_whole_pass_is_counted() -> None:
+def test_what_lies_before_and_behind_an_operator_counts_less_the_farther_it_is() -> None:
     model = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 3))
-    first, relu, second, loss = rows_of(model, torch.zeros(4, 10))
-    moved = [
-        row["input_bytes"] + row["output_bytes"] + row["weight_bytes"]
-        for row in (first, relu, second, loss)
-    ]
-    before = [row["bytes_before"] for row in (first, relu, second, loss)]
-    assert before == pytest.approx([0, moved[0], sum(moved[:2]), sum(moved[:3])])
-    assert {round(row["pass_bytes"]) for row in (first, relu, second, loss)} == {sum(moved)}
+    rows = rows_of(model, torch.zeros(4, 10))
+    a, b, c, d = (row["input_bytes"] + row["output_bytes"] + row["weight_bytes"] for row in rows)
+    before = [row["bytes_before"] for row in rows]
+    assert before == pytest.approx([0, a, a / 2 + b, a / 4 + b / 2 + c])
+    behind = [row["bytes_behind"] for row in rows]
+    assert behind == pytest.approx([b + c / 2 + d / 4, c + d / 2, d, 0])
+    assert [row["bytes_left"] for row in rows] == pytest.approx([b + c + d, c + d, d, 0])
+    assert [row["pass_bytes"] for row in rows] == pytest.approx([a + b + c + d] * 4)
+
+
+def test_a_pool_sees_its_window_and_moves_on_by_its_stride() -> None:
+    model = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+    largest, mean = rows_of(model, torch.zeros(4, 3, 8, 8))[:2]
+    assert (largest["kernel"], largest["stride"], largest["padding"]) == pytest.approx((9, 4, 4))
+    assert (mean["kernel"], mean["stride"], mean["padding"]) == pytest.approx((4, 4, 1))
+    assert (largest["variant_1"], mean["variant_1"]) == pytest.approx((0, 1))
+
+
+def test_a_window_is_no_larger_than_what_it_looks_at() -> None:
+    model = nn.Sequential(nn.AvgPool2d(64, ceil_mode=True), nn.Flatten(), nn.Linear(3, 2))
+    pool = rows_of(model, torch.zeros(4, 3, 8, 8))[0]
+    assert (pool["kernel"], pool["stride"]) == pytest.approx((64, 64))
+
+
+class Permuted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.out(self.norm(x.permute(0, 2, 1))).mean(1))
+
+
+def test_what_comes_in_along_permuted_dimensions_is_scattered() -> None:
+    rows = rows_of(Permuted(), torch.zeros(4, 12, 7))
+    (norm,) = [row for row in rows if family(row) == "norm"]
+    assert norm["scattered"] == pytest.approx(1)
+    assert rows[0]["scattered"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("channels", "power"), [(12, 4), (7, 1), (64, 32)])
+def test_channels_are_aligned_to_powers_of_two(channels: int, power: int) -> None:
+    model = nn.Sequential(nn.Linear(channels, 5))
+    row = rows_of(model, torch.zeros(4, channels))[0]
+    assert (row["aligned_in"], row["aligned_out"]) == pytest.approx((power, 1))
 
 
 def test_a_transposed_convolution_works_for_every_input() -> None:

@@ -93,7 +93,7 @@ class DeviceLatency:
         if not self.measurements:
             return self._predicted(around.log_seconds, self._variances(wanted, around))
         known = self._posterior
-        between = self.model.embedding.covariance(wanted.rows, known.seen.rows)
+        between = self.model.covariance(wanted.rows, known.seen.rows)
         around = wanted.linear(self._own(wanted, between, known.before, known.answer_before))
         cross = self._covariance(around, between, known.now)[:, known.told]
         explained = ((cross @ known.precision) * cross).sum(axis=1)
@@ -106,7 +106,7 @@ class DeviceLatency:
         """Of the logarithms of their forward seconds, before anything was measured."""
         work = _Pieces.of(self.model, pieces, most=_MOST_DISTINCT)
         linear = work.linear(work.unknown)
-        own = self.model.embedding.covariance(work.rows, work.rows)
+        own = self.model.covariance(work.rows, work.rows)
         return self._covariance(linear, own, linear)[: work.n, : work.n]
 
     def held_out(self) -> HeldOut:
@@ -129,7 +129,7 @@ class DeviceLatency:
     def _posterior(self) -> _Posterior:
         seen = _Pieces.of(self.model, [m.rows for m in self.measurements], most=_MOST_DISTINCT)
         told, values = _told(self.measurements)
-        within = self.model.embedding.covariance(seen.rows, seen.rows)
+        within = self.model.covariance(seen.rows, seen.rows)
         noise = np.diag(self.model.prior.noise_variance(values))
         now = before = seen.linear(seen.unknown)
         answer = answer_before = np.zeros(len(now.log_seconds))
@@ -151,21 +151,19 @@ class DeviceLatency:
             for i, left in enumerate(a.means)
         ]
         prior = self.model.prior
-        return np.asarray(
-            prior.own**2 * np.block(blocks) + prior.mixture**2 * (a.kinds @ b.kinds.T)
-        )
+        return np.asarray(np.block(blocks) + prior.mixture**2 * (a.kinds @ b.kinds.T))
 
     def _variances(self, wanted: _Pieces, around: _Linear) -> Floats:
         """The prior's, of every piece forward, then backward."""
         own = np.empty((len(DIRECTIONS), wanted.n))
         for index in range(wanted.n):
             mine = np.unique(wanted.like[wanted.owners == index])
-            within = self.model.embedding.covariance(wanted.rows[mine], wanted.rows[mine])
+            within = self.model.covariance(wanted.rows[mine], wanted.rows[mine])
             means = [each[index, mine] for each in around.means]
             own[:, index] = [mean @ within @ mean for mean in means]
         prior = self.model.prior
         mixture = (around.kinds**2).sum(axis=1)
-        return np.asarray(prior.own**2 * own.ravel() + prior.mixture**2 * mixture)
+        return np.asarray(own.ravel() + prior.mixture**2 * mixture)
 
     def _own(self, work: _Pieces, covariance: Floats, seen: _Linear, answer: Floats) -> Floats:
         """The device's own function at every distinct operator, in both directions."""
@@ -174,7 +172,7 @@ class DeviceLatency:
         halves = np.split(answer, len(DIRECTIONS))
         told = [covariance @ (mean.T @ half) for mean, half in zip(seen.means, halves, strict=True)]
         found = [
-            prior.own**2 * sum(_likeness(prior, i, j) * each for j, each in enumerate(told))
+            sum(_likeness(prior, i, j) * each for j, each in enumerate(told))
             + prior.mixture**2 * (kinds @ mixture)
             for i, kinds in enumerate(work.kinds)
         ]
@@ -233,16 +231,16 @@ class _Pieces:
     def of(cls, model: LatencyModel, pieces: Sequence[Floats], *, most: int | None = None) -> Self:
         """Of the rows of each piece; ``most`` bounds the distinct operators."""
         operators = np.concatenate(list(pieces))
-        scales = model.embedding.scales[operators[:, 0].astype(int)]
-        first, like = _distinct(operators, scales, most)
+        scales = np.minimum(model.embedding.alikeness.scales, model.own.alikeness.scales)
+        first, like = _distinct(operators, scales[operators[:, 0].astype(int)], most)
         work = model.work([operators[first]])
-        shared = np.exp(model.shared @ work.points.T)[:, like]
+        shared = (work.seconds / plain_seconds(model.work_costs, work.rows))[:, like]
         return cls(
             n=len(pieces),
             owners=np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces]),
             like=like,
             rows=work.rows,
-            kinds=np.stack([work.points @ each.T for each in np.swapaxes(model.kinds, 0, 1)]),
+            kinds=work.kinds,
             typical=plain_seconds(model.work_costs, operators) * shared,
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.numpy
 
 from edgeweave.core.errors import FormatError
-from edgeweave.predict.embedding import Embedding
+from edgeweave.predict.embedding import Alikeness, Embedding
 from edgeweave.predict.features import FAMILIES, FEATURES, Floats, macs_and_bytes
 
 __all__ = ["DIRECTIONS", "LatencyModel", "Prior", "Work"]
@@ -30,45 +30,35 @@ __all__ = ["DIRECTIONS", "LatencyModel", "Prior", "Work"]
 DIRECTIONS = ("forward", "backward")
 
 _FORMAT = "edgeweave/latency"
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """The operators of several pieces of work (units, stages), and what each takes typically.
 
-    ``owners[i]`` is the piece that operator ``i`` belongs to; ``seconds[direction, i]``.
+    ``owners[i]`` is the piece that operator ``i`` belongs to; ``seconds[direction, i]``, and
+    ``kinds[direction, i, kind]`` by how much each known kind is off, as logarithms.
     """
 
-    n_pieces: int
     owners: np.ndarray[tuple[int], np.dtype[np.int64]]
     rows: Floats
-    points: Floats
     seconds: Floats
-
-    def total(self, seconds: Floats) -> Floats:
-        """Sums over the operators of each piece, ``[piece, direction]``."""
-        found = np.zeros((self.n_pieces, len(DIRECTIONS)))
-        np.add.at(found, self.owners, seconds.T)
-        return found
-
-    def means(self, shares: Floats) -> Floats:
-        """The matrix that takes means over the operators of each piece, weighted by ``shares``."""
-        matrix = np.zeros((self.n_pieces, len(self.owners)))
-        matrix[self.owners, np.arange(len(self.owners))] = shares
-        return matrix
+    kinds: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
     """What is expected of a new device and of what is measured on it; deviations of log seconds.
 
-    ``own``, ``mixture``: how much its own part and each known kind count. ``likeness``: how alike
-    its forward and its backward are. ``noise``: of a measurement; ``small_noise``: what is added
-    where it takes much less than ``small_seconds``.
+    ``own``, ``mixture``: how much its own part and each known kind count. ``local``: how far off
+    what all share may be, where operators are unlike those that taught it. ``likeness``: how alike
+    forward and backward are. ``noise``: of a measurement; ``small_noise``: what is added where it
+    takes much less than ``small_seconds``.
     """
 
     own: float
+    local: float
     mixture: float
     likeness: float
     noise: float
@@ -88,10 +78,13 @@ class Prior:
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
     """``work_costs[direction, family]`` are seconds of overhead, per multiply-add and per byte;
-    ``shared[direction]`` and ``kinds[kind, direction]`` coefficients of the embedding.
+    ``shared[direction]`` and ``kinds[kind, direction]`` coefficients of the embeddings.
     """
 
     embedding: Embedding
+    """For what all devices share."""
+    own: Embedding
+    """For how a device differs."""
     work_costs: Floats
     shared: Floats
     kinds: Floats
@@ -102,9 +95,18 @@ class LatencyModel:
         """Pieces of work, each the rows that ``unit_features`` gives for its operators."""
         rows = np.concatenate(list(pieces))
         owners = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-        points = self.embedding.points(rows)
-        seconds = plain_seconds(self.work_costs, rows) * np.exp(self.shared @ points.T)
-        return Work(len(pieces), owners, rows, points, seconds)
+        believed = self.shared @ self.embedding.points(rows).T
+        seconds = plain_seconds(self.work_costs, rows) * np.exp(believed)
+        kinds = self.own.points(rows) @ self.kinds.transpose(1, 2, 0)
+        return Work(owners, rows, seconds, kinds)
+
+    def covariance(self, a: Floats, b: Floats) -> Floats:
+        """What is expected of a device's own function at operators, beside known kinds.
+
+        Exact also far from what is typical.
+        """
+        own, local = self.own.alikeness.covariance(a, b), self.embedding.alikeness.covariance(a, b)
+        return np.asarray(self.prior.own**2 * own + self.prior.local**2 * local)
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
@@ -112,12 +114,9 @@ class LatencyModel:
             "work_costs": self.work_costs,
             "shared": self.shared,
             "kinds": self.kinds,
-            "scales": self.embedding.scales,
-            "amplitudes": self.embedding.amplitudes,
-            "levels": self.embedding.levels,
-            "common": np.array([self.embedding.common]),
             "prior": np.array([getattr(self.prior, name) for name in Prior.__slots__]),
-            **{f"typical/{name}": rows for name, rows in self.embedding.typical.items()},
+            **_embedding_tensors("embedding", self.embedding),
+            **_embedding_tensors("own", self.own),
         }
         plain = {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
         metadata = {
@@ -144,20 +143,9 @@ class LatencyModel:
         tensors = {
             name: tensor.astype(np.float64) for name, tensor in safetensors.numpy.load(data).items()
         }
-        typical = {
-            name.removeprefix("typical/"): rows
-            for name, rows in sorted(tensors.items())
-            if name.startswith("typical/")
-        }
-        embedding = Embedding(
-            typical,
-            scales=tensors["scales"],
-            amplitudes=tensors["amplitudes"],
-            levels=tensors["levels"],
-            common=float(tensors["common"][0]),
-        )
         return cls(
-            embedding=embedding,
+            embedding=_embedding("embedding", tensors),
+            own=_embedding("own", tensors),
             work_costs=tensors["work_costs"],
             shared=tensors["shared"],
             kinds=tensors["kinds"],
@@ -179,6 +167,30 @@ def plain_seconds(work_costs: Floats, rows: Floats) -> Floats:
     macs, moved = macs_and_bytes(rows)
     costs = work_costs[:, family]
     return np.asarray(costs[..., 0] + costs[..., 1] * macs + costs[..., 2] * moved)
+
+
+def _embedding_tensors(name: str, embedding: Embedding) -> dict[str, Floats]:
+    alikeness = embedding.alikeness
+    return {
+        f"{name}/scales": alikeness.scales,
+        f"{name}/amplitudes": alikeness.amplitudes,
+        f"{name}/levels": alikeness.levels,
+        f"{name}/common": np.array([alikeness.common]),
+        **{f"{name}/typical/{family}": rows for family, rows in embedding.typical.items()},
+    }
+
+
+def _embedding(name: str, tensors: Mapping[str, Floats]) -> Embedding:
+    prefix = f"{name}/typical/"
+    typical = {
+        key.removeprefix(prefix): rows
+        for key, rows in sorted(tensors.items())
+        if key.startswith(prefix)
+    }
+    scales, amplitudes, levels, common = (
+        tensors[f"{name}/{part}"] for part in ("scales", "amplitudes", "levels", "common")
+    )
+    return Embedding(typical, Alikeness(scales, amplitudes, levels, float(common[0])))
 
 
 def _metadata(data: bytes) -> dict[str, str]:

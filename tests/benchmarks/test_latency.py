@@ -1,0 +1,120 @@
+"""What the latency model is made from: networks that run, samples that keep, a fit that finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.latency.networks import SORTS, random_examples
+from benchmarks.latency.samples import Samples, assembled, in_rounds
+from benchmarks.latency.scales import Noise, fit_shared
+from benchmarks.latency.solving import Solver
+from benchmarks.latency.teaching import Teaching, teaching
+from edgeweave.predict import FAMILIES, FEATURES
+from edgeweave.predict.embedding import Alikeness, Embedding
+from edgeweave.predict.features import Floats
+
+CONV, CHEAP = FAMILIES.index("conv"), FAMILIES.index("cheap")
+MACS = 1 + FEATURES.index("macs")
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_every_sort_of_random_network_computes_its_loss(sort: str) -> None:
+    for make in random_examples({sort: 3}):
+        example = make()
+        assert example.loss(example.model(example.inputs), example.targets).isfinite()
+
+
+def test_a_random_network_depends_on_its_name_alone() -> None:
+    first, again = (random_examples({"trunk": 2})[1]() for _ in range(2))
+    assert first.name == again.name == "trunk-1"
+    assert str(first.model) == str(again.model)
+
+
+PARTS = {"a": "random", "b": "random", "c": "random", "d": "random", "known": "known"}
+
+
+def test_random_networks_are_in_one_round_and_known_ones_in_all() -> None:
+    rounds = in_rounds(PARTS, PARTS)  # type: ignore[arg-type]
+    assert rounds == [["a", "d", "known"], ["b", "known"], ["c", "known"]]
+
+
+def operators(families: Floats, macs: Floats) -> Floats:
+    rows = np.zeros((len(families), 1 + len(FEATURES)))
+    rows[:, 0], rows[:, MACS] = families, macs
+    return rows
+
+
+@pytest.fixture
+def samples(monkeypatch: pytest.MonkeyPatch) -> Samples:
+    monkeypatch.setattr("benchmarks.latency.samples.KINDS", ("fast", "slow"))
+    row = operators(np.array([CONV]), np.array([10.0]))
+    once = {"a": np.array([[1.0, 2.0]]), "known": np.array([[3.0, 4.0]])}
+    again = {"known": np.array([[5.0, 4.0]])}
+    slow = [{name: 2 * each for name, each in found.items()} for found in (once, again)]
+    return assembled(
+        {"a": [row], "known": [row]},
+        {"a": "random", "known": "known"},
+        [{"fast": once, "slow": slow[0]}, {"fast": again, "slow": slow[1]}],
+    )
+
+
+def test_medians_of_the_rounds_count_and_single_rounds_are_kept(samples: Samples) -> None:
+    assert samples.seconds["fast"].tolist() == [[1.0, 2.0], [4.0, 4.0]]
+    assert samples.rounds["slow"][:, 1].tolist() == [[6.0, 8.0], [10.0, 8.0]]
+    assert np.isnan(samples.rounds["slow"][:, 0]).all()
+
+
+def test_samples_are_the_same_after_a_file(samples: Samples, tmp_path: Path) -> None:
+    samples.save(tmp_path / "samples.npz")
+    again = Samples.load(tmp_path / "samples.npz")
+    assert (again.networks, again.parts) == (samples.networks, samples.parts)
+    for kind in samples.seconds:
+        np.testing.assert_allclose(again.seconds[kind], samples.seconds[kind])
+        np.testing.assert_allclose(again.rounds[kind], samples.rounds[kind])
+
+
+def test_known_networks_do_not_teach(samples: Samples) -> None:
+    taught = teaching(samples, ["slow"])
+    assert taught.n_units == 1
+    assert taught.log_seconds["slow"].tolist() == [[pytest.approx(np.log(2)), np.log(4)]]
+
+
+def taught() -> tuple[Teaching, Floats]:
+    """Units of a convolution and something cheap; how much longer than believed operators take."""
+    chance = np.random.default_rng(0)
+    n_units = 150
+    families = np.tile([CONV, CHEAP], n_units).astype(float)
+    rows = operators(families, chance.uniform(0, 6, 2 * n_units))
+    longer = np.where(families == CONV, np.sin(rows[:, MACS]), 0.5)
+    owners = np.repeat(np.arange(n_units), 2)
+    took = np.log(np.bincount(owners, weights=1e-3 * np.exp(longer)))
+    return Teaching(rows, owners, {"a": np.stack([took, took], axis=1)}), longer
+
+
+def alikeness() -> Alikeness:
+    n_families = len(FAMILIES)
+    scales = np.ones((n_families, len(FEATURES)))
+    return Alikeness(scales, np.ones(n_families), np.ones(n_families), 0.1)
+
+
+def test_what_operators_take_is_found_from_sums_over_units_despite_some_that_are_far_off() -> None:
+    known, longer = taught()
+    known.log_seconds["a"][::15] += 2.0
+    points = operators(np.full(25, CONV), np.linspace(0, 6, 25))[:, 1:]
+    embedding = Embedding({"conv": points}, alikeness())
+    solver = Solver(known, embedding)
+    wanted, seconds = known.typical()[:, 0], np.full(len(longer), 1e-3)
+    found = solver.coefficients(seconds, wanted, Noise(0.02, 0.0), n_steps=6)
+    assert np.abs(solver.values(found) - longer).mean() < 0.1
+
+
+def test_features_that_do_not_matter_get_long_scales() -> None:
+    known, longer = taught()
+    known.rows[:, 1 + FEATURES.index("batch")] = np.random.default_rng(1).uniform(0, 6, len(longer))
+    found, noise = fit_shared(known, np.full((2, len(longer)), 1e-3), seed=0)
+    scales = dict(zip(FEATURES, found.scales[CONV], strict=True))
+    assert scales["batch"] > 3 * scales["macs"]
+    assert noise.all < 0.2
