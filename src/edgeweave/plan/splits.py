@@ -43,6 +43,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Join = Callable[[Floats, Floats], Floats]
 
 
@@ -155,23 +156,28 @@ class Grid:
     def feed_seconds(self) -> Floats:
         """Entry ``[d, i, j]``: how long a span's feeds keep the coordinator's link busy."""
         rates = [link.bytes_per_second for link in self._links_to_devices()]
-        return np.asarray(self._feed_bytes()[None] / np.array(rates)[:, None, None])
+        sizes, _ = self._feeds()
+        return np.asarray(sizes[None] / np.array(rates)[:, None, None])
 
-    def _feed_bytes(self) -> Floats:
-        """Entry ``[i, j]``: what the coordinator sends to a span for each microbatch."""
+    def _feeds(self) -> tuple[Floats, Bools]:
+        """Entry ``[i, j]``: the bytes that the coordinator sends to a span for each microbatch, and
+        whether it sends anything; even of no bytes it takes the link's latency.
+        """
         sizes = np.zeros((self.n_units, self.n_units + 1))
+        are_fed = np.zeros(sizes.shape, dtype=bool)
         for feed in self._costs.feeds:
-            used = np.isin(np.arange(self.n_units), feed.units)
-            sizes += feed.size_bytes * (_spans(used) > 0)
-        return sizes
+            used = _spans(np.isin(np.arange(self.n_units), feed.units)) > 0
+            sizes += feed.size_bytes * used
+            are_fed |= used
+        return sizes, are_fed
 
     def feed_latency_seconds(self) -> Floats:
         """Entry ``[d, i, j]``: from when a span's feeds have left until they are there."""
-        sizes = self._feed_bytes()
+        sizes, are_fed = self._feeds()
         found = np.zeros((len(self.names), *sizes.shape))
         for d, link in enumerate(self._links_to_devices()):
-            for size in np.unique(sizes[sizes > 0]):
-                found[d, sizes == size] = link.arrival_seconds(int(size))
+            for size in np.unique(sizes[are_fed]):
+                found[d, are_fed & (sizes == size)] = link.arrival_seconds(int(size))
         return found
 
     def _links_to_devices(self) -> list[Link]:
@@ -282,7 +288,7 @@ def _spans(values: Any) -> Floats:
     return np.asarray(np.maximum(ends[None, :] - ends[:-1, None], 0.0))
 
 
-def _real_spans(n_units: int) -> npt.NDArray[np.bool_]:
+def _real_spans(n_units: int) -> Bools:
     return np.arange(n_units)[:, None] < np.arange(n_units + 1)[None, :]
 
 

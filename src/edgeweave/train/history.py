@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from edgeweave.plan import Plan
 from edgeweave.train.batches import Cursor
-from edgeweave.train.report import EpochRecord, Evaluation, OpenEpoch
+from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, OpenEpoch, Report
 from edgeweave.train.run import RoundResult
 
 __all__ = ["History"]
@@ -40,6 +41,18 @@ class History:
         self.cursor = Cursor(self.cursor.epoch + 1, 0)
         self._open = OpenEpoch()
         return record
+
+    def report(self, plan: Plan, devices: tuple[DeviceReport, ...]) -> Report:
+        """All of it, with the plan it was done by and what each device did."""
+        return Report(
+            plan=plan,
+            epochs=tuple(self.epochs),
+            step_losses=tuple(self.step_losses),
+            n_samples=self.n_samples,
+            seconds=self.seconds,
+            step_seconds=tuple(self.step_seconds),
+            devices=devices,
+        )
 
     def open_epoch(self) -> OpenEpoch:
         """The sums of the epoch in progress."""

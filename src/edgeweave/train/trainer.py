@@ -40,7 +40,6 @@ from edgeweave.train.costs import Measure
 from edgeweave.train.deployment import check_place
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
-from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.measurements import Measurements
@@ -52,7 +51,7 @@ from edgeweave.train.microbatches import (
 )
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
-from edgeweave.train.report import Evaluation, Report, device_reports
+from edgeweave.train.report import DeviceReport, Evaluation, Report, device_reports
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
 
 __all__ = ["PipelineTrainer"]
@@ -249,7 +248,7 @@ class PipelineTrainer:
             self._weights.fetch(run)
             self._teach(plan, batch_size, timings)
             return replace(
-                self._report(run, plan, fit.history, started),
+                fit.history.report(plan, self._device_reports(run, plan, started)),
                 chaos=self._fleet.chaos_log[n_before:],
                 replans=watch.decisions,
             )
@@ -339,20 +338,12 @@ class PipelineTrainer:
             return PlanWatch(None)
         return PlanWatch(Monitor(plan, self._costs))
 
-    def _report(
-        self, run: PipelineRun, plan: Plan, history: History, started_seconds: float
-    ) -> Report:
+    def _device_reports(
+        self, run: PipelineRun, plan: Plan, started_seconds: float
+    ) -> tuple[DeviceReport, ...]:
         offsets = {device: self._fleet.clock_offset(device) for device in plan.devices}
-        return Report(
-            plan=plan,
-            epochs=tuple(history.epochs),
-            step_losses=tuple(history.step_losses),
-            n_samples=history.n_samples,
-            seconds=history.seconds,
-            step_seconds=tuple(history.step_seconds),
-            devices=device_reports(
-                run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
-            ),
+        return device_reports(
+            run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
         )
 
     def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:
