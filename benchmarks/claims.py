@@ -293,6 +293,25 @@ _RELAYS = Claim(
     rows=_RELAYS_FLEETS,
 )
 
+_MICROBATCHES = Claim(
+    name="microbatches",
+    title="Microbatches that the planner chooses",
+    metrics=tuple(
+        metric
+        for case, words in {
+            "digits_cnn": "the demo's CNN, batch 512",
+            "mobilenet": "MobileNetV2, batch 128",
+            "mlp": "an MLP, batch 512",
+        }.items()
+        for metric in (
+            Metric(f"chosen_over_16_{case}", f"step with 16 / as chosen, {words}"),
+            Metric(f"chosen_predicted_{case}", "predicted / measured step, as chosen"),
+        )
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _CODEC_LEAST = {8: 1.0, 4: 1.0, 7: 0.4, 6: 0.4, 5: 0.4, 3: 0.4, 2: 0.4}
 
 _CODEC = Claim(
@@ -323,6 +342,7 @@ CLAIMS: Mapping[str, Claim] = {
     for claim in (
         _EMULATOR,
         _EFFICIENCY,
+        _MICROBATCHES,
         _PEERS,
         _PLANNER,
         _PREDICTOR,

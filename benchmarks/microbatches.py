@@ -1,14 +1,16 @@
-"""The planner's microbatches against 16: ``python -m benchmarks.microbatches mlp@equal-lan``.
+"""The microbatches that the planner chooses, against 16.
 
-For both the devices are measured and a plan is made; then they take turns on one fleet, and medians
-of full steps are compared. Each line has the predicted step too.
+For both, the devices are measured and a plan is made; then they take turns on one emulated fleet,
+and full steps are compared.
+
+    chosen_over_16_...      median step with 16 microbatches / with those chosen
+    chosen_predicted_...    predicted / measured step, with those chosen
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,15 +21,19 @@ from torch.utils.data import TensorDataset
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 import edgeweave as ew
+from benchmarks.harness import Result
+from benchmarks.latency.blocks import Logits
 from edgeweave.fleet import FleetDescription, load_preset
 from edgeweave.train.models import digits_cnn, mlp
 
-__all__ = ["main"]
+__all__ = ["run"]
 
-_SPEEDS = FleetDescription(
+_SEED = 0
+_UNEQUAL = FleetDescription(
     (ew.Device("pi-a", 0.3), ew.Device("pi-b", 0.3), ew.Device("old-laptop", 0.15))
 )
 _BEFORE = 16
+_TURNS, _STEPS = 3, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,69 +44,103 @@ class _Case:
     batch_size: int
 
 
-class _MobileNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=32))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.net(images).logits
-        return logits
+def _mobilenet() -> nn.Module:
+    config = MobileNetV2Config(image_size=32)
+    return Logits(MobileNetV2ForImageClassification(config))
 
 
-def _case(name: str) -> _Case:
-    model, _, preset = name.partition("@")
-    fleet = load_preset(preset) if preset else _SPEEDS
-    build, shape, batch_size = {
-        "digits-cnn": (digits_cnn, (1, 8, 8), 512),
-        "mlp": (lambda: mlp(64, 10, hidden=[256, 256, 256]), (64,), 512),
-        "mobilenet": (_MobileNet, (3, 32, 32), 128),
-    }[model]
-    return _Case(fleet, build, shape, batch_size)
+_CASES: Mapping[str, _Case] = {
+    "digits_cnn": _Case(_UNEQUAL, digits_cnn, (1, 8, 8), 512),
+    "mobilenet": _Case(_UNEQUAL, _mobilenet, (3, 32, 32), 128),
+    "mlp": _Case(
+        load_preset("raspberry-pi-wifi"), lambda: mlp(64, 10, hidden=[256, 256, 256]), (64,), 512
+    ),
+}
+
+
+def run(*, quick: bool) -> Result:
+    """Measure every case; ``quick`` the first one, in one turn."""
+    torch.set_num_threads(1)
+    metrics: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
+    settings: dict[str, object] = {"seed": _SEED, "before": _BEFORE}
+    lines = []
+    for name in list(_CASES)[: 1 if quick else None]:
+        before, chosen = _measured(_CASES[name], 1 if quick else _TURNS)
+        metrics[f"chosen_over_16_{name}"] = before.step / chosen.step
+        metrics[f"chosen_predicted_{name}"] = chosen.plan.step_seconds / chosen.step
+        for label, side in (("16", before), ("chosen", chosen)):
+            samples[f"{name}, {label}"] = side.steps
+            settings[f"{name}, {label}"] = side.document()
+            lines.append(f"{name:>12} {label:>7}: {side.line()}")
+    lines += [f"{key:>28} = {value:.3f}" for key, value in metrics.items()]
+    return Result(
+        name="microbatches",
+        quick=quick,
+        metrics=metrics,
+        lines=tuple(lines),
+        samples=samples,
+        settings=settings,
+    )
+
+
+class _Side:
+    """One way to cut the batch: its trainer, and the steps it took so far."""
+
+    def __init__(self, case: _Case, fleet: ew.Fleet, n_microbatches: int | None) -> None:
+        torch.manual_seed(_SEED)
+        self._batch_size = case.batch_size
+        self._trainer = ew.PipelineTrainer(
+            case.build(),
+            cross_entropy,
+            optimizer=ew.Optimizer("SGD", lr=0.01, momentum=0.9),
+            fleet=fleet,
+            n_microbatches=n_microbatches,
+        )
+        started = time.monotonic()
+        self.plan = self._trainer.prepare(_data(case, 1), batch_size=case.batch_size)
+        self.planning_seconds = time.monotonic() - started
+        self.steps: list[float] = []
+
+    @property
+    def step(self) -> float:
+        """The median."""
+        return median(self.steps)
+
+    def train(self, data: TensorDataset) -> None:
+        """One turn. Its first step follows no other's backward, and does not count."""
+        report = self._trainer.fit(data, batch_size=self._batch_size, epochs=1, progress=False)
+        self.steps += report.step_seconds[1:]
+
+    def document(self) -> dict[str, object]:
+        return {
+            "n_microbatches": self.plan.n_microbatches,
+            "devices": list(self.plan.devices),
+            "predicted_seconds": self.plan.step_seconds,
+            "planning_seconds": self.planning_seconds,
+        }
+
+    def line(self) -> str:
+        return (
+            f"{self.plan.n_microbatches} microbatches on {len(self.plan.stages)} devices, step "
+            f"{self.step:.3f} s, predicted {self.plan.step_seconds:.3f} s, measured and planned in "
+            f"{self.planning_seconds:.1f} s"
+        )
+
+
+def _measured(case: _Case, turns: int) -> tuple[_Side, _Side]:
+    """With 16 and with the planner's choice, in turn."""
+    with ew.Fleet.described(case.fleet) as fleet:
+        sides = (_Side(case, fleet, _BEFORE), _Side(case, fleet, None))
+        data = _data(case, 1 + _STEPS)
+        for _ in range(turns):
+            for side in sides:
+                side.train(data)
+    return sides
 
 
 def _data(case: _Case, n_steps: int) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(_SEED)
     n = n_steps * case.batch_size
     inputs = torch.randn(n, *case.shape, generator=generator)
     return TensorDataset(inputs, torch.randint(2, (n,), generator=generator))
-
-
-def main(name: str, *, turns: int = 3, steps: int = 8) -> None:
-    """Measure one case, such as ``digits-cnn`` or ``mlp@raspberry-pi-wifi``, and print it."""
-    torch.set_num_threads(1)
-    case = _case(name)
-    with ew.Fleet.described(case.fleet) as fleet:
-        trainers: dict[str, ew.PipelineTrainer] = {}
-        for label, count in (("16", _BEFORE), ("chosen", None)):
-            torch.manual_seed(0)
-            trainers[label] = ew.PipelineTrainer(
-                case.build(),
-                cross_entropy,
-                optimizer=ew.Optimizer("SGD", lr=0.01, momentum=0.9),
-                fleet=fleet,
-                n_microbatches=count,
-            )
-            started = time.monotonic()
-            trainers[label].prepare(_data(case, 1), batch_size=case.batch_size)
-            print(f"{label:>8}: measured and planned in {time.monotonic() - started:.1f} s")
-        for each in trainers["chosen"].tried:
-            print(f"          {each.n_microbatches} of {each.microbatch_size}: {each.step_seconds}")
-        data = _data(case, 1 + steps)
-        taken: dict[str, list[float]] = {label: [] for label in trainers}
-        for _ in range(turns):
-            for label, trainer in trainers.items():
-                report = trainer.fit(data, batch_size=case.batch_size, epochs=1, progress=False)
-                taken[label] += report.step_seconds[1:]  # the first follows no other's backwards
-        for label, trainer in trainers.items():
-            plan = trainer.plan
-            assert plan is not None
-            print(
-                f"{name} {label:>8}: {plan.n_microbatches} microbatches on {len(plan.stages)} "
-                f"devices, step {median(taken[label]):.3f} s, predicted {plan.step_seconds:.3f} s"
-            )
-        print(f"{name}: 16 / chosen = {median(taken['16']) / median(taken['chosen']):.2f}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
