@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeweave.predict.features import FAMILIES, FEATURES, Floats
+from edgeweave.predict.features import FAMILIES, FEATURES, Floats, alignment
 
 __all__ = ["DATA", "WORK", "Recorded", "convolution", "matmul", "merged", "moving", "operator"]
 
@@ -77,6 +77,9 @@ def operator(family: str, **counts: float) -> list[float]:
     Only inference was recorded: no gradient flows, and what ran before is not known.
     """
     traffic = sum(counts.get(name, 0) for name in ("input_bytes", "output_bytes", "weight_bytes"))
+    for side in ("in", "out"):
+        if f"channels_{side}" in counts:
+            counts[f"aligned_{side}"] = alignment(int(counts[f"channels_{side}"]))
     counts["macs_per_byte"] = counts.get("macs", 0) / max(traffic, 1)
     unknown = counts.keys() - set(FEATURES)
     if unknown:
@@ -104,7 +107,7 @@ def convolution(
         output_bytes=itemsize * math.prod(outputs),
         weight_bytes=itemsize * weights,
         kernel=kernel,
-        stride=math.prod(area) / math.prod(positions),
+        stride=_stride(area, positions),
         groups=groups,
         channels_in=channels_in,
         channels_out=channels_out,
@@ -147,19 +150,26 @@ def moving(
 ) -> list[float]:
     """An operator that multiplies no matrices: a pool, an addition, an activation."""
     batch, channels, *positions = output
-    area = math.prod(inputs[0][2:]) if inputs else 1
+    area = inputs[0][2:] if inputs else ()
     return operator(
         family,
         input_bytes=itemsize * sum(map(math.prod, inputs)),
         output_bytes=itemsize * math.prod(output),
         kernel=kernel,
-        stride=area / max(math.prod(positions), 1) if family == "pool" else 1,
+        stride=_stride(area, positions) if family == "pool" else 1,
         groups=1,
         channels_in=inputs[0][1] if inputs else 1,
         channels_out=channels,
         positions=math.prod(positions),
         batch=batch,
         steps=1,
+    )
+
+
+def _stride(area: Sequence[int], positions: Sequence[int]) -> int:
+    """Of the dimensions together, as the sizes before and behind imply it."""
+    return math.prod(
+        max(round(before / after), 1) for before, after in zip(area, positions, strict=False)
     )
 
 

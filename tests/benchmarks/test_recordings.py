@@ -26,7 +26,16 @@ from edgeweave.predict import FEATURES, unit_features
 from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
 from edgeweave.program import capture
 
-_NOT_RECORDED = ("bytes_before", "bytes_after", "pass_bytes", "input_gradient")
+_NOT_RECORDED = (
+    "padding",
+    "bytes_before",
+    "bytes_behind",
+    "bytes_left",
+    "pass_bytes",
+    "bytes_since",
+    "bytes_until",
+    "input_gradient",
+)
 _READERS = {"tophub": tophub, "deepbench": deepbench, "ncnn": ncnn, "nasbench": nasbench}
 _FOLDERS = {
     "tophub": "latency_tvm_tophub",

@@ -75,7 +75,7 @@ def test_each_network_has_a_handful_of_units_and_all_need_little_memory() -> Non
         units = unit_bytes(program, network.microbatch_size).values()
         assert 5 <= len(units) <= 14, network.name
         needed += 2 * sum(unit.parameters for unit in units)
-    assert needed < 40e6
+    assert needed < 60e6
 
 
 def test_a_measurement_is_of_one_unit_and_none_has_no_operators() -> None:

@@ -19,7 +19,7 @@ from edgeweave.program import DTYPES, Program, without_outputs
 from edgeweave.program.cut import needed
 from edgeweave.program.graph import SHARED_UNIT, Arg, Items, Node, StateSpec, Value
 
-__all__ = ["FAMILIES", "FEATURES", "Floats", "macs_and_bytes", "unit_features"]
+__all__ = ["FAMILIES", "FEATURES", "Floats", "alignment", "macs_and_bytes", "unit_features"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -227,8 +227,8 @@ def _row(
         math.prod(output) / max(channels_out * samples, 1),
         samples,
         steps,
-        _alignment(channels_in),
-        _alignment(channels_out),
+        alignment(channels_in),
+        alignment(channels_out),
         any(value.order for value in data),
         *[0.0] * len(_SURROUNDINGS),
         *(float(variant == number) for number in range(1, _MOST_VARIANTS)),
@@ -312,7 +312,8 @@ def _size(shape: tuple[int, ...], dimension: int) -> int:
     return shape[dimension] if -len(shape) <= dimension < len(shape) else 1
 
 
-def _alignment(channels: int) -> int:
+def alignment(channels: int) -> int:
+    """The largest power of two, to 32, that divides a number of channels."""
     return math.gcd(channels, _MOST_ALIGNED)
 
 
