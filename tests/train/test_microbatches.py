@@ -221,7 +221,8 @@ def test_evaluation_keeps_the_size_and_other_batches_get_their_own(
         watched = Watched(job.data)
         found = trainer.evaluate(watched, batch_size=batch_size)
         assert set(watched.read) <= {size, 40 % size}
-        assert found.loss == evaluate_eagerly(job.model, job, job.data)[0]
+        eager = evaluate_eagerly(job.model, job, job.data)[0]
+        assert found.loss == pytest.approx(eager, rel=1e-6)  # agents here have threads of their own
     other = trainer.prepare(data_of(48), batch_size=2)
     assert other is not plan
     assert other.n_microbatches <= 2
