@@ -50,7 +50,8 @@ def test_pauses_between_bursts_count_for_nothing() -> None:
 
 def test_jitter_moves_the_rate_little_and_makes_none_up() -> None:
     assert rate_of([0.02 * n for n in range(12)], jitter=0.05) == pytest.approx(RATE, rel=0.25)
-    assert rate_of([0.12 * n for n in range(4)], jitter=0.15) is None
+    for n_frames in (4, 16, 32):
+        assert rate_of([0.12 * n for n in range(n_frames)], jitter=0.15) is None
 
 
 def test_a_receiver_that_was_busy_for_a_moment_is_no_slow_link() -> None:
@@ -87,10 +88,20 @@ def test_how_much_a_link_jitters_is_known_after_some_rounds() -> None:
     assert told == [False, False, False, True, True, True]
 
 
+def test_frames_without_bytes_tell_nothing_however_late_they_are() -> None:
+    rates = LinkRates()
+    for round_ in range(N_ROUNDS):
+        for number in range(4):
+            rates.add(round_, 0, (0.0, 0.1 * (1 + number), 0))
+        assert rates.end_round(round_) == {}
+
+
 def test_what_a_sender_makes_up_does_no_harm() -> None:
     rates = LinkRates()
-    for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
-        for round_ in range(N_ROUNDS):
+    for round_ in range(N_ROUNDS):
+        for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
             rates.add(round_, 0, (sent, 0.1 * number, SIZE))
-    told = [rate for round_ in range(N_ROUNDS) for rate in rates.end_round(round_).values()]
-    assert all(0 < rate < float("inf") for rate in told)
+            rates.add(round_, 2, (0.0, 0.1 * (1 + number), SIZE))
+    told = [rates.end_round(round_) for round_ in range(N_ROUNDS)]
+    assert told[-1][2] == pytest.approx(SIZE / 0.1)
+    assert all(0 < rate < float("inf") for each in told for rate in each.values())

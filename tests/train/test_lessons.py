@@ -6,6 +6,9 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
@@ -14,7 +17,8 @@ from edgeweave.predict import unit_features
 from edgeweave.predict.learning import Lessons
 from edgeweave.program import capture
 from edgeweave.train import Experience
-from edgeweave.train.lessons import RunTimings, Teacher
+from edgeweave.train import lessons as lessons_module
+from edgeweave.train.lessons import RunTimings, Teacher, Thinned
 from tests.fleet.worlds import memory_fleet, plan_of
 from tests.train import slowed
 from tests.train.trained_models import MLP, n_units
@@ -36,6 +40,21 @@ def test_a_device_that_got_slower_teaches_nothing(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         assert timings_of(*[1.0] * 20, *[1.5] * 10).steady() == {}
     assert caplog.messages == ["nothing is learnt of pi-a: its speed changed during the run"]
+
+
+def test_a_long_run_is_judged_as_a_whole_and_takes_no_more_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lessons_module, "_MOST_TIMINGS", 32)
+    slower = [1.0 + 0.00005 * number for number in range(1000)]
+    steady = timings_of(*slower).steady()["pi-a"]
+    assert steady.forward_seconds == pytest.approx(1.025, abs=0.005)
+    assert timings_of(*[1.0] * 600, *[1.5] * 400).steady() == {}
+    thinned = Thinned()
+    for each in slower:
+        thinned.add(StageTiming(each, each))
+    assert 16 <= len(thinned.kept) < 32
+    assert [each.forward_seconds for each in thinned.kept] == slower[::64]
 
 
 @pytest.mark.parametrize("seconds", [[1.0] * 11, [0.0] * 40, []])
@@ -96,3 +115,33 @@ def test_a_run_teaches_each_of_its_stages_as_one_sum() -> None:
         assert (summed.forward_seconds, summed.backward_seconds) == (0.5, 1.5)
         units = np.concatenate(features[stage.first_unit : stage.stop_unit])
         assert (summed.rows == units).all()
+
+
+class Aside(nn.Module):
+    """A head between two others that the loss does not look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.first(x))
+        return self.aside(x), self.last(x)
+
+
+def test_a_stage_whose_work_no_loss_needs_teaches_nothing() -> None:
+    experience = Experience(None)
+    program = capture(
+        Aside(),
+        lambda outputs, target: cross_entropy(outputs[1], target),
+        torch.randn(8, 8),
+        torch.zeros(8, dtype=torch.long),
+    ).program
+    n_operators = [len(rows) for rows in unit_features(program, 4).values()]
+    assert n_operators[1] == 0
+    with memory_fleet("a", "b", "c") as world:
+        plan = plan_of(("a", "b", "c"), (1, 2), len(n_operators))
+        taken = {device: StageTiming(0.5, 1.5) for device in plan.devices}
+        Teacher(experience, world.fleet).teach_stages(program, 4, plan, taken)
+        found = lessons(world.fleet, experience)
+    assert [len(found[device].waiting) for device in plan.devices] == [1, 0, 1]
