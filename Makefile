@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/edgeweave demo
 
 test: $(INSTALLED) lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(INSTALLED) lint
 	$(BIN)/pytest
