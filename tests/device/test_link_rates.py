@@ -87,10 +87,20 @@ def test_how_much_a_link_jitters_is_known_after_some_rounds() -> None:
     assert told == [False, False, False, True, True, True]
 
 
+def test_frames_without_bytes_tell_nothing_however_late_they_are() -> None:
+    rates = LinkRates()
+    for round_ in range(N_ROUNDS):
+        for number in range(4):
+            rates.add(round_, 0, (0.0, 0.1 * (1 + number), 0))
+        assert rates.end_round(round_) == {}
+
+
 def test_what_a_sender_makes_up_does_no_harm() -> None:
     rates = LinkRates()
-    for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
-        for round_ in range(N_ROUNDS):
+    for round_ in range(N_ROUNDS):
+        for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
             rates.add(round_, 0, (sent, 0.1 * number, SIZE))
-    told = [rate for round_ in range(N_ROUNDS) for rate in rates.end_round(round_).values()]
-    assert all(0 < rate < float("inf") for rate in told)
+            rates.add(round_, 2, (0.0, 0.1 * (1 + number), SIZE))
+    told = [rates.end_round(round_) for round_ in range(N_ROUNDS)]
+    assert told[-1][2] == pytest.approx(SIZE / 0.1)
+    assert all(0 < rate < float("inf") for each in told for rate in each.values())

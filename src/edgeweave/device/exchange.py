@@ -180,7 +180,7 @@ class StageExchange:
         self._sender.post(key, frame, device=assignment.device_of(stage))
 
     def link_rates(self, round: int) -> dict[int, float]:  # noqa: A002
-        """Bytes per second from neighbouring stages whose frames waited for the link in a round."""
+        """Bytes per second from the stages whose frames waited for the link in a round."""
         return self._rates.end_round(round)
 
     def _receive(self, frame: Frame) -> None:

@@ -11,7 +11,8 @@ only differences count::
 A frame that waited for the one before began its passage when that one ended: its spacing is what
 its bytes take of the link (the packet pair of network measurement). It is believed to have waited
 if it was later than jitter explains, and by half of the spacing. Where no frame waits, the link is
-fast enough and nobody needs to know how fast.
+fast enough and nobody needs to know how fast. A frame without bytes takes nothing of a link,
+however late it is.
 """
 
 from __future__ import annotations
@@ -87,6 +88,6 @@ def _rates(frames: Sequence[_Arrival], first_delays: Sequence[float]) -> list[fl
         spacing = frame.arrived - before.arrived
         waited = frame.delay - least_delay
         least = max(jitter, _LEAST_WAITED * spacing)
-        if spacing >= _LEAST_SPACING_SECONDS and waited >= least:
+        if frame.size_bytes and spacing >= _LEAST_SPACING_SECONDS and waited >= least:
             found.append(frame.size_bytes / spacing)
     return found
