@@ -164,11 +164,13 @@ def _axis(root: Xml.Element, y: float, scale: _Scale) -> None:
 def _tick_seconds(seconds: float) -> float:
     """A round number of seconds, of which there are three to eight in so many.
 
-    >>> _tick_seconds(0.509), _tick_seconds(3.1)
-    (0.1, 1.0)
+    >>> _tick_seconds(0.509), _tick_seconds(3.1), _tick_seconds(0.3)
+    (0.1, 1.0, 0.1)
     """
     decade = 10.0 ** math.floor(math.log10(seconds / 3))
-    return max(factor * decade for factor in (1, 2, 5) if factor * decade <= seconds / 3)
+    # 0.3 / 3 is less than 0.1 by rounding, and its logarithm that of 0.1.
+    fitting = (factor * decade for factor in (1, 2, 5) if factor * decade <= seconds / 3)
+    return max(fitting, default=decade)
 
 
 def _text(
