@@ -124,12 +124,16 @@ def skip_bytes(program: Program, batch: int) -> tuple[SkipBytes, ...]:
     """
     program = msgspec.structs.replace(program, nodes=needed(program.nodes, program.results()))
     final = {*program.outputs, program.loss, *program.metrics.values()}
+    last = program.unit_numbers[-1]
+    users: dict[str, set[int]] = {}
+    for node in program.nodes:
+        for name in node.inputs():
+            users.setdefault(name, set()).add(node.unit)
     found = []
     for maker in program.nodes:
         for value in maker.results if maker.unit != SHARED_UNIT else ():
-            users = {node.unit for node in program.nodes if value.name in node.inputs()}
-            users |= {program.unit_numbers[-1]} if value.name in final else set()
-            units = tuple(sorted({maker.unit, *users}))
+            behind = users.get(value.name, set()) | ({last} if value.name in final else set())
+            units = tuple(sorted({maker.unit, *behind}))
             if any(after - before > 1 for before, after in pairwise(units)):
                 size = value_bytes(value, batch)
                 found.append(SkipBytes(units, size, size if value.requires_grad else 0))
