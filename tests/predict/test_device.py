@@ -109,6 +109,15 @@ def test_operators_of_one_piece_add_up() -> None:
     assert together == pytest.approx(new.predict(LAYERS).seconds.sum(axis=0, keepdims=True))
 
 
+def test_a_piece_without_operators_takes_no_time_and_changes_no_other() -> None:
+    layer = operator(CONV, 1e6)[None]
+    new = DeviceLatency(model())
+    for latency in (new, new.given(taking(new, LAYERS, 3.0))):
+        both = latency.predict([layer, layer[:0]]).seconds
+        assert both[1].tolist() == [0.0, 0.0]
+        assert both[0] == pytest.approx(latency.predict([layer]).seconds[0])
+
+
 def test_a_piece_through_which_no_gradient_flows_tells_of_its_forward_alone() -> None:
     new = DeviceLatency(model())
     seconds = new.predict([LAYERS[3]]).seconds[0]

@@ -6,6 +6,9 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
@@ -96,3 +99,33 @@ def test_a_run_teaches_each_of_its_stages_as_one_sum() -> None:
         assert (summed.forward_seconds, summed.backward_seconds) == (0.5, 1.5)
         units = np.concatenate(features[stage.first_unit : stage.stop_unit])
         assert (summed.rows == units).all()
+
+
+class Aside(nn.Module):
+    """A head between two others that the loss does not look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.first(x))
+        return self.aside(x), self.last(x)
+
+
+def test_a_stage_whose_work_no_loss_needs_teaches_nothing() -> None:
+    experience = Experience(None)
+    program = capture(
+        Aside(),
+        lambda outputs, target: cross_entropy(outputs[1], target),
+        torch.randn(8, 8),
+        torch.zeros(8, dtype=torch.long),
+    ).program
+    n_operators = [len(rows) for rows in unit_features(program, 4).values()]
+    assert n_operators[1] == 0
+    with memory_fleet("a", "b", "c") as world:
+        plan = plan_of(("a", "b", "c"), (1, 2), len(n_operators))
+        taken = {device: StageTiming(0.5, 1.5) for device in plan.devices}
+        Teacher(experience, world.fleet).teach_stages(program, 4, plan, taken)
+        found = lessons(world.fleet, experience)
+    assert [len(found[device].waiting) for device in plan.devices] == [1, 0, 1]

@@ -257,7 +257,9 @@ class _Pieces:
         means = [self._means(each) for each in shares]
         owns = [mean @ each for mean, each in zip(means, own, strict=True)]
         kinds = [mean @ each for mean, each in zip(means, self.kinds, strict=True)]
-        return _Linear(np.log(totals).ravel(), np.concatenate(owns), means, np.concatenate(kinds))
+        # A piece without operators takes no time.
+        logs = np.log(totals, out=np.full_like(totals, -np.inf), where=totals > 0)
+        return _Linear(logs.ravel(), np.concatenate(owns), means, np.concatenate(kinds))
 
     def _means(self, shares: Floats) -> Floats:
         """The matrix that takes means over the distinct operators of each piece."""

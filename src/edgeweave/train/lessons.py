@@ -96,8 +96,8 @@ class Teacher:
         features = list(unit_features(program, microbatch_size).values())
         for stage in plan.stages:
             timing = timings.get(stage.device)
-            if timing is not None:
-                rows = np.concatenate(features[stage.first_unit : stage.stop_unit])
+            rows = np.concatenate(features[stage.first_unit : stage.stop_unit])
+            if timing is not None and len(rows):
                 seconds = timing.forward_seconds, timing.backward_seconds or None
                 self._note(stage.device, [Measurement(rows, *seconds)])
 
