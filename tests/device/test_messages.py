@@ -127,7 +127,6 @@ def test_an_optimizer_with_options_that_are_no_values_is_refused() -> None:
 def test_an_assignment_names_its_peers_as_people_read_them() -> None:
     assert ASSIGNMENT.device == "pi-b"
     assert ASSIGNMENT.n_stages == 3
-    assert not ASSIGNMENT.is_last
     assert ASSIGNMENT.peer(2) == "stage 2 on pi-c"
     assert ASSIGNMENT.peer(COORDINATOR) == "the coordinator (coordinator-1)"
 

@@ -126,10 +126,6 @@ class Assignment(msgspec.Struct, frozen=True):
         return len(self.devices)
 
     @property
-    def is_last(self) -> bool:
-        return self.stage == self.n_stages - 1
-
-    @property
     def device(self) -> str:
         return self.devices[self.stage]
 
