@@ -34,4 +34,4 @@ def encode_with_feedback(
     """
     meant = tensor.detach() + residual
     coded = encode(meant, codec, seed=seed)
-    return coded, meant - decode(coded)
+    return coded, meant - decode(coded).to(meant.device)

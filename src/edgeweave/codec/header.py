@@ -92,7 +92,10 @@ class Header:
     def packed(self) -> bytes:
         """The bytes, with a checksum of 0 until ``sealed`` puts it in."""
         if self.dtype not in _NUMBERS:
-            raise WireError(f"a coded tensor has a dtype of a frame (got {self.dtype}).")
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise WireError(
+                f"a coded tensor has one of the types {known} (got {self.dtype}). Convert it."
+            )
         if len(self.shape) > _MOST_DIMENSIONS or max(self.shape, default=0) > _LONGEST_DIMENSION:
             raise WireError(
                 f"a coded tensor has at most {_MOST_DIMENSIONS} dimensions of less than 2**32 "
@@ -146,7 +149,9 @@ def read(data: memoryview) -> Header:
             "Install one version of edgeweave on all devices."
         )
     if _checksum(data) != checksum:
-        raise WireError("a coded tensor arrives as it was sent (its checksum is wrong).")
+        raise WireError(
+            "a coded tensor arrives as it was sent (its checksum is wrong). Send it again."
+        )
     if (
         coding not in Coding.__members__.values()
         or dtype >= len(DTYPES)
