@@ -28,7 +28,8 @@ from statistics import median
 import torch
 
 from benchmarks.codec_peers import PACKAGES, compared, contestants
-from benchmarks.codec_tensors import DATA, trained
+from benchmarks.codec_tensors import trained
+from benchmarks.data import DATA
 from benchmarks.harness import Result, interleaved
 from edgeweave.codec import Codec, blockfloat, decode, encode, none, truncate, uniform
 

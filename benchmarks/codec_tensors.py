@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["DATA", "trained"]
+from benchmarks.data import DATA
 
-DATA = Path(
-    os.environ.get("EDGEWEAVE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
-)
-"""Real data lies beside the project, or where EDGEWEAVE_DATA says."""
+__all__ = ["trained"]
 
 _IMAGES = DATA / "cifar10" / "cifar10_train.npz"
 _BATCH = 64

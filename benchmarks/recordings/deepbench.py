@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.recordings.values import DATA, Recorded, convolution, matmul
+from benchmarks.data import DATA
+from benchmarks.recordings.values import Recorded, convolution, matmul
 from edgeweave.predict.features import Floats
 
 __all__ = ["read"]

@@ -15,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.recordings.values import DATA, Recorded, convolution, matmul, merged, moving
+from benchmarks.data import DATA
+from benchmarks.recordings.values import Recorded, convolution, matmul, merged, moving
 from edgeweave.predict.features import Floats
 
 __all__ = ["network", "read"]

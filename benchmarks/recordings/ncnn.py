@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Final
 
-from benchmarks.recordings.values import DATA, Recorded, convolution, matmul, merged, moving
+from benchmarks.data import DATA
+from benchmarks.recordings.values import Recorded, convolution, matmul, merged, moving
 from edgeweave.predict.features import Floats
 
 __all__ = ["network", "read"]

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edgeweave.predict.features import FAMILIES, FEATURES, Floats, alignment
 
-__all__ = ["DATA", "WORK", "Recorded", "convolution", "matmul", "merged", "moving", "operator"]
-
-DATA = Path(os.environ.get("EDGEWEAVE_DATA", Path(__file__).parents[3] / "shared" / "data"))
-"""Where the data lie: they are not part of the checkout."""
+__all__ = ["WORK", "Recorded", "convolution", "matmul", "merged", "moving", "operator"]
 
 WORK = [1 + FEATURES.index(n) for n in ("macs", "input_bytes", "output_bytes", "weight_bytes")]
 """Columns of rows from which work is counted."""

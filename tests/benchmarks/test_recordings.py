@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.data import DATA
 from benchmarks.recordings import deepbench, nasbench, ncnn, tophub
 from benchmarks.recordings.values import (
-    DATA,
     Recorded,
     convolution,
     matmul,
