@@ -67,6 +67,9 @@ class _Envelope(msgspec.Struct, frozen=True, array_like=True):
     priority: Priority
 
 
+_envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One request, as its caller put it."""
@@ -252,7 +255,7 @@ def _payload(session: zenoh.Session, query: zenoh.Query, served: Served) -> byte
     if query.attachment is None:
         raise WireError("a request comes with its length (it did not).")
     try:
-        envelope = msgspec.msgpack.decode(query.attachment.to_bytes(), type=_Envelope)
+        envelope = _envelope_decoder.decode(query.attachment.to_bytes())
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"a request comes with its length ({error}).") from error
     total = envelope.total_bytes

@@ -29,6 +29,9 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
     priority: Priority
 
 
+_signature_decoder = msgspec.msgpack.Decoder(Signature)
+
+
 def sign(signature: Signature, payload: Buffer) -> bytes:
     """The payload with a signature before it."""
     head = msgspec.msgpack.encode(signature)
@@ -41,7 +44,7 @@ def unsign(data: bytes) -> tuple[Signature, bytes]:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size + length
         head = data[_LENGTH.size : min(start, _LENGTH.size + MOST_SIGNATURE_BYTES)]
-        signature = msgspec.msgpack.decode(head, type=Signature)
+        signature = _signature_decoder.decode(head)
     except (struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(
             f"a request in a fleet with emulated links says who asks ({error}). "

@@ -53,6 +53,9 @@ class _Report(msgspec.Struct, frozen=True, array_like=True):
     stage: int | None = None
 
 
+_report_decoder = msgspec.msgpack.Decoder(_Report)
+
+
 def encode_error(error: BaseException) -> bytes:
     """Describe an exception for another process; long texts keep their end."""
     text = "".join(traceback.format_exception(error))
@@ -72,7 +75,7 @@ def decode_error(data: bytes, device: str) -> errors.EdgeweaveError:
     A class Edgeweave does not have becomes ``DeviceFailed``, whose message holds the traceback.
     """
     try:
-        report = msgspec.msgpack.decode(data, type=_Report)
+        report = _report_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return errors.WireError(
             f"device {device!r} answered with an error that cannot be read ({error}). "
