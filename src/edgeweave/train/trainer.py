@@ -43,12 +43,7 @@ from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.measurements import Measurements
-from edgeweave.train.microbatches import (
-    Chosen,
-    choose_microbatches,
-    kept_size,
-    microbatch_size,
-)
+from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import DeviceReport, Evaluation, Report, device_reports
