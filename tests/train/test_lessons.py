@@ -17,7 +17,8 @@ from edgeweave.predict import unit_features
 from edgeweave.predict.learning import Lessons
 from edgeweave.program import capture
 from edgeweave.train import Experience
-from edgeweave.train.lessons import RunTimings, Teacher
+from edgeweave.train import lessons as lessons_module
+from edgeweave.train.lessons import RunTimings, Teacher, Thinned
 from tests.fleet.worlds import memory_fleet, plan_of
 from tests.train import slowed
 from tests.train.trained_models import MLP, n_units
@@ -39,6 +40,21 @@ def test_a_device_that_got_slower_teaches_nothing(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         assert timings_of(*[1.0] * 20, *[1.5] * 10).steady() == {}
     assert caplog.messages == ["nothing is learnt of pi-a: its speed changed during the run"]
+
+
+def test_a_long_run_is_judged_as_a_whole_and_takes_no_more_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lessons_module, "_MOST_TIMINGS", 32)
+    slower = [1.0 + 0.00005 * number for number in range(1000)]
+    steady = timings_of(*slower).steady()["pi-a"]
+    assert steady.forward_seconds == pytest.approx(1.025, abs=0.005)
+    assert timings_of(*[1.0] * 600, *[1.5] * 400).steady() == {}
+    thinned = Thinned()
+    for each in slower:
+        thinned.add(StageTiming(each, each))
+    assert 16 <= len(thinned.kept) < 32
+    assert [each.forward_seconds for each in thinned.kept] == slower[::64]
 
 
 @pytest.mark.parametrize("seconds", [[1.0] * 11, [0.0] * 40, []])

@@ -58,6 +58,14 @@ FAMILIES: Final = (
 operator: what a pass takes beside its operators, which profiles charge to the last unit.
 """
 
+_SURROUNDINGS: Final = (
+    "bytes_before",
+    "bytes_behind",
+    "bytes_left",
+    "pass_bytes",
+    "bytes_since",
+    "bytes_until",
+)
 FEATURES: Final = (
     "macs",
     "input_bytes",
@@ -76,12 +84,7 @@ FEATURES: Final = (
     "aligned_in",
     "aligned_out",
     "scattered",
-    "bytes_before",
-    "bytes_behind",
-    "bytes_left",
-    "pass_bytes",
-    "bytes_since",
-    "bytes_until",
+    *_SURROUNDINGS,
     *(f"variant_{number}" for number in range(1, _MOST_VARIANTS)),
     "input_gradient",
 )
@@ -100,14 +103,6 @@ what was moved since the same operator ran, ``bytes_until`` what will be until i
 whole pass where it does not. ``input_gradient`` is 1 where a gradient flows on to what came in.
 """
 
-_SURROUNDINGS = (
-    "bytes_before",
-    "bytes_behind",
-    "bytes_left",
-    "pass_bytes",
-    "bytes_since",
-    "bytes_until",
-)
 _SURROUND = slice(
     1 + FEATURES.index(_SURROUNDINGS[0]), 1 + FEATURES.index(_SURROUNDINGS[0]) + len(_SURROUNDINGS)
 )

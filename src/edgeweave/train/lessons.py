@@ -26,19 +26,21 @@ _log = logging.getLogger(__name__)
 _WARM_UP_STEPS = 3
 _LEAST_STEPS = 9
 _STEADY = 1.1
+_MOST_TIMINGS = 4096
+"""Of a device; an even number."""
 
 
 class RunTimings:
-    """What every device took for a microbatch, step by step."""
+    """What every device took for a microbatch, step by step; of a long run at equal distances."""
 
     def __init__(self) -> None:
-        self._timings: dict[str, list[StageTiming]] = {}
+        self._timings: dict[str, Thinned] = {}
 
     def step(self, timings: Mapping[str, StageTiming]) -> None:
         """What a step told; a device that told 0 for want of a finer clock is left out."""
         for device, timing in timings.items():
             if timing.forward_seconds > 0:
-                self._timings.setdefault(device, []).append(timing)
+                self._timings.setdefault(device, Thinned()).add(timing)
 
     def steady(self) -> dict[str, StageTiming]:
         """The medians after warming up, of devices that took the same all the time.
@@ -48,7 +50,7 @@ class RunTimings:
         """
         found = {}
         for device, timings in self._timings.items():
-            warm = timings[_WARM_UP_STEPS:]
+            warm = timings.kept[_WARM_UP_STEPS:]
             if len(warm) < _LEAST_STEPS:
                 continue
             levels = [median(each.seconds for each in third) for third in _thirds(warm)]
@@ -60,6 +62,21 @@ class RunTimings:
                 median(each.backward_seconds for each in warm),
             )
         return found
+
+
+class Thinned:
+    """The first timing and every so-manieth after it: as many as memory may take."""
+
+    def __init__(self) -> None:
+        self.kept: list[StageTiming] = []
+        self._every, self._n_seen = 1, 0
+
+    def add(self, timing: StageTiming) -> None:
+        if self._n_seen % self._every == 0:
+            self.kept.append(timing)
+        self._n_seen += 1
+        if len(self.kept) == _MOST_TIMINGS:
+            self.kept, self._every = self.kept[::2], 2 * self._every
 
 
 class Teacher:
