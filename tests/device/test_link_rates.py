@@ -50,7 +50,8 @@ def test_pauses_between_bursts_count_for_nothing() -> None:
 
 def test_jitter_moves_the_rate_little_and_makes_none_up() -> None:
     assert rate_of([0.02 * n for n in range(12)], jitter=0.05) == pytest.approx(RATE, rel=0.25)
-    assert rate_of([0.12 * n for n in range(4)], jitter=0.15) is None
+    for n_frames in (4, 16, 32):
+        assert rate_of([0.12 * n for n in range(n_frames)], jitter=0.15) is None
 
 
 def test_a_receiver_that_was_busy_for_a_moment_is_no_slow_link() -> None:

@@ -10,9 +10,9 @@ only differences count::
 
 A frame that waited for the one before began its passage when that one ended: its spacing is what
 its bytes take of the link (the packet pair of network measurement). It is believed to have waited
-if it was later than jitter explains, and by half of the spacing. Where no frame waits, the link is
-fast enough and nobody needs to know how fast. A frame without bytes takes nothing of a link,
-however late it is.
+if it was later than twice the jitter, because the latest of many frames is later than a few first
+ones show, and by half of the spacing. Where no frame waits, the link is fast enough and nobody
+needs to know how fast. A frame without bytes takes nothing of a link, however late it is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _LEAST_SPACING_SECONDS = 0.02
 
 _LEAST_WAITED = 0.5
 """As a share of the spacing."""
+
+_JITTERS = 2.0
+"""And as a multiple of the jitter."""
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 16
 """From how many rounds jitter is known."""
@@ -87,7 +90,7 @@ def _rates(frames: Sequence[_Arrival], first_delays: Sequence[float]) -> list[fl
     for before, frame in pairwise(frames):
         spacing = frame.arrived - before.arrived
         waited = frame.delay - least_delay
-        least = max(jitter, _LEAST_WAITED * spacing)
+        least = max(_JITTERS * jitter, _LEAST_WAITED * spacing)
         if frame.size_bytes and spacing >= _LEAST_SPACING_SECONDS and waited >= least:
             found.append(frame.size_bytes / spacing)
     return found
