@@ -57,6 +57,10 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     program: msgspec.Raw
 
 
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_program_decoder = msgspec.json.Decoder(Program)
+
+
 def encode(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[bytes, bytes]:
     """The graph and the tensors as two byte strings, the first naming the digest of the second."""
     tensors = encode_state({spec.name: state[spec.name] for spec in program.state})
@@ -100,7 +104,7 @@ def _decode_graph(graph: bytes, examine: Examine | None) -> tuple[_Envelope, Pro
             f"a graph has at most {format_bytes(_MAX_GRAPH_BYTES)} "
             f"(got {format_bytes(len(graph))})."
         )
-    envelope = _parse(graph, _Envelope)
+    envelope = _parse(graph, _envelope_decoder)
     if envelope.format != _FORMAT:
         raise FormatError(f"not a program of Edgeweave (format: {envelope.format[:40]!r}).")
     if envelope.version != FORMAT_VERSION:
@@ -110,7 +114,7 @@ def _decode_graph(graph: bytes, examine: Examine | None) -> tuple[_Envelope, Pro
         )
     if _digest(envelope.program) != envelope.program_sha256:
         raise FormatError("the graph is damaged (its SHA-256 differs). Fetch or write it again.")
-    program = _parse(envelope.program, Program)
+    program = _parse(envelope.program, _program_decoder)
     (examine or check)(program)
     return envelope, program
 
@@ -151,8 +155,8 @@ def _digest(data: bytes | memoryview | msgspec.Raw) -> str:
     return hashlib.sha256(memoryview(data)).hexdigest()
 
 
-def _parse(data: bytes | msgspec.Raw, kind: type[_T]) -> _T:
+def _parse(data: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[_T]) -> _T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"the graph is not of the program schema ({error}).") from error
