@@ -45,7 +45,7 @@ def test_worthwhile_sizes_keep_to_their_bounds(batch: int, n_stages: int, at_lea
     assert set(sizes[1:]) == {
         size
         for size in microbatch_sizes(batch)[1:]
-        if size >= at_least and -(-batch // size) <= 8 * n_stages
+        if min(size, batch % size or size) >= at_least and -(-batch // size) <= 8 * n_stages
     }
 
 

@@ -59,22 +59,25 @@ def microbatch_sizes(batch_size: int, *, at_least: int = 1) -> tuple[int, ...]:
     """The sizes that cut a batch into 1, 2, 4, 8, ... microbatches, largest first.
 
     Where the count does not divide the batch, the last microbatch is smaller. None is below
-    ``at_least``, but a batch smaller than that is left whole.
+    ``at_least``, the last one included, but a batch smaller than that is left whole.
 
     >>> microbatch_sizes(100)
     (100, 50, 25, 13, 7, 4, 2, 1)
+    >>> microbatch_sizes(9, at_least=2)
+    (9, 5, 3)
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be positive (got {batch_size}). Use at least one.")
     doublings = range((batch_size - 1).bit_length() + 1)
     sizes = dict.fromkeys(-(-batch_size // 2**doubling) for doubling in doublings)
-    return tuple(size for size in sizes if size >= min(at_least, batch_size))
+    least = min(at_least, batch_size)
+    return tuple(size for size in sizes if (batch_size % size or size) >= least)
 
 
 def worthwhile_sizes(batch_size: int, n_stages: int, *, at_least: int = 1) -> tuple[int, ...]:
     """Of ``microbatch_sizes`` those up to 8 microbatches for each of ``n_stages``.
 
-    >>> worthwhile_sizes(100, 2, at_least=10)
+    >>> worthwhile_sizes(100, 2, at_least=9)
     (100, 50, 25, 13)
     """
     sizes = microbatch_sizes(batch_size, at_least=at_least)
