@@ -158,8 +158,8 @@ class Explanation:
         if self.step_interval is None:
             return ()
         return (
-            "Times were predicted, not measured. Brackets are those of nine of ten cases, but a plan "
-            "suffers most from the errors it was made from: expect six of ten.",
+            "Times were predicted, not measured. Brackets are those of nine of ten cases, but a "
+            "plan suffers most from the errors it was made from: expect six of ten.",
         )
 
 
