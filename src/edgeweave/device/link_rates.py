@@ -5,14 +5,15 @@ only differences count::
 
     delay     = arrived - sent
     waited    = delay - the least delay of the round
-    jitter    = how much the delays of the last rounds' first frames differ: they never wait
+    jitter    = median distance of the delays of successive rounds' first frames: these never wait
     spacing   = arrived - the frame before arrived
 
 A frame that waited for the one before began its passage when that one ended: its spacing is what
 its bytes take of the link (the packet pair of network measurement). It is believed to have waited
-if it was later than twice the jitter, because the latest of many frames is later than a few first
-ones show, and by half of the spacing. Where no frame waits, the link is fast enough and nobody
-needs to know how fast. A frame without bytes takes nothing of a link, however late it is.
+if it was later than six times the jitter, which the latest of many frames hardly is, and by half of
+the spacing. A link that changes makes one large distance, no jitter. Where no frame waits, the link
+is fast enough and nobody needs to know how fast. A frame without bytes takes nothing of a link,
+however late it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _LEAST_SPACING_SECONDS = 0.02
 _LEAST_WAITED = 0.5
 """As a share of the spacing."""
 
-_JITTERS = 2.0
+_JITTERS = 6.0
 """And as a multiple of the jitter."""
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 16
@@ -84,7 +85,7 @@ class LinkRates:
 
 def _rates(frames: Sequence[_Arrival], first_delays: Sequence[float]) -> list[float]:
     """Of the frames that waited."""
-    jitter = max(first_delays) - min(first_delays)
+    jitter = median(abs(after - before) for before, after in pairwise(first_delays))
     least_delay = min(frame.delay for frame in frames)
     found = []
     for before, frame in pairwise(frames):
