@@ -215,7 +215,7 @@ def wait_for_token(transport: ZenohTransport, fleet: str) -> None:
 
 
 def test_an_agent_of_another_protocol_is_refused_with_who_has_to_upgrade(tmp_path: Path) -> None:
-    newer = "import edgeweave.core.version as v; v.PROTOCOL_VERSION = 2; v.__version__ = '0.2.0'"
+    newer = "import edgeweave.core.version as v; v.PROTOCOL_VERSION += 1; v.__version__ = '0.2.0'"
     with meeting_point("versions") as (transport, net):
         joined = Joined(tmp_path, net, prelude=newer)
         try:
@@ -225,7 +225,7 @@ def test_an_agent_of_another_protocol_is_refused_with_who_has_to_upgrade(tmp_pat
         finally:
             code, errors = joined.end()
     message = str(refused.value)
-    assert "pi-x runs protocol 2" in message
+    assert f"pi-x runs protocol {PROTOCOL_VERSION + 1}" in message
     assert message.endswith("pip install edgeweave==0.2.0.")
     assert (code, errors) == (0, "")
 
