@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
+from edgeweave.core.version import PROTOCOL_VERSION
 from edgeweave.device import AgentSettings
 from edgeweave.device.process import ProcessSettings, main
 from edgeweave.net import NetSettings, ZenohTransport, control_key
