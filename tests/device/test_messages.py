@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -154,3 +156,32 @@ def test_values_come_from_stages_before_and_go_to_stages_behind(wrong: dict[str,
     raw = msgspec.msgpack.encode({**msgspec.to_builtins(ASSIGNMENT), **wrong})
     with pytest.raises(WireError, match="sources are stages before stage 1"):
         decode_message(raw, Assignment)
+
+
+FIRST_MESSAGES = """
+import sys, threading
+import msgspec
+from edgeweave.device.messages import decode_message, encode_message
+from tests.device.test_messages import MESSAGES
+
+encoded = [(encode_message(message), type(message)) for message in MESSAGES]
+together = threading.Barrier(4)
+
+def decode():
+    together.wait()
+    for data, kind in encoded:
+        decode_message(data, kind)
+
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=decode) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_decode_the_first_messages_of_a_kind_at_once() -> None:
+    """msgspec 0.22 alone crashed in ten of twelve such processes."""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", FIRST_MESSAGES], check=True, timeout=60)

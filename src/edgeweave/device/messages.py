@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -41,8 +41,10 @@ COORDINATOR = -1
 
 _Message = TypeVar("_Message")
 
+_decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
+"""Made once for each kind. Where two threads decode the first messages of one, msgspec 0.22 may
+crash: what it has to know of a kind is made by one of them, before."""
 _one_at_a_time = threading.Lock()
-"""msgspec 0.22 may crash where two threads decode the first messages of a kind."""
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -302,6 +304,9 @@ def decode_message(data: bytes | memoryview, kind: type[_Message]) -> _Message:
     """Read a message; ``WireError`` if the bytes are not one of that kind."""
     try:
         with _one_at_a_time:
-            return msgspec.msgpack.decode(data, type=kind)
+            if kind not in _decoders:
+                _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        message: _Message = _decoders[kind].decode(data)
+        return message
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a {kind.__name__} message ({error}).") from error
