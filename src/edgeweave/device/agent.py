@@ -97,6 +97,7 @@ class Agent:
             run_task or (lambda name, data: own_tasks[name](data)),
             UnitMemory(),
         )
+        self._facts = read_facts(self._place.torch_device, self._threads)
         cache = settings.cache_directory
         self._probes = ProbeCache(settings.name, None if cache is None else Path(cache))
         self._busy = threading.Lock()
@@ -152,7 +153,7 @@ class Agent:
             memory_limit_bytes=self._settings.memory_limit_bytes,
             run=running.assignment.run if running else self._busy_with,
             clock_seconds=self._place.clock.now(),
-            facts=read_facts(self._place.torch_device, self._threads),
+            facts=self._facts,
         )
 
     def _hello(self, _payload: bytes) -> bytes:
@@ -209,9 +210,8 @@ class Agent:
 
     def _probed(self) -> Probe:
         """At the speed the device was started with: what is known of it, or measured now."""
-        facts = read_facts(self._place.torch_device, self._threads)
-        known = self._probes.load(facts)
-        answer = self._place.run_task("probe", encode_message(ProbeWork(facts, known)))
+        known = self._probes.load(self._facts)
+        answer = self._place.run_task("probe", encode_message(ProbeWork(self._facts, known)))
         found = decode_message(answer, Probe)
         if found != known:
             self._probes.keep(found)
