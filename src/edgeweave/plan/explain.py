@@ -186,9 +186,7 @@ def _share(
         memory_limit_bytes=costs.device(device).memory_limit_bytes,
         step_seconds_without=None if without is None else without.step_seconds,
         slowdown_without=_slowdown(without, timeline.step_seconds),
-        compute_interval=prospects.interval(
-            lambda drawn: drawn.busy_seconds(device) / drawn.n_steps
-        ),
+        compute_interval=prospects.interval(lambda drawn: _compute_seconds(drawn, device)),
         idle_interval=prospects.interval(lambda drawn: drawn.idle_share(device)),
         slowdown_interval=prospects.relative_interval(without, less=1.0),
     )
