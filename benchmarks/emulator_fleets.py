@@ -21,7 +21,7 @@ from benchmarks.emulator_table import Prediction
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import Costs, Plan, partition, simulate
 from edgeweave.program import Captured
-from edgeweave.train.costs import measure_costs
+from edgeweave.train import measure_costs
 
 __all__ = ["FleetRun", "Setup", "measure_fleets", "random_setup"]
 

@@ -20,7 +20,7 @@ from benchmarks.emulator_runs import OPTIMIZER, Deployed, Training, alone, captu
 from benchmarks.emulator_table import Row
 from benchmarks.real_fleet import real_fleet
 from benchmarks.resnet import resnet18
-from edgeweave.train.costs import measure_costs
+from edgeweave.train import measure_costs
 
 __all__ = ["CASES", "measure_speeds"]
 

@@ -42,7 +42,7 @@ from edgeweave.plan.splits import Microbatching, Split
 from edgeweave.predict import DeviceLatency
 from edgeweave.predict.features import Floats
 from edgeweave.program import Program, capture
-from edgeweave.train.costs import costs_of
+from edgeweave.train.costs import Sizes, costs_of
 from edgeweave.train.predictions import predict_devices
 
 __all__ = ["WAYS", "Regrets", "Setting", "judged", "regrets"]
@@ -184,7 +184,7 @@ def _networks(samples: Samples, *, only: int | None) -> Iterator[_Network]:
             )
         size = len(example.inputs)
         nobody = DeviceCosts("nobody", (0.0,) * len(units), (0.0,) * len(units), None)
-        costs = costs_of(program, size, _OPTIMIZER, [nobody], {})
+        costs = costs_of(Sizes.of(program, size), _OPTIMIZER, [nobody], {})
         yield _Network(units, size, program, costs)
 
 

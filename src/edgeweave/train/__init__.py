@@ -1,8 +1,8 @@
 """Pipeline-parallel training: data, runs, checkpoints, reports."""
 
-from edgeweave.train.costs import measure_costs
 from edgeweave.train.experience import Experience
 from edgeweave.train.learning_rate import LRSchedule
+from edgeweave.train.measurements import measure_costs
 from edgeweave.train.predictions import device_latencies, predict_units
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report

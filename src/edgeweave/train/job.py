@@ -27,7 +27,7 @@ from edgeweave.fleet import PRESETS
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
-from edgeweave.train.costs import Measure
+from edgeweave.train.measurements import Measure
 from edgeweave.train.references import resolve_function
 
 __all__ = [

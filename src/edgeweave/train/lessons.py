@@ -7,14 +7,14 @@ of a host that takes something else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
 
 from edgeweave.device import StageTiming
 from edgeweave.fleet import Fleet
-from edgeweave.plan import Costs, Plan
+from edgeweave.plan import DeviceCosts, Plan
 from edgeweave.predict import Measurement, unit_features
 from edgeweave.program import Program
 from edgeweave.train.experience import Experience
@@ -88,10 +88,12 @@ class Teacher:
         self._experience = experience
         self._fleet = fleet
 
-    def teach_units(self, program: Program, microbatch_size: int, costs: Costs) -> None:
+    def teach_units(
+        self, program: Program, microbatch_size: int, devices: Iterable[DeviceCosts]
+    ) -> None:
         """A full profile: one measurement for each unit. What was predicted teaches nothing."""
         features = list(unit_features(program, microbatch_size).values())
-        for device in costs.devices:
+        for device in devices:
             if device.deviation is not None:
                 continue
             seconds = zip(device.forward_seconds, device.backward_seconds, strict=True)

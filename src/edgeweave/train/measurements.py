@@ -1,20 +1,22 @@
 """What devices take for a program, at sizes of microbatches that they measured and at others.
 
-Where they are probed, nobody measures: every size is predicted.
+measure="profile"   every device runs every unit
+measure="probe"     no device runs any: predicted from what it took for the probe's networks
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, DeviceCosts, Link
 from edgeweave.predict import DeviceLatency
-from edgeweave.program import Captured, unit_bytes, without_outputs
-from edgeweave.train.costs import Measure, costs_of
+from edgeweave.program import Captured, without_outputs
+from edgeweave.train.costs import Sizes, costs_of
 from edgeweave.train.experience import Experience
 from edgeweave.train.interpolation import device_costs_at
 from edgeweave.train.links import measure_links
@@ -22,7 +24,9 @@ from edgeweave.train.predictions import device_latencies, predict_devices
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.profiles import profile_devices
 
-__all__ = ["Measurements"]
+__all__ = ["Measure", "Measurements", "measure_costs"]
+
+Measure = Literal["profile", "probe"]
 
 
 class Measurements:
@@ -36,6 +40,7 @@ class Measurements:
         optimizer: Optimizer,
         measure: Measure = "profile",
         experience: Experience | None = None,
+        devices: Sequence[str] = (),
     ) -> None:
         self.program = program = without_outputs(captured.program)
         self._fleet = fleet
@@ -43,19 +48,20 @@ class Measurements:
         self._optimizer = optimizer
         self._is_probed = measure == "probe"
         self._experience = experience
-        self._limits = {name: fleet.greet(name).memory_limit_bytes for name in fleet.devices}
+        names = tuple(devices) or fleet.devices
+        self._limits = {name: fleet.greet(name).memory_limit_bytes for name in names}
         self._measured: dict[int, dict[str, DeviceCosts]] = {}
-        self._unit_bytes = functools.cache(lambda size: unit_bytes(program, size))
+        self._sizes = functools.cache(lambda size: Sizes.of(program, size))
 
     @property
     def devices(self) -> Sequence[str]:
-        """Who measures: all devices of the fleet."""
+        """Who measures: the devices named, or all of the fleet."""
         return tuple(self._limits)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes of microbatches that were measured."""
-        return tuple(self._measured)
+    def measured(self) -> Mapping[int, Mapping[str, DeviceCosts]]:
+        """What was measured or predicted, by size of microbatches and device; without limits."""
+        return self._measured
 
     def measure(self, microbatch_size: int, *, repetitions: int = 8) -> None:
         """Let every device run the program for ``repetitions + 1`` microbatches, or predict it."""
@@ -77,8 +83,10 @@ class Measurements:
         """Whether every device can measure it: weights, gradients, activations of the whole."""
         if self._is_probed:
             return True
-        units = self._unit_bytes(microbatch_size).values()
-        needed = sum(u.parameters + u.trainable + u.buffers + u.activations for u in units)
+        needed = sum(
+            unit.parameter_bytes + unit.trainable_bytes + unit.buffer_bytes + unit.activation_bytes
+            for unit in self._sizes(microbatch_size).units
+        )
         return all(limit is None or needed <= limit for limit in self._limits.values())
 
     def costs_at(self, microbatch_size: int) -> Costs:
@@ -99,12 +107,36 @@ class Measurements:
             )
             for name, limit in self._limits.items()
         )
-        return costs_of(self.program, microbatch_size, self._optimizer, devices, self._links)
+        return costs_of(self._sizes(microbatch_size), self._optimizer, devices, self._links)
 
     @functools.cached_property
     def _latencies(self) -> dict[str, DeviceLatency]:
-        return device_latencies(probe_devices(self._fleet), self._experience)
+        return device_latencies(probe_devices(self._fleet, self.devices), self._experience)
 
     @functools.cached_property
     def _links(self) -> dict[str, dict[str, Link]]:
         return measure_links(self._fleet, self.devices)
+
+
+def measure_costs(
+    fleet: Fleet,
+    captured: Captured,
+    *,
+    microbatch_size: int,
+    optimizer: Optimizer,
+    measure: Measure = "profile",
+    repetitions: int = 8,
+    devices: Sequence[str] = (),
+) -> Costs:
+    """What every unit takes on every device, and every link between two of them and from here.
+
+    ``"profile"`` lets each device run the whole program for ``repetitions + 1`` microbatches.
+    ``"probe"`` takes two seconds whatever the model, which no device gets to see; the seconds are
+    predictions, and say how far they may be off (``DeviceCosts.deviation``). Devices of a local
+    fleet share this machine: one of them measures for all. Real ones measure at the same time.
+    """
+    measurements = Measurements(
+        fleet, captured, optimizer=optimizer, measure=measure, devices=devices
+    )
+    measurements.measure(microbatch_size, repetitions=repetitions)
+    return measurements.costs_at(microbatch_size)

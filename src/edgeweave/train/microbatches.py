@@ -89,7 +89,7 @@ def choose_microbatches(
     while True:
         found = _best(measurements, batch_size, bounds, schedule)
         size = found.microbatch_size
-        if size in measurements.sizes or not measurements.fits(size):
+        if size in measurements.measured or not measurements.fits(size):
             return found
         measure(size)
 

@@ -34,27 +34,6 @@ def profile_devices(
     Real devices measure at the same time. Emulated ones share a host: one measures for all. Who
     measures runs the whole program for ``repetitions + 1`` microbatches.
     """
-    timings = _timings(fleet, captured, names, microbatch_size, optimizer, repetitions)
-    return {
-        name: DeviceCosts(
-            device=name,
-            forward_seconds=timings[name].forward_seconds,
-            backward_seconds=timings[name].backward_seconds,
-            memory_limit_bytes=None,
-            update_seconds_per_byte=timings[name].update_seconds_per_byte,
-        )
-        for name in names
-    }
-
-
-def _timings(
-    fleet: Fleet,
-    captured: Captured,
-    names: Sequence[str],
-    microbatch_size: int,
-    optimizer: Optimizer,
-    repetitions: int,
-) -> dict[str, UnitTimings]:
     graph, tensors = _without_weights(captured)
     if fleet.is_local:
         repetitions *= _LOCAL_REPETITIONS
@@ -66,10 +45,21 @@ def _timings(
         except PlanError as error:
             raise PlanError(f"{name}: {error}") from error
 
-    if not fleet.is_local:
+    if fleet.is_local:
+        timings = _profile_once(fleet, names, ask, message)
+    else:
         answers = fleet.for_each(names, ask, one_at_a_time=False)
-        return {name: decode_message(answer, UnitTimings) for name, answer in answers.items()}
-    return _profile_once(fleet, names, ask, message)
+        timings = {name: decode_message(answer, UnitTimings) for name, answer in answers.items()}
+    return {
+        name: DeviceCosts(
+            device=name,
+            forward_seconds=timings[name].forward_seconds,
+            backward_seconds=timings[name].backward_seconds,
+            memory_limit_bytes=None,
+            update_seconds_per_byte=timings[name].update_seconds_per_byte,
+        )
+        for name in names
+    }
 
 
 def _profile_once(

@@ -36,13 +36,12 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
-from edgeweave.train.costs import Measure
 from edgeweave.train.deployment import check_place
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
-from edgeweave.train.measurements import Measurements
+from edgeweave.train.measurements import Measure, Measurements
 from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
@@ -366,13 +365,13 @@ class PipelineTrainer:
                     measurements.costs_at, batch_size, sizes=[size], schedule=self._schedule
                 )
         except PlanError:
-            if measurements.sizes:  # that nothing fits can be seen in them
-                self._measured_size = min(measurements.sizes)
+            if measurements.measured:  # that nothing fits can be seen in them
+                self._measured_size = min(measurements.measured)
                 self._costs = measurements.costs_at(self._measured_size)
             raise
         self._costs, self._measured_size = found.costs, found.microbatch_size
-        for each in measurements.sizes:
-            self._teacher.teach_units(self._captured.program, each, measurements.costs_at(each))
+        for each, devices in measurements.measured.items():
+            self._teacher.teach_units(self._captured.program, each, devices.values())
         return found
 
     def _microbatch_size(self, batch_size: int) -> int:
