@@ -33,8 +33,9 @@ from benchmarks.latency.fit import Scales, Teaching
 from benchmarks.latency.held_out import HeldOut, measurements
 from benchmarks.latency.samples import Samples, Units
 from benchmarks.predictor_learning import learning, mape
+from benchmarks.recordings.alternatives import sums
 from edgeweave.predict import DeviceLatency, LatencyModel
-from edgeweave.predict.features import FAMILIES, Floats, macs_and_bytes
+from edgeweave.predict.features import FAMILIES, Floats
 
 __all__ = ["fitted", "flops", "run"]
 
@@ -150,13 +151,6 @@ def _network_mape(samples: Samples, units: Units, predicted: Floats, measured: F
     return fmean(abs(ours / true - 1) for ours, true in pairs)
 
 
-def _sums(samples: Samples, units: Units) -> tuple[Floats, Floats]:
-    """Multiply-adds and bytes moved of each unit."""
-    work = [macs_and_bytes(piece) for piece in samples.pieces(units)]
-    macs, moved = (np.array([part.sum() for part in parts]) for parts in zip(*work, strict=True))
-    return macs, moved
-
-
 def flops(macs: Floats, traffic: Floats, rates: Floats) -> Floats:
     """Overhead and multiply-adds alone."""
     return np.asarray(rates[0] + rates[1] * macs)
@@ -174,7 +168,7 @@ def fitted(
     known: Units,
 ) -> Floats:
     """Seconds of known units; rates by least squares of log seconds on the probe, by direction."""
-    work, wanted = _sums(samples, probe), _sums(samples, known)
+    work, wanted = sums(samples.pieces(probe)), sums(samples.pieces(known))
     found = []
     for direction in range(2):
         seconds = np.log(measured[probe, direction])
@@ -207,9 +201,10 @@ def _trees(
 
 def _aggregated(samples: Samples, units: Units) -> Floats:
     """A unit's multiply-adds and bytes, its operators counted by family, its largest features."""
-    macs, traffic = _sums(samples, units)
+    pieces = samples.pieces(units)
+    macs, traffic = sums(pieces)
     rows = [
         [*np.bincount(piece[:, 0].astype(int), minlength=len(FAMILIES)), *piece[:, 1:].max(axis=0)]
-        for piece in samples.pieces(units)
+        for piece in pieces
     ]
     return np.column_stack([np.log1p(macs), np.log1p(traffic), np.array(rows)])

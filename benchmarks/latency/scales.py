@@ -15,7 +15,7 @@ import torch
 from benchmarks.latency.teaching import Teaching
 from edgeweave.predict.embedding import Alikeness
 from edgeweave.predict.features import FAMILIES, FEATURES, Floats, macs_and_bytes
-from edgeweave.predict.model import DIRECTIONS
+from edgeweave.predict.model import DIRECTIONS, smallness
 
 __all__ = ["SMALL_SECONDS", "Noise", "fit_own", "fit_shared", "fit_work_costs"]
 
@@ -35,7 +35,7 @@ class Noise:
     small: float
 
     def variance(self, log_seconds: Floats) -> Floats:
-        return np.asarray(self.all**2 + self.small**2 * _smallness(log_seconds))
+        return np.asarray(self.all**2 + self.small**2 * smallness(log_seconds, SMALL_SECONDS))
 
 
 def fit_work_costs(taught: Teaching) -> Floats:
@@ -124,7 +124,7 @@ class _Logs:
         return torch.as_tensor(1e-3 * (self.lengths - 1).square().mean())
 
     def noise(self, log_seconds: Floats) -> torch.Tensor:
-        small = torch.from_numpy(_smallness(log_seconds))
+        small = torch.from_numpy(smallness(log_seconds, SMALL_SECONDS))
         return torch.as_tensor(
             torch.exp(2 * self.noises[0]) + torch.exp(2 * self.noises[1]) * small
         )
@@ -207,10 +207,6 @@ def _negative_likelihood(covariance: torch.Tensor, wanted: Floats) -> torch.Tens
     whitened = torch.linalg.solve_triangular(lower, torch.from_numpy(wanted), upper=False)
     half_log_determinant = wanted.shape[1] * torch.log(torch.diagonal(lower)).sum()
     return torch.as_tensor((whitened.square().sum() / 2 + half_log_determinant) / wanted.size)
-
-
-def _smallness(log_seconds: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(log_seconds - np.log(SMALL_SECONDS))))
 
 
 def _work(rows: Floats) -> list[Floats]:

@@ -65,13 +65,9 @@ class Prior:
     small_noise: float
     small_seconds: float
 
-    def smallness(self, log_seconds: Floats) -> Floats:
-        """Near 1 for what takes much less than ``small_seconds``, near 0 for much more."""
-        return np.asarray(1 / (1 + np.exp(log_seconds - np.log(self.small_seconds))))
-
     def noise_variance(self, log_seconds: Floats) -> Floats:
         """Of a measurement that takes so long."""
-        small = self.smallness(log_seconds)
+        small = smallness(log_seconds, self.small_seconds)
         return np.asarray(self.noise**2 + self.small_noise**2 * small)
 
 
@@ -159,6 +155,11 @@ class LatencyModel:
         """The model that comes with the package."""
         path = resources.files("edgeweave.predict") / "model.safetensors"
         return cls.from_bytes(path.read_bytes())
+
+
+def smallness(log_seconds: Floats, small_seconds: float) -> Floats:
+    """Near 1 for what takes much less than ``small_seconds``, near 0 for much more."""
+    return np.asarray(1 / (1 + np.exp(log_seconds - np.log(small_seconds))))
 
 
 def plain_seconds(work_costs: Floats, rows: Floats) -> Floats:
