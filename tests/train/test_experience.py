@@ -125,11 +125,26 @@ def test_a_damaged_file_counts_as_none_with_a_warning(
     assert "pi-a is learnt anew" in caplog.text
 
 
-def test_what_no_operator_can_be_is_refused(tmp_path: Path) -> None:
+def no_operator() -> Measurement:
     rows = RIGHT[0].rows.copy()
     rows[0, 3] = np.nan
-    Experience(tmp_path).note("pi-a", FACTS, [Measurement(rows, 1.0, None)])
-    assert Experience(tmp_path).lessons("pi-a", FACTS).waiting == ()
+    return Measurement(rows, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [no_operator(), Measurement(RIGHT[0].rows, 0.0, None), Measurement(RIGHT[0].rows, 1.0, -1.0)],
+    ids=["no operator", "no time", "negative time"],
+)
+def test_what_reading_refuses_is_not_written_over_what_it_takes(
+    wrong: Measurement, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Experience(tmp_path).note("pi-a", FACTS, RIGHT)
+    with caplog.at_level(logging.WARNING):
+        Experience(tmp_path).note("pi-a", FACTS, [wrong])
+    assert "what pi-a took is kept in memory alone" in caplog.text
+    (found,) = Experience(tmp_path).lessons("pi-a", FACTS).waiting
+    assert times(found) == times(RIGHT)
 
 
 def test_rows_of_other_features_are_of_no_use_and_no_damage(
@@ -154,7 +169,19 @@ def test_where_nothing_can_be_written_memory_keeps_it_with_a_warning(
     assert times(experience.lessons("pi-a", FACTS).waiting[0]) == times(RIGHT)
 
 
-def test_a_file_stays_small_whatever_is_noted(tmp_path: Path) -> None:
+def test_what_takes_more_than_is_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Experience(tmp_path).note("pi-a", FACTS, RIGHT[:1])
+    size = only_file(tmp_path).stat().st_size
+    monkeypatch.setattr("edgeweave.train.experience._MOST_BYTES", size)
+    with caplog.at_level(logging.WARNING):
+        Experience(tmp_path).note("pi-a", FACTS, RIGHT)
+    assert "what pi-a took is kept in memory alone (more than 0 MiB)" in caplog.text
+    assert len(Experience(tmp_path).lessons("pi-a", FACTS).waiting) == 1
+
+
+def test_only_so_much_waits_whatever_is_noted() -> None:
     experience = Experience(None)
     for _ in range(MOST_WAITING + 2):
         experience.note("pi-a", FACTS, RIGHT * MOST_KEPT)

@@ -9,7 +9,7 @@ The last block is filled up with copies of the last value; of these only padding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from edgeweave.codec.rounding import GROUP, Floats, Rounding
 
 __all__ = ["Blocks", "coded_bytes", "encode"]
 
-_QUANTISERS: Mapping[Coding, Callable[[int], Quantiser]] = {
+_QUANTISERS: Mapping[Coding, type[Truncate | Uniform | BlockFloat]] = {
     Coding.TRUNCATE: Truncate,
     Coding.UNIFORM: Uniform,
     Coding.BLOCKFLOAT: BlockFloat,
@@ -38,7 +38,7 @@ _BYTE = np.dtype(np.uint8)
 
 def coded_bytes(header: Header, n_values: int) -> int:
     """The size of ``n_values`` in blocks, where none of them travels raw."""
-    scale = _QUANTISERS[header.coding](header.bits).scale
+    scale = _QUANTISERS[header.coding].scale
     return _n_blocks(header, n_values) * scale.itemsize + packed_bytes(n_values, header.bits)
 
 

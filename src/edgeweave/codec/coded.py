@@ -140,12 +140,15 @@ def _encode_blocks(
     flat: torch.Tensor, header: Header, map_: Bytes, seed: int | None
 ) -> memoryview | None:
     """None if raw values take no more bytes."""
-    if header.coding is Coding.RAW or blocks.coded_bytes(header, len(flat)) >= flat.nbytes:
+    if header.coding is Coding.RAW:
         return None
-    out, body = _room(header, map_, blocks.coded_bytes(header, len(flat)))
+    n_bytes = blocks.coded_bytes(header, len(flat))
+    if n_bytes >= flat.nbytes:
+        return None
+    out, body = _room(header, map_, n_bytes)
     rounding = Nearest() if seed is None else AtRandom(seed)
     without_scale = blocks.encode(flat, header, rounding, body)
-    if len(body) + without_scale.nbytes >= flat.nbytes:
+    if n_bytes + without_scale.nbytes >= flat.nbytes:
         return None
     if len(without_scale):
         out = np.concatenate([out, without_scale.reshape(-1).view(np.uint8)])

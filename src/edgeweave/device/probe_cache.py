@@ -7,13 +7,13 @@ is probed again another time.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from edgeweave.core.errors import FormatError
+from edgeweave.device.whole_files import write_whole
 from edgeweave.predict.facts import DeviceFacts
 from edgeweave.predict.probe import Probe
 
@@ -59,10 +59,7 @@ class ProbeCache:
         if path is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written = path.with_name(f"{path.name}.{os.getpid()}")
-            written.write_bytes(msgspec.json.encode(probe))
-            written.replace(path)
+            write_whole(path, msgspec.json.encode(probe))
         except OSError as error:
             _log.warning("%s's probe is kept in memory alone (%s)", self._device, error)
 

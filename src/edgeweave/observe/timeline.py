@@ -32,6 +32,7 @@ _LABELS = {
     "update": "optimizer step",
     "wait": "waits",
 }
+_DRAWN = ("forward", "backward", "update")
 _BORDER = "#ffffff"
 _TEXT = "#22272e"
 _LARGEST_NUMBERED_ROW = 80
@@ -67,7 +68,7 @@ def last_full_steps(report: Report, *, n_steps: int = 2) -> Window:
         moment
         for device in report.devices
         for event in device.events
-        if event.step in chosen and event.kind in ("forward", "backward", "update")
+        if event.step in chosen and event.kind in _DRAWN
         for moment in (event.start_seconds, event.stop_seconds)
     ]
     return Window(tuple(chosen), min(times), max(times))
@@ -109,7 +110,7 @@ def _full_steps(events: tuple[TraceEvent, ...], n_microbatches: int) -> set[int]
 def _overlaps(event: TraceEvent, window: Window) -> bool:
     """Whether an event is drawn: computing only, what lies between is waiting."""
     inside = event.stop_seconds > window.start_seconds and event.start_seconds < window.stop_seconds
-    return inside and event.kind in ("forward", "backward", "update")
+    return inside and event.kind in _DRAWN
 
 
 def _canvas(n_rows: int) -> tuple[Any, Any]:

@@ -15,12 +15,10 @@ from edgeweave.core.version import __version__
 from edgeweave.device import TraceEvent
 from edgeweave.train import DeviceReport, Report
 
-__all__ = ["COMPUTING", "WAITING", "perfetto_trace"]
+__all__ = ["perfetto_trace", "report_name"]
 
-COMPUTING = ("forward", "backward", "update", "evaluate")
-"""Kinds of events in which a device computes."""
-WAITING = ("wait", "idle")
-"""Kinds of events in which it waits: within a round, and for the next one."""
+_COMPUTING = ("forward", "backward", "update", "evaluate")
+"""Kinds of events in which a device computes. It waits in others: within a round, or for one."""
 
 _COMPUTE_THREAD = 1
 _WAIT_THREAD = 2
@@ -76,7 +74,7 @@ def _metadata(
 
 
 def _event(device: DeviceReport, event: TraceEvent) -> dict[str, object]:
-    computes = event.kind in COMPUTING
+    computes = event.kind in _COMPUTING
     numbered = computes and event.microbatch >= 0
     seconds = event.stop_seconds - event.start_seconds
     return {

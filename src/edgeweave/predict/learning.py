@@ -81,19 +81,23 @@ class Learnt:
 
 def learn(probed: DeviceLatency, lessons: Lessons) -> Learnt:
     """Judge what waits, given what is known from the probe and from what was kept."""
-    kept, verdicts = lessons.kept, []
-    is_set_aside = bool(kept) and _worsens(probed, kept)
+    n_probed, n_kept = len(probed.measurements), len(lessons.kept)
+    known, verdicts = probed.given(lessons.kept), []
+    is_set_aside = n_kept > 0 and _worsens(probed, known)
     if is_set_aside:
-        verdicts.append(Verdict("they contradict the probe, which is newer", len(kept), len(kept)))
-        kept = ()
+        verdicts.append(Verdict("they contradict the probe, which is newer", n_kept, n_kept))
+        known = probed
     for batch in lessons.waiting:
-        believed, found = _judged(probed.given(kept), batch)
-        kept = spread(probed.model, (*kept, *believed), MOST_KEPT)
+        known, found = _judged(known, batch)
         verdicts += found
+        if len(known.measurements) > n_probed + MOST_KEPT:
+            learnt = known.measurements[n_probed:]
+            known = probed.given(spread(probed.model, learnt, MOST_KEPT))
+    kept = known.measurements[n_probed:]
     goes_on_waiting = is_set_aside and not (kept and len(lessons.waiting) == MOST_WAITING)
     is_settled = bool(lessons.waiting) and not goes_on_waiting
     remembered = Lessons(kept) if is_settled else lessons
-    return Learnt(probed.given(kept), remembered, tuple(verdicts))
+    return Learnt(known, remembered, tuple(verdicts))
 
 
 def spread(
@@ -118,34 +122,36 @@ def spread(
     return tuple(each for each, is_free in zip(newest, free, strict=True) if not is_free)[::-1]
 
 
-def _judged(known: DeviceLatency, batch: Batch) -> tuple[Batch, list[Verdict]]:
-    """What of a batch is believed, and why the rest is not."""
-    near = _near(known, batch)
+def _judged(known: DeviceLatency, batch: Batch) -> tuple[DeviceLatency, list[Verdict]]:
+    """What is known with what of a batch is believed, and why the rest is not."""
+    together = _with_near(known, batch)
+    n_near = len(together.measurements) - len(known.measurements)
     verdicts = []
-    if len(near) < len(batch):
-        n_far = len(batch) - len(near)
+    if n_near < len(batch):
+        n_far = len(batch) - n_near
         verdicts.append(Verdict("all others predict something else", n_far, len(batch)))
-    if near and known.measurements and _worsens(known, near):
+    if n_near and known.measurements and _worsens(known, together):
         reason = "with them, everything else is predicted worse than without"
-        verdicts.append(Verdict(reason, len(near), len(batch)))
-        near = ()
-    return near, verdicts
+        verdicts.append(Verdict(reason, n_near, len(batch)))
+        together = known
+    return together, verdicts
 
 
-def _near(known: DeviceLatency, batch: Batch) -> Batch:
-    """The batch without those that are far from what all others predict.
+def _with_near(known: DeviceLatency, batch: Batch) -> DeviceLatency:
+    """What is known with a batch, but for those that are far from what all others predict.
 
     One that is far off draws its neighbours along: in each round only the farther half goes.
     """
     near, width = batch, _width(known)
     while near:
-        off = _off(known.given(near))[len(known.measurements) :].max(axis=1) / width
+        together = known.given(near)
+        off = _off(together)[len(known.measurements) :].max(axis=1) / width
         farthest = float(off.max())
         if farthest <= _FARTHEST:
-            break
+            return together
         least = max(_FARTHEST, farthest / 2)
         near = tuple(each for each, far in zip(near, off, strict=True) if far <= least)
-    return near
+    return known
 
 
 def _width(known: DeviceLatency) -> float:
@@ -160,11 +166,11 @@ def _off(latency: DeviceLatency) -> Floats:
     return np.nan_to_num(np.abs(held_out.errors / held_out.deviations))
 
 
-def _worsens(known: DeviceLatency, batch: Batch) -> bool:
-    """Whether measurements that are known are predicted worse from all others with the batch."""
+def _worsens(known: DeviceLatency, together: DeviceLatency) -> bool:
+    """Whether what is known is predicted worse from all others where more is known with it."""
     n_known = len(known.measurements)
     bearable = _WORSE * _error(known, n_known) + _WORSE_LOG_SECONDS
-    return _error(known.given(batch), n_known) > bearable
+    return _error(together, n_known) > bearable
 
 
 def _error(latency: DeviceLatency, n_first: int) -> float:

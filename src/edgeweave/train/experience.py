@@ -8,7 +8,6 @@ read counts as none, one that cannot be written is a warning, as with probes.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from edgeweave.device.whole_files import write_whole
 from edgeweave.predict import FAMILIES, FEATURES, DeviceLatency, LatencyModel, Measurement
 from edgeweave.predict.facts import DeviceFacts
 from edgeweave.predict.features import Floats
@@ -102,11 +102,10 @@ class Experience:
         waiting = tuple(map(_encoded, lessons.waiting))
         document = _Document(_WORDS, facts, _encoded(lessons.kept), waiting)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written = path.with_name(f"{path.name}.{os.getpid()}")
-            written.write_bytes(msgspec.json.encode(document))
-            written.replace(path)
-        except OSError as error:
+            data = msgspec.json.encode(document)
+            _lessons_in(data, facts)  # What reading refuses must not replace what it takes.
+            write_whole(path, data)
+        except (OSError, ValueError) as error:
             _log.warning("what %s took is kept in memory alone (%s)", device, error)
 
     def _path(self, device: str, facts: DeviceFacts) -> Path | None:
@@ -117,12 +116,22 @@ class Experience:
 
 def _read(path: Path, facts: DeviceFacts) -> Lessons:
     """What is of use in a file; ``ValueError`` (of which msgspec's are) if it is no such file."""
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-    found = msgspec.json.decode(path.read_bytes(), type=_Document)
+    _check_size(path.stat().st_size)
+    return _lessons_in(path.read_bytes(), facts)
+
+
+def _lessons_in(data: bytes, facts: DeviceFacts) -> Lessons:
+    """What is of use in a file of these bytes."""
+    _check_size(len(data))
+    found = msgspec.json.decode(data, type=_Document)
     if (found.facts, found.words) != (facts, _WORDS):
         return Lessons()
     return Lessons(_decoded(found.kept), tuple(map(_decoded, found.waiting)))
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
 
 
 def _encoded(measurements: Sequence[Measurement]) -> tuple[_Measured, ...]:
