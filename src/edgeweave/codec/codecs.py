@@ -14,6 +14,8 @@ value; ``largest`` is the largest magnitude of its block. float32 arithmetic add
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,6 +30,7 @@ __all__ = [
     "CodecName",
     "blockfloat",
     "none",
+    "parse",
     "truncate",
     "uniform",
 ]
@@ -72,6 +75,23 @@ class Codec:
 
     def __str__(self) -> str:
         return self.name if self.name == "none" else f"{self.name}({self.bits}, {self.block})"
+
+
+def parse(text: str) -> Codec:
+    """The codec that a text such as ``uniform(8)`` or ``blockfloat(4, 64)`` names.
+
+    >>> parse("uniform(8)") == uniform(8), parse(str(blockfloat(4))) == blockfloat(4)
+    (True, True)
+    """
+    found = _WRITTEN.fullmatch(text.replace(" ", ""))
+    name = found["name"] if found else text
+    if found is None or (name == "none") != (found["bits"] is None) or name not in _MAKERS:
+        raise ConfigError(
+            "a codec is none, or truncate, uniform or blockfloat with bits and perhaps a block in "
+            f"brackets (got {text!r}). Write uniform(8)."
+        )
+    numbers = [int(found[part]) for part in ("bits", "block") if found[part]]
+    return _MAKERS[name](*numbers)
 
 
 def none() -> Codec:
@@ -126,3 +146,12 @@ def blockfloat(bits: int, block: int = 64) -> Codec:
     'blockfloat(8, 64)'
     """
     return Codec("blockfloat", bits, block)
+
+
+_WRITTEN = re.compile(r"(?P<name>[a-z]+)(\((?P<bits>\d{1,4})(,(?P<block>\d{1,5}))?\))?")
+_MAKERS: Mapping[str, Callable[..., Codec]] = {
+    "none": none,
+    "truncate": truncate,
+    "uniform": uniform,
+    "blockfloat": blockfloat,
+}

@@ -1,11 +1,13 @@
 """The agent: inbox, executor, throttle. The only code that runs on a device."""
 
 from edgeweave.device.agent import Agent
-from edgeweave.device.exchange import as_mapping, tensor_frame
+from edgeweave.device.exchange import as_mapping, bits_name, tensor_frame
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.messages import (
     COORDINATOR,
     Assignment,
+    CodingProbe,
+    CodingSeconds,
     Deploy,
     Emulate,
     Fault,
@@ -37,6 +39,8 @@ __all__ = [
     "Agent",
     "AgentSettings",
     "Assignment",
+    "CodingProbe",
+    "CodingSeconds",
     "Deploy",
     "Emulate",
     "Fault",
@@ -55,6 +59,7 @@ __all__ = [
     "TraceEvent",
     "UnitTimings",
     "as_mapping",
+    "bits_name",
     "build",
     "decode_message",
     "encode_message",

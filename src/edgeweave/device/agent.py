@@ -28,9 +28,12 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import memory
+from edgeweave.device.coding_speed import coding_seconds
 from edgeweave.device.facts import read_facts
 from edgeweave.device.messages import (
     Assignment,
+    CodingProbe,
+    CodingSeconds,
     Deploy,
     Emulate,
     Greeting,
@@ -114,6 +117,7 @@ class Agent:
             "hello": (self._hello, REQUEST_BYTES),
             "echo": (lambda payload: b"", _LARGEST_PROBE_BYTES),
             "measure": (self._measure, REQUEST_BYTES),
+            "coding": (self._coding, REQUEST_BYTES),
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
@@ -178,6 +182,17 @@ class Agent:
             )
 
         return encode_message(probe_link(ask, self._place.clock.now, message.size_bytes))
+
+    def _coding(self, payload: bytes) -> bytes:
+        message = decode_message(payload, CodingProbe)
+        throttle = self._place.throttle
+        taken = coding_seconds(message.codec, message.widths, throttle.stopwatch())
+        return encode_message(
+            CodingSeconds(
+                throttle.slowed(taken.encode_seconds_per_byte),
+                throttle.slowed(taken.decode_seconds_per_byte),
+            )
+        )
 
     def _profile(self, payload: bytes) -> bytes:
         message = decode_message(payload, Profile)

@@ -22,10 +22,12 @@ import torch
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, WireError
 from edgeweave.core.timeouts import Timeouts
+from edgeweave.device.frame_codec import MOST_OVERHEAD_BYTES, FrameCoding, decoded_frame
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.link_rates import LinkRates
 from edgeweave.device.messages import COORDINATOR, Assignment
 from edgeweave.device.sender import Sender
+from edgeweave.device.throttle import Throttle
 from edgeweave.net import (
     Frame,
     FrameHeader,
@@ -38,7 +40,7 @@ from edgeweave.net import (
 )
 from edgeweave.program import Program, Value, is_external
 
-__all__ = ["StageExchange", "as_mapping", "tensor_frame"]
+__all__ = ["StageExchange", "as_mapping", "bits_name", "tensor_frame"]
 
 _SCALARS = {
     "begin": ("step", "microbatches", "train"),
@@ -51,7 +53,15 @@ _SCALARS = {
 _TIMED = ("activation", "gradient")
 """Frames by which links are timed."""
 
+_CODED = ("activation", "gradient")
+"""Frames that may be coded; all others travel as they are."""
+
 _TOO_MANY = 2.0**53
+
+
+def bits_name(stage: int) -> str:
+    """What ``begin`` calls the bits of values in frames to a stage; there is none if exact."""
+    return f"bits:{stage}"
 
 
 def tensor_frame(
@@ -97,6 +107,7 @@ class StageExchange:
         fleet: str,
         clock: Clock,
         timeouts: Timeouts,
+        throttle: Throttle,
     ) -> None:
         self._assignment = assignment
         self._program = program
@@ -105,6 +116,8 @@ class StageExchange:
         self._timeouts = timeouts
         self._clock = clock
         self._rates = LinkRates()
+        self._decoding = throttle.on_another_thread()
+        self._decoding_seconds = 0.0
         self._may_receive = _declared(assignment, program)
         self._me = assignment.peer(assignment.stage)
         n_peers = max(2, len(assignment.senders) + len(assignment.receivers))
@@ -116,11 +129,17 @@ class StageExchange:
             capacity=n_peers * most + 2 * n_stages + 4,
             timeout_seconds=timeouts.frame,
             on_error=self.inbox.fail,
+            throttle=throttle.on_another_thread(),
         )
 
     @property
     def send_seconds(self) -> float:
         return self._sender.seconds
+
+    @property
+    def coding_seconds(self) -> float:
+        """Spent on coding what was sent and decoding what came, beside computing."""
+        return self._sender.coding_seconds + self._decoding_seconds
 
     def __enter__(self) -> Self:
         assignment = self._assignment
@@ -163,8 +182,9 @@ class StageExchange:
         microbatch: int,
         tensors: Mapping[str, torch.Tensor],
         scalars: Mapping[str, float] | None = None,
+        coding: FrameCoding | None = None,
     ) -> None:
-        """Queue a frame for a stage, or for the coordinator."""
+        """Queue a frame for a stage, or for the coordinator; its tensors coded on the way."""
         assignment = self._assignment
         frame = tensor_frame(
             kind,
@@ -177,7 +197,7 @@ class StageExchange:
             scalars=scalars,
         )
         key = frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
-        self._sender.post(key, frame, device=assignment.device_of(stage))
+        self._sender.post(key, frame, device=assignment.device_of(stage), coding=coding)
 
     def link_rates(self, round: int) -> dict[int, float]:  # noqa: A002
         """Bytes per second from the stages whose frames waited for the link in a round."""
@@ -190,9 +210,24 @@ class StageExchange:
             arrival = (header.scalars["sent"], self._clock.now(), size_bytes)
             self._rates.add(header.step, header.stage, arrival)
         try:
-            self.inbox.put(frame)
+            self.inbox.put(self._decoded(frame))
         except WireError as error:
             self._refuse(error)
+
+    def _decoded(self, frame: Frame) -> Frame:
+        header = frame.header
+        if header.codec == "none":
+            return frame
+        declared, samples = self._declared(header), self._samples(header)
+        expected = (
+            TensorSpec(name, value.dtype, value.shape_at(samples))
+            for name, value in declared.items()
+        )
+        started = self._clock.now()
+        with self._decoding.pace("decode"):
+            found = decoded_frame(frame, expected)
+        self._decoding_seconds += self._clock.now() - started
+        return found
 
     def _refuse(self, error: WireError) -> None:
         named = self._me in str(error)
@@ -200,13 +235,7 @@ class StageExchange:
 
     def _expect(self, header: FrameHeader) -> None:
         """Refuse what the program does not declare, before anything is allocated for it."""
-        declared = self._may_receive.get((header.kind, header.stage))
-        me = self._me
-        if declared is None or header.device != self._assignment.device_of(header.stage):
-            raise WireError(
-                f"{me} expects no {header.kind!r} frame from stage {header.stage} "
-                f"({header.device})."
-            )
+        declared, me = self._declared(header), self._me
         names = {spec.name for spec in header.tensors}
         whole = header.kind in ("input", "activation")
         if names - declared.keys() or (whole and declared.keys() - names):
@@ -215,17 +244,47 @@ class StageExchange:
                 f"(got {sorted(names)} from {header.device})."
             )
         self._check_scalars(header)
-        samples = 0 if header.kind == "reduce" else int(header.scalars.get("samples", 0))
+        samples = self._samples(header)
         if not 0 <= samples <= self._assignment.microbatch_size:
             raise WireError(
                 f"a microbatch has at most {self._assignment.microbatch_size} samples "
                 f"(got {samples} from {header.device})."
             )
+        if header.codec != "none":
+            self._check_coded(header)
+            return
         for spec in header.tensors:
             value = declared[spec.name]
             if (spec.dtype, spec.shape) != (value.dtype, value.shape_at(samples)):
                 raise WireError(
                     f"{me} expects {spec.name} as {value.dtype} {value.shape_at(samples)} "
+                    f"(got {spec.dtype} {spec.shape} from {header.device})."
+                )
+
+    def _declared(self, header: FrameHeader) -> Mapping[str, Value]:
+        """What such a frame may bring; ``WireError`` if its sender may send none."""
+        declared = self._may_receive.get((header.kind, header.stage))
+        if declared is None or header.device != self._assignment.device_of(header.stage):
+            raise WireError(
+                f"{self._me} expects no {header.kind!r} frame from stage {header.stage} "
+                f"({header.device})."
+            )
+        return declared
+
+    def _samples(self, header: FrameHeader) -> int:
+        return 0 if header.kind == "reduce" else int(header.scalars.get("samples", 0))
+
+    def _check_coded(self, header: FrameHeader) -> None:
+        """Coded tensors are bytes; what they are of is checked when they are decoded."""
+        if header.kind not in _CODED:
+            raise WireError(
+                f"{self._me} expects {header.kind!r} frames as they are "
+                f"(got coded ones from {header.device})."
+            )
+        for spec in header.tensors:
+            if spec.dtype != "uint8" or len(spec.shape) != 1:
+                raise WireError(
+                    f"{self._me} expects {spec.name}, which is coded, as bytes in a row "
                     f"(got {spec.dtype} {spec.shape} from {header.device})."
                 )
 
@@ -255,6 +314,7 @@ class StageExchange:
                 TensorSpec(value.name, value.dtype, value.shape_at(size))
                 for value in declared.values()
             )
+            + MOST_OVERHEAD_BYTES * len(declared)
             for declared in self._may_receive.values()
         )
 

@@ -13,14 +13,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self
 
 import torch
 
+from edgeweave.codec import Codec
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
-from edgeweave.device.exchange import StageExchange, as_mapping
+from edgeweave.device.exchange import StageExchange, as_mapping, bits_name
+from edgeweave.device.frame_codec import FrameCoding, message_seed
 from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
@@ -78,6 +81,7 @@ class Executor:
         self._rounds = 0
         self._ended = False
         self._samples: dict[int, int] = {}
+        self._codecs: dict[int, Codec] = {}
         self._timings = StepTimings(assignment.stage, assignment.microbatch_size)
         self._forward_senders: list[tuple[str, int]] = []
         if any(is_external(value.name) for value in stage.program.inputs):
@@ -172,6 +176,7 @@ class Executor:
             begin = self._exchange.wait("begin", COORDINATOR, number)
         step = int(begin.header.scalars["step"])
         n_microbatches = int(begin.header.scalars["microbatches"])
+        self._codecs = self._codecs_of(begin.header.scalars)
         if begin.header.scalars["train"]:
             self._train(number, step, n_microbatches, begin)
         else:
@@ -180,6 +185,25 @@ class Executor:
         with self._finished:
             self._rounds += 1
             self._finished.notify_all()
+
+    def _codecs_of(self, scalars: Mapping[str, float]) -> dict[int, Codec]:
+        """By stage, what frames to it are coded with in this round."""
+        codec, found = self._assignment.codec, {}
+        for stage in (*self._assignment.senders, *self._assignment.receivers):
+            bits = int(scalars.get(bits_name(stage), 0))
+            if bits and codec is not None:
+                found[stage] = replace(codec, bits=bits)
+        return found
+
+    def _coding(self, stage: int, moment: Moment, *, at_random: bool) -> FrameCoding | None:
+        """Activations are rounded to nearest, gradients at random: their errors would add up."""
+        codec = self._codecs.get(stage)
+        if codec is None:
+            return None
+        me, seed = self._assignment.stage, None
+        if at_random:
+            seed = message_seed(self._assignment.seed, moment.step, moment.microbatch, me, stage)
+        return FrameCoding(codec, seed)
 
     def _train(self, number: int, step: int, n_microbatches: int, begin: Frame) -> None:
         assignment = self._assignment
@@ -231,14 +255,14 @@ class Executor:
         scalars = {"samples": float(samples)}
         if moment.microbatch == 0:
             scalars |= self._timings.tell()
-        self._hand_on(number, moment.microbatch, scalars, result)
+        self._hand_on(number, moment, scalars, result)
 
     def _evaluate(self, number: int, step: int, microbatch: int) -> None:
         moment = Moment(step, microbatch)
         inputs, samples = self._inputs(number, moment)
         with self._computing("evaluate", moment, samples):
             result = self._stage.evaluate(inputs)
-        self._hand_on(number, microbatch, {"samples": float(samples)}, result)
+        self._hand_on(number, moment, {"samples": float(samples)}, result)
 
     def _inputs(self, number: int, moment: Moment) -> tuple[dict[str, torch.Tensor], int]:
         inputs: dict[str, torch.Tensor] = {}
@@ -252,13 +276,14 @@ class Executor:
         return inputs, samples
 
     def _hand_on(
-        self, number: int, microbatch: int, scalars: dict[str, float], result: StageResult
+        self, number: int, moment: Moment, scalars: dict[str, float], result: StageResult
     ) -> None:
         """To the stages behind; from the last one the loss and metrics, to the coordinator."""
-        assignment = self._assignment
+        assignment, microbatch = self._assignment, moment.microbatch
         for stage in assignment.receivers:
             sent = {n: x for n, x in result.outputs.items() if assignment.target(n) == stage}
-            self._exchange.send("activation", stage, number, microbatch, sent, scalars)
+            coding = self._coding(stage, moment, at_random=False)
+            self._exchange.send("activation", stage, number, microbatch, sent, scalars, coding)
         if result.loss is not None:
             scalars = {**scalars, "loss": result.loss.item()}
             scalars.update({f"metric:{name}": v.item() for name, v in result.metrics.items()})
@@ -284,7 +309,8 @@ class Executor:
                 if not is_external(name) and assignment.source(name) == stage
             }
             scalars = {"samples": float(samples)}
-            self._exchange.send("gradient", stage, number, microbatch, sent, scalars)
+            coding = self._coding(stage, moment, at_random=True)
+            self._exchange.send("gradient", stage, number, microbatch, sent, scalars, coding)
 
     def _update(self, step: int, scalars: Mapping[str, float]) -> None:
         hyperparameters = {

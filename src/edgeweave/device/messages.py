@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from edgeweave.codec import Codec
 from edgeweave.core.errors import WireError
 from edgeweave.device.optimizer import Optimizer
 from edgeweave.net import Hello, Links
@@ -17,6 +18,8 @@ from edgeweave.program import Program
 __all__ = [
     "COORDINATOR",
     "Assignment",
+    "CodingProbe",
+    "CodingSeconds",
     "Deploy",
     "Emulate",
     "Fault",
@@ -93,6 +96,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Inputs that do not come from the stage before -> the earlier stage they come from."""
     targets: dict[str, int] = {}
     """Outputs that do not go to the stage behind -> the later stage they go to."""
+    codec: Codec | None = None
+    """Its bits are said for every round, link by link; None: nothing is ever coded."""
 
     def __post_init__(self) -> None:
         before, behind = self.sources.values(), self.targets.values()
@@ -196,6 +201,20 @@ class ProbeWork(msgspec.Struct, frozen=True):
     known: Probe | None
 
 
+class CodingProbe(msgspec.Struct, frozen=True):
+    """Tell what a codec takes, at the slowest of some bits. Answered with ``CodingSeconds``."""
+
+    codec: Codec
+    widths: tuple[int, ...]
+
+
+class CodingSeconds(msgspec.Struct, frozen=True):
+    """Seconds for each byte of float32 before coding, or after decoding, on one thread."""
+
+    encode_seconds_per_byte: float
+    decode_seconds_per_byte: float
+
+
 class Emulate(msgspec.Struct, frozen=True):
     """Be another device, or behind other links, from now on; None leaves it as it is.
 
@@ -277,6 +296,8 @@ class StageStatistics(msgspec.Struct, frozen=True):
     """Waiting for the coordinator to begin a round."""
     send_seconds: float
     """Handing frames to the network, beside computing."""
+    coding_seconds: float
+    """Coding and decoding frames, beside computing."""
     bytes_in: int
     bytes_out: int
     rounds: int

@@ -89,6 +89,7 @@ class Running:
             fleet=place.settings.fleet,
             clock=place.clock,
             timeouts=place.timeouts,
+            throttle=place.throttle,
         )
         self._executor = Executor(
             assignment,
@@ -126,6 +127,7 @@ class Running:
             wait_seconds=executor.seconds["wait"],
             idle_seconds=executor.seconds["idle"],
             send_seconds=self._exchange.send_seconds,
+            coding_seconds=self._exchange.coding_seconds,
             bytes_in=moved.bytes_received - before.bytes_received,
             bytes_out=moved.bytes_sent - before.bytes_sent,
             rounds=executor.rounds,

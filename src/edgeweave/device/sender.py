@@ -1,4 +1,4 @@
-"""Send frames beside computing: a bounded queue and one thread, owned by ``with``."""
+"""Code and send frames beside computing: a bounded queue and one thread, owned by ``with``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import msgspec
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
+from edgeweave.device.frame_codec import FrameCoding, encoded_frame
+from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame, Transport
 
 __all__ = ["Sender"]
 
 
 class Sender:
-    """Hands frames to a transport in the order they were posted.
+    """Hands frames to a transport in the order they were posted, coded if they are to be.
 
-    Each tells in ``sent`` since when it could have been on its way: since it was posted, or since
-    frames to other devices no longer held it up.
+    Each tells in ``sent`` since when it could have been on its way: since it was posted and coded,
+    or since frames to other devices no longer held it up.
     The first error goes to ``on_error`` and ends sending; later posts are dropped. ``post`` blocks
     when the queue is full, for at most ``timeout_seconds``.
     """
@@ -34,7 +36,9 @@ class Sender:
         capacity: int,
         timeout_seconds: float,
         on_error: Callable[[EdgeweaveError], None],
+        throttle: Throttle,
     ) -> None:
+        self._throttle = throttle
         self._transport = transport
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -43,16 +47,24 @@ class Sender:
         self._busy_until: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="edgeweave-sender")
         self._seconds = 0.0
+        self._coding_seconds = 0.0
         self._failed = False
+
+    @property
+    def coding_seconds(self) -> float:
+        """Time spent coding frames so far."""
+        return self._coding_seconds
 
     @property
     def seconds(self) -> float:
         """Time spent handing frames to the network so far."""
         return self._seconds
 
-    def post(self, key: str, frame: Frame, *, device: str) -> None:
+    def post(
+        self, key: str, frame: Frame, *, device: str, coding: FrameCoding | None = None
+    ) -> None:
         """Queue a frame for ``device``. Its tensors must not change any more."""
-        posted = _Posted(key, frame, device, self._clock.now())
+        posted = _Posted(key, frame, device, self._clock.now(), coding)
         try:
             self._queue.put(posted, timeout=self._timeout_seconds)
         except queue.Full:
@@ -82,6 +94,9 @@ class Sender:
                 continue
             started = self._clock.now()
             try:
+                if posted.coding is not None:
+                    posted = self._coded(posted, posted.coding)
+                    started = posted.seconds
                 self._transport.send(posted.key, self._stamped(posted), device=posted.device)
             except EdgeweaveError as error:
                 self._failed = True
@@ -93,6 +108,14 @@ class Sender:
                 self._on_error(failed)
             ended = self._busy_until[posted.device] = self._clock.now()
             self._seconds += ended - started
+
+    def _coded(self, posted: _Posted, coding: FrameCoding) -> _Posted:
+        started = self._clock.now()
+        with self._throttle.pace("encode"):
+            frame = encoded_frame(posted.frame, coding)
+        ended = self._clock.now()
+        self._coding_seconds += ended - started
+        return posted._replace(frame=frame, seconds=ended)
 
     def _stamped(self, posted: _Posted) -> Frame:
         others = (at for device, at in self._busy_until.items() if device != posted.device)
@@ -106,3 +129,4 @@ class _Posted(NamedTuple):
     frame: Frame
     device: str
     seconds: float
+    coding: FrameCoding | None

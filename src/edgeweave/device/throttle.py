@@ -32,7 +32,7 @@ class Throttle:
         *,
         cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._speed = None if speed is None else _checked(speed)
+        self._speeds = [None if speed is None else _checked(speed)]
         self._clock = clock
         self._cpu_seconds = cpu_seconds
         self._rehearsed: dict[Hashable, float] = {}
@@ -40,24 +40,30 @@ class Throttle:
 
     @property
     def speed(self) -> float | None:
-        return self._speed
+        return self._speeds[0]
+
+    def on_another_thread(self) -> Throttle:
+        """One for work beside this one's: as if the device had another core, as fast as this."""
+        other = Throttle(None, self._clock, cpu_seconds=self._cpu_seconds)
+        other._speeds = self._speeds
+        return other
 
     def change_speed(self, speed: float) -> None:
         """Be slower or faster from the next piece of work on; ``ConfigError`` on a real device."""
-        if self._speed is None:
+        if self.speed is None:
             raise ConfigError(
                 f"only an emulated device changes its speed (asked for {speed}). "
                 "Start it with a speed."
             )
-        self._speed = _checked(speed)
+        self._speeds[0] = _checked(speed)
 
     def stopwatch(self) -> Callable[[], float]:
         """What durations are read from: CPU seconds where emulated, wall seconds where real."""
-        return self._cpu_seconds if self._speed is not None else self._clock.now
+        return self._cpu_seconds if self.speed is not None else self._clock.now
 
     def slowed(self, seconds: float) -> float:
         """How long this device takes for what takes ``seconds`` at full speed."""
-        return seconds / (self._speed or 1.0)
+        return seconds / (self.speed or 1.0)
 
     def rehearse(self, key: Hashable, samples: Sequence[float]) -> None:
         """Remember what a piece of work costs at full speed: the median of the samples."""
@@ -65,12 +71,13 @@ class Throttle:
 
     def hold(self, key: Hashable, seconds: float) -> None:
         """Let a piece of work take ``seconds`` of this device's time from now on."""
-        self._rehearsed[key] = seconds * (self._speed or 1.0)
+        self._rehearsed[key] = seconds * (self.speed or 1.0)
 
     @contextmanager
     def pace(self, key: Hashable) -> Iterator[None]:
         """Stretch the work done inside to what this device would take."""
-        if self._speed is None:
+        speed = self.speed
+        if speed is None:
             yield
             return
         started, cpu_started = self._clock.now(), self._cpu_seconds()
@@ -78,7 +85,7 @@ class Throttle:
         cost = self._rehearsed.get(key)
         if cost is None:
             cost = self._cpu_seconds() - cpu_started
-        target = cost / self._speed - self._debt
+        target = cost / speed - self._debt
         self._clock.sleep(target - (self._clock.now() - started))
         late = self._clock.now() - started - target
         self._debt = min(max(late, 0.0), _MOST_DEBT_SECONDS)

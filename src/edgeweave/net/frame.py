@@ -79,7 +79,8 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     tensors: tuple[TensorSpec, ...] = ()
     scalars: dict[str, float] = {}
     """Small numbers beside the tensors, such as a loss or a sample count."""
-    codec: Literal["none"] = "none"
+    codec: Literal["none", "edgeweave"] = "none"
+    """Whether each tensor is bytes that ``edgeweave.codec`` made of one, and says what of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

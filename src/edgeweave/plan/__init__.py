@@ -1,7 +1,10 @@
 """Where to cut a model and on whom to run it: costs in, a plan out."""
 
 from edgeweave.plan.bound import period_seconds_at_least
+from edgeweave.plan.codec_choice import choose_codecs
+from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.costs import (
+    Coding,
     Costs,
     Cut,
     Deviation,
@@ -48,6 +51,7 @@ __all__ = [
     "Agenda",
     "Backward",
     "Caution",
+    "Coding",
     "Costs",
     "Cut",
     "Decision",
@@ -62,6 +66,7 @@ __all__ = [
     "Interval",
     "LeftOut",
     "Link",
+    "LinkCodec",
     "Monitor",
     "Plan",
     "PlannedBatch",
@@ -76,6 +81,7 @@ __all__ = [
     "actions",
     "best_microbatching",
     "best_plans",
+    "choose_codecs",
     "drawn_costs",
     "explain",
     "from_json",

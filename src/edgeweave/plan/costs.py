@@ -1,8 +1,8 @@
 """What planning knows: units, what they are fed, the cuts between them, devices, and all links.
 
 A plan is a function of these values and of nothing else. Who measured or predicted them is not
-known here, nor are codecs: bytes are bytes on the wire. A parameter that two units share (tied
-weights) counts in both of them, because they may land on two devices; a plan that keeps them
+known here; of codecs only what they do to bytes and seconds is. A parameter that two units share
+(tied weights) counts in both of them, because they may land on two devices; a plan that keeps them
 together therefore shows more memory than it uses.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from math import ceil
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.loss import drawn_rounds, mean_rounds
@@ -17,6 +18,7 @@ from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan._checks import require_not_negative
 
 __all__ = [
+    "Coding",
     "Costs",
     "Crossing",
     "Cut",
@@ -24,6 +26,7 @@ __all__ = [
     "DeviceCosts",
     "Feed",
     "Link",
+    "LinkCoding",
     "StageSeconds",
     "UnitFacts",
     "crossings",
@@ -131,7 +134,8 @@ class DeviceCosts:
     """What each unit costs on one device, for each microbatch, and the memory it may use.
 
     ``memory_limit_bytes=None`` sets no limit. ``update_seconds_per_byte`` is the optimizer's step
-    for each trainable byte. ``deviation=None`` where the seconds were measured.
+    for each trainable byte; codecs take their seconds for each byte that is not coded yet, or not
+    any more. ``deviation=None`` where the seconds were measured.
     """
 
     device: str
@@ -140,8 +144,12 @@ class DeviceCosts:
     memory_limit_bytes: int | None
     update_seconds_per_byte: float = 0.0
     deviation: Deviation | None = None
+    encode_seconds_per_byte: float = 0.0
+    decode_seconds_per_byte: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("encode_seconds_per_byte", "decode_seconds_per_byte"):
+            _require_not_negative(getattr(self, name), f"{name} of device {self.device!r}")
         for seconds in self.forward_seconds:
             _require_not_negative(seconds, f"forward_seconds of device {self.device!r}")
         for seconds in self.backward_seconds:
@@ -155,8 +163,24 @@ class DeviceCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkCoding:
+    """What a codec of so many bits a value makes of a link.
+
+    ``share``: bytes on the wire for each byte before coding. Encoding and decoding go on beside
+    computing and sending, each on a thread of its own.
+    """
+
+    bits: int
+    share: float
+    encode_seconds_per_byte: float
+    decode_seconds_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """One direction between two devices; ``loss`` is the share of packets sent more than once.
+
+    Sizes are those of the values; ``coding`` says how many bytes of them travel, all if None.
 
     >>> Link(bytes_per_second=1e6, latency_seconds=0.02).occupied_seconds(500_000)
     0.5
@@ -165,6 +189,7 @@ class Link:
     bytes_per_second: float
     latency_seconds: float
     loss: float = 0.0
+    coding: LinkCoding | None = None
 
     def __post_init__(self) -> None:
         _require_not_negative(self.latency_seconds, "latency_seconds of a link")
@@ -179,14 +204,67 @@ class Link:
                 "Measure again."
             )
 
+    @property
+    def goodput(self) -> float:
+        """Bytes per second before coding: what the wire carries, or what either codec keeps up."""
+        coding = self.coding
+        if coding is None:
+            return self.bytes_per_second
+        return 1 / max(
+            coding.share / self.bytes_per_second,
+            coding.encode_seconds_per_byte,
+            coding.decode_seconds_per_byte,
+        )
+
+    def wire_bytes(self, size_bytes: int) -> int:
+        """What travels of a message."""
+        return size_bytes if self.coding is None else ceil(size_bytes * self.coding.share)
+
     def occupied_seconds(self, size_bytes: int) -> float:
         """How long a message keeps the next one waiting; it is there one latency later."""
-        return size_bytes / self.bytes_per_second
+        return size_bytes / self.goodput
 
     def arrival_seconds(self, size_bytes: int) -> float:
-        """The latency, and what a message waits for lost packets on average."""
-        round_trip = 2 * self.latency_seconds
-        return self.latency_seconds + round_trip * mean_rounds(size_bytes, self.loss)
+        """The latency, what a message waits for lost packets on average, and for its codec."""
+        return self._arrival_seconds(
+            size_bytes, mean_rounds(self.wire_bytes(size_bytes), self.loss)
+        )
+
+    def drawn_arrival_seconds(self, size_bytes: int, chance: float) -> float:
+        """The same, unluckier than a share ``chance`` of all messages."""
+        rounds = drawn_rounds(self.wire_bytes(size_bytes), self.loss, chance)
+        return self._arrival_seconds(size_bytes, rounds)
+
+    def _arrival_seconds(self, size_bytes: int, rounds: float) -> float:
+        seconds = self.latency_seconds * (1 + 2 * rounds)
+        if self.coding is None:
+            return seconds
+        per_byte = self.coding.encode_seconds_per_byte + self.coding.decode_seconds_per_byte
+        return seconds + size_bytes * per_byte
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """The bits a value may have on links between devices, and how many it has before.
+
+    ``widths``: most bits first, the last being as far as accuracy allows. ``overhead_bits`` is what
+    a block's scale adds to each value. ``always``: no link carries values as they are.
+    """
+
+    widths: tuple[int, ...]
+    always: bool = False
+    value_bits: int = 32
+    overhead_bits: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.widths or sorted(set(self.widths), reverse=True) != list(self.widths):
+            raise ConfigError(
+                f"widths of codecs are different numbers of bits, most first (got {self.widths})."
+            )
+
+    def share(self, bits: int) -> float:
+        """Bytes of so many bits a value, for each byte before."""
+        return min(1.0, (bits + self.overhead_bits) / self.value_bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +275,8 @@ class Costs:
     ``COORDINATOR_NAME`` an end like the devices; what is not in there is ``default_link``. Adam
     with float32 state keeps ``optimizer_bytes_per_trainable_byte=2``, SGD with momentum 1, plain
     SGD 0. Without ``feeds`` the data are where they are used, and the coordinator's links count for
-    nothing. Without ``skips`` every value travels from stage to stage.
+    nothing. Without ``skips`` every value travels from stage to stage. Without ``coding`` plans use
+    no codecs.
     """
 
     units: tuple[UnitFacts, ...]
@@ -208,6 +287,7 @@ class Costs:
     optimizer_bytes_per_trainable_byte: float
     feeds: tuple[Feed, ...] = ()
     skips: tuple[Skip, ...] = ()
+    coding: Coding | None = None
 
     def __post_init__(self) -> None:
         if not self.units or not self.devices:
@@ -353,8 +433,7 @@ class Crossing:
 
     def drawn_arrival_seconds(self, chance: float) -> float:
         """From when it has left until it is there, unluckier than a share ``chance`` of all."""
-        rounds = drawn_rounds(self.size_bytes, self.link.loss, chance)
-        return self.link.latency_seconds * (1 + 2 * rounds)
+        return self.link.drawn_arrival_seconds(self.size_bytes, chance)
 
 
 def feeding(costs: Costs, device: str, first: int, stop: int) -> Crossing | None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgeweave.core.errors import PlanError
 from edgeweave.core.units import format_bytes
+from edgeweave.plan.coding import with_codecs
 from edgeweave.plan.costs import (
     Costs,
     feeding,
@@ -74,6 +75,9 @@ def explain(
             f"{route.there.src} -> {route.there.dst} ({format_bytes(route.there.size_bytes)})"
             for route in routes(costs, plan.devices, plan.bounds, plan.skips)
             if route.is_direct
+        ),
+        codecs=tuple(
+            f"{codec.source} -> {codec.target} ({codec.bits} bits)" for codec in plan.codecs
         ),
     )
 
@@ -153,6 +157,7 @@ class _Prospects:
 
 def _bottleneck(plan: Plan, costs: Costs) -> tuple[float, Literal["device", "link"], str]:
     found: list[tuple[float, Literal["device", "link"], str]] = []
+    costs = with_codecs(costs, plan.codecs)
     for stage in plan.stages:
         seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
         found.append((seconds.microbatch, "device", stage.device))

@@ -105,6 +105,8 @@ class Explanation:
     speedup_interval: Interval | None = None
     direct: tuple[str, ...] = ()
     """Ways past stages, ``pi-1 -> pi-3 (2.0 MiB)``: what goes there for each microbatch."""
+    codecs: tuple[str, ...] = ()
+    """Links that code, ``pi-1 -> pi-2 (8 bits)``: what a value has there."""
 
     @property
     def speedup(self) -> float | None:
@@ -125,13 +127,25 @@ class Explanation:
         )
         shares = (share.line() for share in self.devices)
         left_out = (device.line() for device in self.left_out)
-        lines = (first, self._single_line(), *self._direct_lines(), *shares, *left_out)
+        lines = (
+            first,
+            self._single_line(),
+            *self._direct_lines(),
+            *self._codec_lines(),
+            *shares,
+            *left_out,
+        )
         return (*lines, *self._caveat())
 
     def _direct_lines(self) -> tuple[str, ...]:
         if not self.direct:
             return ()
         return (f"Skip connections go past stages that do not use them: {', '.join(self.direct)}.",)
+
+    def _codec_lines(self) -> tuple[str, ...]:
+        if not self.codecs:
+            return ()
+        return (f"Values are coded on links that would be too slow: {', '.join(self.codecs)}.",)
 
     def _bottleneck(self) -> str:
         if self.bottleneck_kind == "device":

@@ -16,6 +16,8 @@ import numpy as np
 
 from edgeweave.core.errors import PlanError
 from edgeweave.core.units import format_bytes
+from edgeweave.plan.codec_choice import choose_codecs
+from edgeweave.plan.coding import coded, with_codecs
 from edgeweave.plan.costs import Costs, DeviceCosts
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.proposals import MAX_DEVICES, best_splits, proposals
@@ -58,8 +60,9 @@ def best_plans(
     """
     pins = _pins(costs, pin_first, pin_last)
     run = Microbatching(schedule, n_microbatches, extra_in_flight)
-    best = _best_by_size(costs, run, pins, objective)
-    return tuple(plan_from_split(best[size][1], costs, run) for size in sorted(best))
+    best = _best_by_size(coded(costs), run, pins, objective)
+    plans = (plan_from_split(best[size][1], costs, run) for size in sorted(best))
+    return tuple(_with_codecs(plan, costs) for plan in plans)
 
 
 def partition(
@@ -85,9 +88,12 @@ def partition(
     that must hold the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces
     every one of them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with
     fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
-    than 0.5 % faster; for latency they are always relayed. ``PlanError`` if nothing fits.
+    than 0.5 % faster; for latency they are always relayed. Where costs have ``coding``, links code
+    what they carry if that makes a step shorter, in as many bits as cost no more than 2 % of it.
+    ``PlanError`` if nothing fits.
     """
-    costs = costs if devices is None else costs.only(devices)
+    plain = costs if devices is None else costs.only(devices)
+    costs = coded(plain)
     pins = _pins(costs, pin_first, pin_last)
     n_devices = _number_of_all_devices(costs, pins) if use == "all" else None
     wanted = _EXTRA_IN_FLIGHT if extra_in_flight is None else extra_in_flight
@@ -97,7 +103,7 @@ def partition(
         plan = _quickest(costs, run, pins, n_devices)
         if plan is None:
             raise _nothing_fits(costs, run, pins, n_devices)
-        return plan
+        return _with_codecs(plan, plain)
     runs = [Microbatching(schedule, n_microbatches, extra) for extra in extras]
     plans: list[Plan] = []
     best_seconds = inf
@@ -112,7 +118,19 @@ def partition(
         raise _nothing_fits(costs, runs[0], pins, n_devices)
     good_seconds = best_seconds * _WORTH_MORE_MEMORY
     chosen = next(plan for plan in plans if plan.step_seconds <= good_seconds)
-    return chosen if extra_in_flight is not None else _with_spare(chosen, costs)
+    return _with_codecs(
+        chosen if extra_in_flight is not None else _with_spare(chosen, costs), plain
+    )
+
+
+def _with_codecs(plan: Plan, costs: Costs) -> Plan:
+    """The plan with the codecs that suit it, and its times with them; ``costs`` are uncoded."""
+    if costs.coding is None:
+        return plan
+    codecs = choose_codecs(plan, costs)
+    run = Microbatching(plan.schedule, plan.n_microbatches, plan.extra_in_flight, plan.skips)
+    split = Split(plan.devices, plan.bounds)
+    return replace(plan_from_split(split, with_codecs(costs, codecs), run), codecs=codecs)
 
 
 def _both_ways(

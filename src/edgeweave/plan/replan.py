@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
-from edgeweave.plan.costs import Costs, DeviceCosts, Link, stage_seconds
+from edgeweave.plan.coding import Ends, with_link_rates
+from edgeweave.plan.costs import Costs, DeviceCosts, stage_seconds
 from edgeweave.plan.decision import Caution, Decision, Departure, decide
 from edgeweave.plan.drift import Drift
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["Monitor", "corrected_costs"]
-
-Ends = tuple[str, str]
-"""The source and the target of a link."""
 
 _LINK_STEPS = 9
 
@@ -50,7 +48,14 @@ class Monitor:
     def costs(self) -> Costs:
         """The costs as they are believed to be now."""
         corrected = corrected_costs(self._costs, self._plan, self._drifts)
-        return _with_links(corrected, {ends: link.ratio for ends, link in self._links.items()})
+        return with_link_rates(
+            corrected,
+            {
+                ends: corrected.link(*ends).bytes_per_second / link.ratio
+                for ends, link in self._links.items()
+                if link.ratio != 1
+            },
+        )
 
     def observe(
         self,
@@ -211,21 +216,6 @@ def _stretched(device: DeviceCosts, held: range, drift: Drift) -> DeviceCosts:
         backward_seconds=stretched(device.backward_seconds),
         update_seconds_per_byte=device.update_seconds_per_byte * drift.ratio,
     )
-
-
-def _with_links(costs: Costs, ratios: Mapping[Ends, float]) -> Costs:
-    """The costs with links that take so many times as long."""
-    changed: dict[str, dict[str, Link]] = {}
-    for (source, target), ratio in ratios.items():
-        if ratio != 1:
-            link = costs.link(source, target)
-            slower = replace(link, bytes_per_second=link.bytes_per_second / ratio)
-            changed.setdefault(source, {})[target] = slower
-    if not changed:
-        return costs
-    sources = [*costs.links, *(source for source in changed if source not in costs.links)]
-    links = {each: {**costs.links.get(each, {}), **changed.get(each, {})} for each in sources}
-    return replace(costs, links=links)
 
 
 def _microbatch_seconds(costs: Costs, stage: Stage) -> float:

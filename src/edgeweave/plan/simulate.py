@@ -16,8 +16,8 @@ carries one message at a time in each direction::
 
 A step begins when the coordinator has the last result of the one before; nobody waits for all
 updates. Without feeds there is no coordinator: a device begins its next step when its own update is
-done. Not modelled: ``Reduce``, coding, the few bytes of results, what the coordinator itself takes
-to load data, and devices that slow each other down.
+done. Codecs of the plan work beside computing and sending. Not modelled: ``Reduce``, the few bytes
+of results, what the coordinator itself takes to load data, and devices that slow each other down.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Literal
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.names import COORDINATOR_NAME
+from edgeweave.plan.coding import with_codecs
 from edgeweave.plan.costs import (
     Costs,
     Crossing,
@@ -236,6 +237,7 @@ class _Run:
     def __init__(
         self, plan: Plan, costs: Costs, n_steps: int, chance: random.Random | None
     ) -> None:
+        costs = with_codecs(costs, plan.codecs)
         self.rows: list[_Row] = []
         self.update_stops: list[float] = []
         self._n_steps = n_steps

@@ -155,7 +155,7 @@ class Grid:
 
     def feed_seconds(self) -> Floats:
         """Entry ``[d, i, j]``: how long a span's feeds keep the coordinator's link busy."""
-        rates = [link.bytes_per_second for link in self._links_to_devices()]
+        rates = [link.goodput for link in self._links_to_devices()]
         sizes, _ = self._feeds()
         return np.asarray(sizes[None] / np.array(rates)[:, None, None])
 
@@ -277,7 +277,7 @@ def solve(
 
 def _link_seconds(link: Link, sizes: Sequence[int], *, latency: bool) -> Floats:
     """What messages take, without or with the way there and the mean wait for lost packets."""
-    occupied = np.array(sizes, dtype=np.float64) / link.bytes_per_second
+    occupied = np.array(sizes, dtype=np.float64) / link.goodput
     if not latency:
         return np.asarray(occupied)
     return np.asarray(occupied + [link.arrival_seconds(size) for size in sizes])

@@ -11,13 +11,14 @@ import msgspec
 
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan._checks import require_not_negative
+from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.routes import SKIPS, Skips
 from edgeweave.plan.schedule import SCHEDULES
 
 __all__ = ["Plan", "Stage", "from_json", "to_json"]
 
 _FORMAT = "edgeweave/plan"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class Plan:
     ``period_seconds`` is what a microbatch takes in the steady state, the largest of the stages'
     computing, the links' transfers, and the time that feeding a stage keeps a link busy.
     ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
-    optimizer's step. With ``skips="direct"`` values go past the stages that do not use them.
+    optimizer's step. With ``skips="direct"`` values go past the stages that do not use them. Links
+    that are not among ``codecs`` carry values as they are.
     """
 
     stages: tuple[Stage, ...]
@@ -60,9 +62,11 @@ class Plan:
     period_seconds: float
     step_seconds: float
     skips: Skips = "relayed"
+    codecs: tuple[LinkCodec, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_stages()
+        self._check_codecs()
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
@@ -103,6 +107,16 @@ class Plan:
                     "Plan again."
                 )
             expected = stage.stop_unit
+
+    def _check_codecs(self) -> None:
+        ends = [codec.ends for codec in self.codecs]
+        strangers = {name for pair in ends for name in pair} - set(self.devices)
+        if strangers or len(set(ends)) != len(ends):
+            shown = ", ".join(f"{source} -> {target}" for source, target in ends)
+            raise ConfigError(
+                f"a plan has one codec for a link between two of its devices (got {shown}). "
+                "Plan again."
+            )
 
 
 class _Header(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from edgeweave.device import Optimizer, state_bytes_per_trainable_byte
-from edgeweave.plan import Costs, Cut, DeviceCosts, Feed, Link, Skip, UnitFacts
+from edgeweave.plan import Coding, Costs, Cut, DeviceCosts, Feed, Link, Skip, UnitFacts
 from edgeweave.program import (
     Program,
     cut_bytes,
@@ -66,6 +66,8 @@ def costs_of(
     optimizer: Optimizer,
     devices: Iterable[DeviceCosts],
     links: Mapping[str, Mapping[str, Link]],
+    *,
+    coding: Coding | None = None,
 ) -> Costs:
     """What devices and links take, with the sizes that the graph tells."""
     return Costs(
@@ -77,4 +79,5 @@ def costs_of(
         optimizer_bytes_per_trainable_byte=state_bytes_per_trainable_byte(optimizer),
         feeds=sizes.feeds,
         skips=sizes.skips,
+        coding=coding,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from edgeweave.codec import Codec
 from edgeweave.core.errors import PlanError
 from edgeweave.device import Assignment, Deploy, Optimizer
 from edgeweave.fleet import Fleet
@@ -32,6 +33,8 @@ class RunSettings:
     microbatch_size: int
     seed: int = 0
     clip_grad_norm: float | None = None
+    codec: Codec | None = None
+    """What links code with, in as many bits as the plan says of each; None: with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Deployment:
             tied=shared_parameters(self.stages),
             sources=way.sources,
             targets=way.targets,
+            codec=settings.codec,
         )
         return Deploy(assignment, graph, memoryview(tensors), self._optimizer_part(stage))
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from edgeweave.device import Optimizer
+from edgeweave.device import CodingSeconds, Optimizer
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, DeviceCosts, Link
 from edgeweave.predict import DeviceLatency
 from edgeweave.program import Captured, without_outputs
+from edgeweave.train.compression import Compression, measure_coding
 from edgeweave.train.costs import Sizes, costs_of
 from edgeweave.train.experience import Experience
 from edgeweave.train.interpolation import device_costs_at
@@ -40,8 +41,10 @@ class Measurements:
         optimizer: Optimizer,
         measure: Measure = "profile",
         experience: Experience | None = None,
+        compression: Compression | None = None,
         devices: Sequence[str] = (),
     ) -> None:
+        self._compression = compression
         self.program = program = without_outputs(captured.program)
         self._fleet = fleet
         self._captured = captured
@@ -104,10 +107,24 @@ class Measurements:
                     microbatch_size,
                 ),
                 memory_limit_bytes=limit,
+                encode_seconds_per_byte=self._coding_seconds[name].encode_seconds_per_byte,
+                decode_seconds_per_byte=self._coding_seconds[name].decode_seconds_per_byte,
             )
             for name, limit in self._limits.items()
         )
-        return costs_of(self._sizes(microbatch_size), self._optimizer, devices, self._links)
+        return costs_of(
+            self._sizes(microbatch_size),
+            self._optimizer,
+            devices,
+            self._links,
+            coding=None if self._compression is None else self._compression.coding(self.program),
+        )
+
+    @functools.cached_property
+    def _coding_seconds(self) -> Mapping[str, CodingSeconds]:
+        if self._compression is None:
+            return dict.fromkeys(self.devices, CodingSeconds(0.0, 0.0))
+        return measure_coding(self._fleet, self.devices, self._compression)
 
     @functools.cached_property
     def _latencies(self) -> dict[str, DeviceLatency]:
@@ -126,6 +143,7 @@ def measure_costs(
     optimizer: Optimizer,
     measure: Measure = "profile",
     repetitions: int = 8,
+    compression: Compression | None = None,
     devices: Sequence[str] = (),
 ) -> Costs:
     """What every unit takes on every device, and every link between two of them and from here.
@@ -136,7 +154,12 @@ def measure_costs(
     fleet share this machine: one of them measures for all. Real ones measure at the same time.
     """
     measurements = Measurements(
-        fleet, captured, optimizer=optimizer, measure=measure, devices=devices
+        fleet,
+        captured,
+        optimizer=optimizer,
+        measure=measure,
+        compression=compression,
+        devices=devices,
     )
     measurements.measure(microbatch_size, repetitions=repetitions)
     return measurements.costs_at(microbatch_size)

@@ -28,6 +28,7 @@ from edgeweave.device import (
     StageStatistics,
     StageTiming,
     StateRequest,
+    bits_name,
     decode_message,
     tensor_frame,
     told_rates,
@@ -35,7 +36,7 @@ from edgeweave.device import (
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import Frame, FrameHeader, control_key, frame_key, frame_pattern
-from edgeweave.plan import Plan, window
+from edgeweave.plan import LinkCodec, Plan, window
 from edgeweave.program import (
     Program,
     is_external,
@@ -89,6 +90,8 @@ class PipelineRun:
         self._inbox = Inbox(capacity=4 * plan.n_microbatches + 8 * len(plan.stages) + 16)
         self._crew = Crew(fleet, plan, self._name, self._inbox)
         self._stack = ExitStack()
+        self.codecs: Sequence[LinkCodec] = plan.codecs
+        """Of the next training steps; evaluation is exact."""
 
     @property
     def plan(self) -> Plan:
@@ -133,7 +136,7 @@ class PipelineRun:
         parts = batch.microbatches(self._settings.microbatch_size)
         scalars = {f"hp:{name}": value for name, value in hyperparameters.items()}
         scalars |= {"train": 1.0, "total_samples": float(batch.n_samples)}
-        return self._round(step, parts, len(parts), scalars)
+        return self._round(step, parts, len(parts), scalars, self.codecs)
 
     def evaluate(self, step: int, parts: Iterable[Batch], n_parts: int) -> RoundResult:
         """Mean loss and metrics of ``n_parts`` microbatches, as ``model.eval()`` computes them."""
@@ -160,13 +163,24 @@ class PipelineRun:
         return {d: decode_message(answer, StageStatistics) for d, answer in answers.items()}
 
     def _round(
-        self, step: int, parts: Iterable[Batch], n_parts: int, scalars: Mapping[str, float]
+        self,
+        step: int,
+        parts: Iterable[Batch],
+        n_parts: int,
+        scalars: Mapping[str, float],
+        codecs: Sequence[LinkCodec] = (),
     ) -> RoundResult:
         started = self._fleet.clock.now()
         number, self._crew.rounds = self._crew.rounds, self._crew.rounds + 1
         begin = {"step": float(step), "microbatches": float(n_parts), **scalars}
-        for stage in range(len(self._stages)):
-            self._send("begin", stage, number, 0, {}, begin)
+        devices = self._plan.devices
+        for stage, device in enumerate(devices):
+            bits = {
+                bits_name(devices.index(codec.target)): float(codec.bits)
+                for codec in codecs
+                if codec.source == device
+            }
+            self._send("begin", stage, number, 0, {}, {**begin, **bits})
         most = window(len(self._stages), self._plan.extra_in_flight)
         results: list[FrameHeader] = []
         for microbatch, part in enumerate(parts):
@@ -177,7 +191,6 @@ class PipelineRun:
             results.append(self._result(number, len(results)))
         seconds = self._fleet.clock.now() - started
         told = told_timings(results[0].scalars, len(self._stages))
-        devices = self._plan.devices
         timings = {devices[stage]: timing for stage, timing in told.items()}
         rates = {
             (devices[source], devices[target]): rate

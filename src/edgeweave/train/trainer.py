@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
@@ -36,6 +37,7 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
+from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_place
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
@@ -52,6 +54,7 @@ __all__ = ["PipelineTrainer"]
 
 _EXAMPLE_SAMPLES = 2
 """The batch is symbolic: one capture serves microbatches of every size."""
+_EXACT = none()
 
 
 class PipelineTrainer:
@@ -69,6 +72,11 @@ class PipelineTrainer:
     depend on how many there are: BatchNorm takes statistics of a microbatch (of at least 16
     samples then, if that fits), dropout draws for each, sums are rounded. A choice depends on what
     was measured; pass the number for runs that must be equal.
+
+    ``codec`` makes activations and gradients smaller on their way between devices: ``"auto"`` where
+    a link is too slow for the values as they are, in as many bits as it has time for, a codec of
+    ``edgeweave.codec`` on every link. What is learnt then differs a little from what one device
+    learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact.
 
     ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
     to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
@@ -98,6 +106,7 @@ class PipelineTrainer:
         n_microbatches: int | None = None,
         seed: int = 0,
         measure: Measure = "profile",
+        codec: Codec | Literal["auto"] = _EXACT,
         plan: Plan | None = None,
         experience: Experience | None = None,
     ) -> None:
@@ -122,6 +131,7 @@ class PipelineTrainer:
         self._n_microbatches = n_microbatches
         self._seed = seed
         self._measure = measure
+        self._compression = Compression.of(codec)
         self._plan = plan
         self._experience = experience
         self._teacher = Teacher(experience, fleet)
@@ -299,6 +309,7 @@ class PipelineTrainer:
             microbatch_size=self._microbatch_size(batch_size),
             seed=self._seed,
             clip_grad_norm=self._clip_grad_norm,
+            codec=None if self._compression is None else self._compression.codec,
         )
         return PipelineRun(
             self._fleet,
@@ -355,6 +366,7 @@ class PipelineTrainer:
             optimizer=self._optimizer,
             measure=self._measure,
             experience=self._experience,
+            compression=self._compression,
         )
         try:
             if size is None:

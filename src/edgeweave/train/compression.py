@@ -1,0 +1,70 @@
+"""What a user says about codecs, and what planning needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from edgeweave.codec import Codec, uniform
+from edgeweave.core.errors import ConfigError
+from edgeweave.device import CodingProbe, CodingSeconds, decode_message
+from edgeweave.fleet import Fleet
+from edgeweave.plan import Coding
+from edgeweave.program import DTYPES, Program
+
+__all__ = ["Compression", "measure_coding"]
+
+_WIDTHS = (16, 12, 8, 6)
+"""Fewer bits cost accuracy: docs/reference-benchmarks.md, ``convergence``."""
+_SCALE_BITS: Mapping[str, int] = {"truncate": 8, "uniform": 64, "blockfloat": 8}
+"""What a block has beside its values: docs/reference-codecs.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A codec, the bits that it may have, and whether links may do without it."""
+
+    codec: Codec
+    widths: tuple[int, ...]
+    always: bool
+
+    @classmethod
+    def of(cls, choice: Codec | Literal["auto"]) -> Self | None:
+        """``"auto"``: as many bits as links have time for; a codec: that one on every link."""
+        if choice == "auto":
+            return cls(uniform(_WIDTHS[0]), _WIDTHS, always=False)
+        if not isinstance(choice, Codec):
+            raise ConfigError(
+                f'codec is "auto" or one of edgeweave.codec (got {choice!r}). '
+                "Write edgeweave.codec.uniform(8)."
+            )
+        return None if choice.name == "none" else cls(choice, (choice.bits,), always=True)
+
+    def coding(self, program: Program) -> Coding:
+        """What it does to the values of a program."""
+        return Coding(
+            self.widths,
+            self.always,
+            value_bits=_value_bits(program),
+            overhead_bits=_SCALE_BITS[self.codec.name] / self.codec.block,
+        )
+
+
+def measure_coding(
+    fleet: Fleet, names: Sequence[str], compression: Compression
+) -> dict[str, CodingSeconds]:
+    """What codecs take on each device. Real ones measure at the same time."""
+    message = CodingProbe(compression.codec, compression.widths)
+
+    def ask(name: str) -> bytes:
+        return fleet.ask(name, "coding", message, timeout_seconds=fleet.timeouts.work)
+
+    answers = fleet.for_each(names, ask, one_at_a_time=fleet.is_local)
+    return {name: decode_message(answer, CodingSeconds) for name, answer in answers.items()}
+
+
+def _value_bits(program: Program) -> int:
+    """Of the widest float that gradients flow through; float32 if there is none."""
+    floats = {DTYPES[v.dtype] for v in program.values().values() if v.requires_grad}
+    return max((8 * dtype.itemsize for dtype in floats), default=32)
