@@ -27,6 +27,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "Monitor",
         "Plan",
         "PlannedBatch",
+        "Recoding",
         "Reduce",
         "Skip",
         "Stage",

@@ -76,6 +76,10 @@ def report_document(report: Report) -> dict[str, object]:
         "devices": [_device(device) for device in report.devices],
         "chaos": msgspec.to_builtins(report.chaos),
         "replans": [_decision(decision) for decision in report.replans],
+        "codec_changes": [
+            {**msgspec.to_builtins(change), "line": change.line()}
+            for change in report.codec_changes
+        ],
     }
 
 

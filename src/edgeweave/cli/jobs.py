@@ -19,6 +19,7 @@ from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
 from edgeweave.train import LRSchedule, PipelineTrainer
+from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
 from edgeweave.train.job import Job, resolve_function
 from edgeweave.train.sources import DataPair, load_source
@@ -123,6 +124,7 @@ def _trainer(
         n_microbatches=None if job.train.n_microbatches == "auto" else job.train.n_microbatches,
         seed=job.train.seed,
         measure=job.train.measure,
+        codec=chosen_codec(job.train.codec),
         plan=plan,
         experience=experience,
     )

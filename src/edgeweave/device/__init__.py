@@ -1,7 +1,8 @@
 """The agent: inbox, executor, throttle. The only code that runs on a device."""
 
 from edgeweave.device.agent import Agent
-from edgeweave.device.exchange import as_mapping, bits_name, tensor_frame
+from edgeweave.device.comparison import Agreement, told_products
+from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.messages import (
     COORDINATOR,
@@ -38,6 +39,7 @@ __all__ = [
     "COORDINATOR",
     "Agent",
     "AgentSettings",
+    "Agreement",
     "Assignment",
     "CodingProbe",
     "CodingSeconds",
@@ -59,14 +61,15 @@ __all__ = [
     "TraceEvent",
     "UnitTimings",
     "as_mapping",
-    "bits_name",
     "build",
+    "coding_names",
     "decode_message",
     "encode_message",
     "probe_link",
     "state_bytes_per_trainable_byte",
     "step_bytes_per_trainable_byte",
     "tensor_frame",
+    "told_products",
     "told_rates",
     "told_timings",
 ]

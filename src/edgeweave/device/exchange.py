@@ -1,7 +1,7 @@
 """The frames of one stage: what it may receive, and to whom it sends.
 
     coordinator --begin, input-->  stage s  --activation-->  stage s + 1
-                <----result------  stage s  <--gradient----
+                <----result------  stage s  <--gradient----           (each behind a ping, often)
                                    stage s  <--reduce-->  every other stage
 
 Values that go past stages travel likewise, in frames of their own. A round is one training step or
@@ -24,9 +24,9 @@ from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.frame_codec import MOST_OVERHEAD_BYTES, FrameCoding, decoded_frame
 from edgeweave.device.inbox import FrameId, Inbox
-from edgeweave.device.link_rates import LinkRates
+from edgeweave.device.link_rates import Arrival, LinkRates
 from edgeweave.device.messages import COORDINATOR, Assignment
-from edgeweave.device.sender import Sender
+from edgeweave.device.sender import Ping, Sender
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import (
     Frame,
@@ -40,7 +40,7 @@ from edgeweave.net import (
 )
 from edgeweave.program import Program, Value, is_external
 
-__all__ = ["StageExchange", "as_mapping", "bits_name", "tensor_frame"]
+__all__ = ["StageExchange", "as_mapping", "coding_names", "tensor_frame"]
 
 _SCALARS = {
     "begin": ("step", "microbatches", "train"),
@@ -53,15 +53,21 @@ _SCALARS = {
 _TIMED = ("activation", "gradient")
 """Frames by which links are timed."""
 
+_PING_EVERY = 2
+"""Microbatches; a ping is some hundred bytes."""
+
 _CODED = ("activation", "gradient")
 """Frames that may be coded; all others travel as they are."""
 
 _TOO_MANY = 2.0**53
 
 
-def bits_name(stage: int) -> str:
-    """What ``begin`` calls the bits of values in frames to a stage; there is none if exact."""
-    return f"bits:{stage}"
+def coding_names(stage: int) -> tuple[str, str]:
+    """What ``begin`` calls the bits of values in frames to a stage, and the rate of its link.
+
+    There are none where values travel as they are; a rate may be missing.
+    """
+    return f"bits:{stage}", f"link:{stage}"
 
 
 def tensor_frame(
@@ -185,8 +191,23 @@ class StageExchange:
         coding: FrameCoding | None = None,
     ) -> None:
         """Queue a frame for a stage, or for the coordinator; its tensors coded on the way."""
+        frame = self._frame(kind, round, microbatch, tensors, scalars)
+        ping = None
+        if kind in _TIMED and microbatch % _PING_EVERY == 0:
+            ping = Ping(self._key("ping", stage), self._frame("ping", round, microbatch, {}))
+        device = self._assignment.device_of(stage)
+        self._sender.post(self._key(kind, stage), frame, device=device, coding=coding, ping=ping)
+
+    def _frame(
+        self,
+        kind: str,
+        round: int,  # noqa: A002
+        microbatch: int,
+        tensors: Mapping[str, torch.Tensor],
+        scalars: Mapping[str, float] | None = None,
+    ) -> Frame:
         assignment = self._assignment
-        frame = tensor_frame(
+        return tensor_frame(
             kind,
             assignment.device,
             assignment.stage,
@@ -196,8 +217,10 @@ class StageExchange:
             tensors=tensors,
             scalars=scalars,
         )
-        key = frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
-        self._sender.post(key, frame, device=assignment.device_of(stage), coding=coding)
+
+    def _key(self, kind: str, stage: int) -> str:
+        assignment = self._assignment
+        return frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
 
     def link_rates(self, round: int) -> dict[int, float]:  # noqa: A002
         """Bytes per second from the stages whose frames waited for the link in a round."""
@@ -205,10 +228,13 @@ class StageExchange:
 
     def _receive(self, frame: Frame) -> None:
         header = frame.header
-        if header.kind in _TIMED and "sent" in header.scalars:
+        is_ping = header.kind == "ping"
+        if (is_ping or header.kind in _TIMED) and "sent" in header.scalars:
             size_bytes = payload_bytes(header.tensors)
-            arrival = (header.scalars["sent"], self._clock.now(), size_bytes)
+            arrival = Arrival(header.scalars["sent"], self._clock.now(), size_bytes, is_ping)
             self._rates.add(header.step, header.stage, arrival)
+        if is_ping:
+            return
         try:
             self.inbox.put(self._decoded(frame))
         except WireError as error:
@@ -341,6 +367,8 @@ def _declared(assignment: Assignment, program: Program) -> dict[tuple[str, int],
     for stage in range(assignment.n_stages):
         if stage != assignment.stage:
             found["reduce", stage] = tied
+    for stage in (*assignment.senders, *assignment.receivers):
+        found["ping", stage] = {}
     for stage in assignment.senders:
         found["activation", stage] = {
             v.name: v

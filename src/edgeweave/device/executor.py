@@ -17,16 +17,18 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self
 
+import msgspec
 import torch
 
-from edgeweave.codec import Codec
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
-from edgeweave.device.exchange import StageExchange, as_mapping, bits_name
+from edgeweave.device.comparison import gradient_products
+from edgeweave.device.exchange import StageExchange, as_mapping, coding_names
 from edgeweave.device.frame_codec import FrameCoding, message_seed
 from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
+from edgeweave.device.reduction import Reduction
 from edgeweave.device.throttle import Throttle
 from edgeweave.device.timings import StepTimings
 from edgeweave.net import Frame
@@ -46,7 +48,6 @@ __all__ = ["Executor", "RunEnded"]
 
 _MAX_EVENTS = 20_000
 _REHEARSALS = 8
-_TIED, _NORMS = 0, 1  # the two exchanges of a reduce, told apart by the microbatch field
 
 
 class RunEnded(EdgeweaveError):
@@ -81,13 +82,13 @@ class Executor:
         self._rounds = 0
         self._ended = False
         self._samples: dict[int, int] = {}
-        self._codecs: dict[int, Codec] = {}
+        self._codecs: dict[int, FrameCoding] = {}
         self._timings = StepTimings(assignment.stage, assignment.microbatch_size)
         self._forward_senders: list[tuple[str, int]] = []
         if any(is_external(value.name) for value in stage.program.inputs):
             self._forward_senders.append(("input", COORDINATOR))
         self._forward_senders += [("activation", sender) for sender in assignment.senders]
-        self._needs_reduce = bool(assignment.tied) or assignment.clip_grad_norm is not None
+        self._reduction = Reduction(assignment, stage, exchange)
         self.events: deque[TraceEvent] = deque(maxlen=_MAX_EVENTS)
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
 
@@ -177,7 +178,9 @@ class Executor:
         step = int(begin.header.scalars["step"])
         n_microbatches = int(begin.header.scalars["microbatches"])
         self._codecs = self._codecs_of(begin.header.scalars)
-        if begin.header.scalars["train"]:
+        if begin.header.scalars.get("compare"):
+            self._compare(number, step)
+        elif begin.header.scalars["train"]:
             self._train(number, step, n_microbatches, begin)
         else:
             for microbatch in range(n_microbatches):
@@ -186,24 +189,45 @@ class Executor:
             self._rounds += 1
             self._finished.notify_all()
 
-    def _codecs_of(self, scalars: Mapping[str, float]) -> dict[int, Codec]:
-        """By stage, what frames to it are coded with in this round."""
+    def _compare(self, number: int, step: int) -> None:
+        """Tell the coordinator how the gradient of a microbatch with codecs differs from without.
+
+        The coordinator sends it twice; randomness is the same both times.
+        """
+        codecs, gradients = self._codecs, []
+        with self._stage.undisturbed():
+            for microbatch, used in enumerate(({}, codecs)):
+                self._codecs = used
+                sent = Moment(step, microbatch)
+                inputs, samples = self._inputs(number, sent)
+                with self._computing("compare", sent, samples):
+                    result = self._stage.forward(inputs, Moment(step, 0))
+                self._hand_on(number, sent, {"samples": float(samples)}, result)
+                returned = self._gradients(number, sent)
+                with self._computing("compare", sent, samples):
+                    returned = self._stage.backward(0, returned)
+                self._hand_back(number, sent, samples, returned)
+                gradients.append(self._stage.take_gradients())
+        products = msgspec.structs.asdict(gradient_products(*gradients))
+        self._exchange.send("compared", COORDINATOR, number, 0, {}, products)
+
+    def _codecs_of(self, scalars: Mapping[str, float]) -> dict[int, FrameCoding]:
+        """By stage, how frames to it are coded in this round."""
         codec, found = self._assignment.codec, {}
         for stage in (*self._assignment.senders, *self._assignment.receivers):
-            bits = int(scalars.get(bits_name(stage), 0))
+            bits, rate = (scalars.get(name) for name in coding_names(stage))
             if bits and codec is not None:
-                found[stage] = replace(codec, bits=bits)
+                found[stage] = FrameCoding(replace(codec, bits=int(bits)), bytes_per_second=rate)
         return found
 
     def _coding(self, stage: int, moment: Moment, *, at_random: bool) -> FrameCoding | None:
         """Activations are rounded to nearest, gradients at random: their errors would add up."""
-        codec = self._codecs.get(stage)
-        if codec is None:
-            return None
-        me, seed = self._assignment.stage, None
-        if at_random:
-            seed = message_seed(self._assignment.seed, moment.step, moment.microbatch, me, stage)
-        return FrameCoding(codec, seed)
+        coding = self._codecs.get(stage)
+        if coding is None or not at_random:
+            return coding
+        me, run_seed = self._assignment.stage, self._assignment.seed
+        seed = message_seed(run_seed, moment.step, moment.microbatch, me, stage)
+        return replace(coding, seed=seed)
 
     def _train(self, number: int, step: int, n_microbatches: int, begin: Frame) -> None:
         assignment = self._assignment
@@ -214,7 +238,7 @@ class Executor:
             assignment.n_stages,
             n_microbatches,
             extra_in_flight=assignment.extra_in_flight,
-            reduce=self._needs_reduce,
+            reduce=self._reduction.is_needed,
         )
         agenda = Agenda(order, may_swap=may_swap(assignment.schedule))
         while choices := agenda.choices():
@@ -290,18 +314,29 @@ class Executor:
             self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
 
     def _backward(self, number: int, moment: Moment, total_samples: float) -> None:
-        assignment = self._assignment
         microbatch = moment.microbatch
-        gradients: dict[str, torch.Tensor] = {}
-        for stage in assignment.receivers:
-            with self._timed("wait", moment.step, microbatch):
-                frame = self._exchange.wait("gradient", stage, number, microbatch)
-            gradients.update(as_mapping(frame))
+        gradients = self._gradients(number, moment)
         samples = self._samples.pop(microbatch)
         with self._computing("backward", moment, samples):
             returned = self._stage.backward(
                 microbatch, gradients, loss_weight=samples / total_samples
             )
+        self._hand_back(number, moment, samples, returned)
+
+    def _gradients(self, number: int, moment: Moment) -> dict[str, torch.Tensor]:
+        """Of the outputs, from the stages behind."""
+        gradients: dict[str, torch.Tensor] = {}
+        for stage in self._assignment.receivers:
+            with self._timed("wait", moment.step, moment.microbatch):
+                frame = self._exchange.wait("gradient", stage, number, moment.microbatch)
+            gradients.update(as_mapping(frame))
+        return gradients
+
+    def _hand_back(
+        self, number: int, moment: Moment, samples: int, returned: Mapping[str, torch.Tensor]
+    ) -> None:
+        """The gradients of the inputs, to the stages before."""
+        assignment = self._assignment
         for stage in assignment.senders:
             sent = {
                 name: grad
@@ -310,7 +345,7 @@ class Executor:
             }
             scalars = {"samples": float(samples)}
             coding = self._coding(stage, moment, at_random=True)
-            self._exchange.send("gradient", stage, number, microbatch, sent, scalars, coding)
+            self._exchange.send("gradient", stage, number, moment.microbatch, sent, scalars, coding)
 
     def _update(self, step: int, scalars: Mapping[str, float]) -> None:
         hyperparameters = {
@@ -324,54 +359,7 @@ class Executor:
 
     def _reduce(self, number: int, step: int) -> None:
         with self._timed("wait", step, -1):
-            self._sum_tied(number)
-            if self._assignment.clip_grad_norm is not None:
-                self._clip(number, self._assignment.clip_grad_norm)
-
-    def _sum_tied(self, number: int) -> None:
-        """Add up the gradients of parameters that several stages hold, in one order everywhere."""
-        tied, mine = self._assignment.tied, self._assignment.stage
-        peers = sorted({stage for held in tied.values() if mine in held for stage in held} - {mine})
-        own = {
-            name: parameter.grad
-            for name, parameter in self._stage.parameters.items()
-            if name in tied and parameter.grad is not None
-        }
-        for peer in peers:
-            shared = {name: grad for name, grad in own.items() if peer in tied[name]}
-            self._exchange.send("reduce", peer, number, _TIED, shared)
-        parts = {mine: own}
-        for peer in peers:
-            parts[peer] = as_mapping(self._exchange.wait("reduce", peer, number, _TIED))
-        for name in tied.keys() & self._stage.parameters.keys():
-            grads = [
-                parts[stage][name] for stage in sorted(parts, reverse=True) if name in parts[stage]
-            ]
-            if grads:
-                parameter = self._stage.parameters[name]
-                parameter.grad = sum_in_order([grad.to(parameter.device) for grad in grads])
-
-    def _clip(self, number: int, max_norm: float) -> None:
-        """Scale gradients by the norm over all stages, as ``clip_grad_norm_`` does over a model."""
-        mine = self._assignment.stage
-        norms = {
-            f"norm:{name}": torch.linalg.vector_norm(parameter.grad).item()
-            for name, parameter in self._stage.parameters.items()
-            if parameter.grad is not None and mine == min(self._assignment.tied.get(name, (mine,)))
-        }
-        others = [stage for stage in range(self._assignment.n_stages) if stage != mine]
-        for peer in others:
-            self._exchange.send("reduce", peer, number, _NORMS, {}, norms)
-        for peer in others:
-            norms.update(self._exchange.wait("reduce", peer, number, _NORMS).header.scalars)
-        parameters = [p for p in self._stage.parameters.values() if p.grad is not None]
-        if parameters:
-            names = [f"norm:{name}" for name in self._assignment.parameter_order]
-            ordered = torch.tensor(
-                [norms[name] for name in names if name in norms], dtype=parameters[0].dtype
-            )
-            total = torch.linalg.vector_norm(ordered)
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+            self._reduction.run(number)
 
     @contextmanager
     def _computing(self, kind: str, moment: Moment, samples: int) -> Iterator[None]:
@@ -394,11 +382,3 @@ class Executor:
             stopped = self._clock.now()
             self.seconds[account] += stopped - started
             self.events.append(TraceEvent(shown or account, step, microbatch, started, stopped))
-
-
-def sum_in_order(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The sum from left to right, in a tensor of its own."""
-    total = tensors[0].clone()
-    for tensor in tensors[1:]:
-        total += tensor
-    return total

@@ -26,11 +26,15 @@ MOST_OVERHEAD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class FrameCoding:
-    """How the tensors of a frame are coded. Without ``seed`` they are rounded to nearest."""
+    """How the tensors of a frame are coded. Without ``seed`` they are rounded to nearest.
+
+    ``bytes_per_second`` is what the link is believed to carry, None if that is not known.
+    """
 
     codec: Codec
     seed: int | None = None
     deflate: bool = False
+    bytes_per_second: float | None = None
 
 
 def message_seed(run_seed: int, step: int, microbatch: int, source: int, target: int) -> int:

@@ -11,9 +11,13 @@ only differences count::
 A frame that waited for the one before began its passage when that one ended: its spacing is what
 its bytes take of the link (the packet pair of network measurement). It is believed to have waited
 if it was later than six times the jitter, which the latest of many frames hardly is, and by half of
-the spacing. A link that changes makes one large distance, no jitter. Where no frame waits, the link
-is fast enough and nobody needs to know how fast. A frame without bytes takes nothing of a link,
-however late it is.
+the spacing. A link that changes makes one large distance, no jitter. A frame without bytes takes
+nothing of a link, however late it is.
+
+Frames that do not wait tell nothing that way. So now and then one is sent right behind a ping, a
+frame of no bytes: what it comes later than the ping, it takes of the link itself::
+
+    passage   = delay of the frame - delay of its ping
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-__all__ = ["LinkRates"]
+__all__ = ["Arrival", "LinkRates"]
 
 _LEAST_SPACING_SECONDS = 0.02
 """What a busy receiver is late by looks like a slow link, but is shorter."""
@@ -42,10 +46,13 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 4, 16
 _MOST_FRAMES = 256
 
 
-class _Arrival(NamedTuple):
+class Arrival(NamedTuple):
+    """A frame is here: seconds sent (the sender's clock) and arrived (ours), and its bytes."""
+
     sent: float
     arrived: float
     size_bytes: int
+    is_ping: bool = False
 
     @property
     def delay(self) -> float:
@@ -57,15 +64,15 @@ class LinkRates:
     """Notes arrivals by round and sending stage, on any thread."""
 
     def __init__(self) -> None:
-        self._arrivals: dict[tuple[int, int], deque[_Arrival]] = {}
+        self._arrivals: dict[tuple[int, int], deque[Arrival]] = {}
         self._first_delays: dict[int, deque[float]] = {}
         self._lock = threading.Lock()
 
-    def add(self, round_: int, sender: int, arrival: tuple[float, float, int]) -> None:
-        """A frame of ``sender`` is here: seconds sent (its clock) and arrived (ours), and bytes."""
+    def add(self, round_: int, sender: int, arrival: Arrival) -> None:
+        """A frame of ``sender`` is here."""
         with self._lock:
             frames = self._arrivals.setdefault((round_, sender), deque(maxlen=_MOST_FRAMES))
-            frames.append(_Arrival(*arrival))
+            frames.append(arrival)
 
     def end_round(self, round_: int) -> dict[int, float]:
         """Bytes per second from each stage whose frames waited; forgets the rounds until here."""
@@ -83,12 +90,16 @@ class LinkRates:
         return found
 
 
-def _rates(frames: Sequence[_Arrival], first_delays: Sequence[float]) -> list[float]:
-    """Of the frames that waited."""
+def _rates(frames: Sequence[Arrival], first_delays: Sequence[float]) -> list[float]:
+    """Of the frames that waited, or came behind a ping."""
     jitter = median(abs(after - before) for before, after in pairwise(first_delays))
     least_delay = min(frame.delay for frame in frames)
     found = []
     for before, frame in pairwise(frames):
+        passage = frame.delay - before.delay
+        if before.is_ping and passage >= max(_LEAST_SPACING_SECONDS, _JITTERS * jitter):
+            found.append(frame.size_bytes / passage)
+            continue
         spacing = frame.arrived - before.arrived
         waited = frame.delay - least_delay
         least = max(_JITTERS * jitter, _LEAST_WAITED * spacing)

@@ -12,11 +12,12 @@ import msgspec
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
-from edgeweave.device.frame_codec import FrameCoding, encoded_frame
+from edgeweave.device.deflating import Deflating
+from edgeweave.device.frame_codec import FrameCoding
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame, Transport
 
-__all__ = ["Sender"]
+__all__ = ["Ping", "Sender"]
 
 
 class Sender:
@@ -39,6 +40,7 @@ class Sender:
         throttle: Throttle,
     ) -> None:
         self._throttle = throttle
+        self._deflating = Deflating(throttle)
         self._transport = transport
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -61,10 +63,19 @@ class Sender:
         return self._seconds
 
     def post(
-        self, key: str, frame: Frame, *, device: str, coding: FrameCoding | None = None
+        self,
+        key: str,
+        frame: Frame,
+        *,
+        device: str,
+        coding: FrameCoding | None = None,
+        ping: Ping | None = None,
     ) -> None:
-        """Queue a frame for ``device``. Its tensors must not change any more."""
-        posted = _Posted(key, frame, device, self._clock.now(), coding)
+        """Queue a frame for ``device``, and a ping right before it.
+
+        Its tensors must not change any more.
+        """
+        posted = _Posted(key, frame, device, self._clock.now(), coding, ping)
         try:
             self._queue.put(posted, timeout=self._timeout_seconds)
         except queue.Full:
@@ -97,6 +108,9 @@ class Sender:
                 if posted.coding is not None:
                     posted = self._coded(posted, posted.coding)
                     started = posted.seconds
+                if posted.ping is not None:
+                    ping = posted._replace(key=posted.ping.key, frame=posted.ping.frame)
+                    self._transport.send(ping.key, self._stamped(ping), device=ping.device)
                 self._transport.send(posted.key, self._stamped(posted), device=posted.device)
             except EdgeweaveError as error:
                 self._failed = True
@@ -112,7 +126,7 @@ class Sender:
     def _coded(self, posted: _Posted, coding: FrameCoding) -> _Posted:
         started = self._clock.now()
         with self._throttle.pace("encode"):
-            frame = encoded_frame(posted.frame, coding)
+            frame = self._deflating.encoded(posted.frame, coding, device=posted.device)
         ended = self._clock.now()
         self._coding_seconds += ended - started
         return posted._replace(frame=frame, seconds=ended)
@@ -124,9 +138,17 @@ class Sender:
         return Frame(msgspec.structs.replace(header, scalars=scalars), posted.frame.tensors)
 
 
+class Ping(NamedTuple):
+    """A frame of no bytes, and where to."""
+
+    key: str
+    frame: Frame
+
+
 class _Posted(NamedTuple):
     key: str
     frame: Frame
     device: str
     seconds: float
     coding: FrameCoding | None
+    ping: Ping | None

@@ -27,6 +27,7 @@ from edgeweave.plan.microbatching import (
     worthwhile_sizes,
 )
 from edgeweave.plan.partition import best_plans, partition
+from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.schedule import (
     SCHEDULES,
@@ -70,6 +71,7 @@ __all__ = [
     "Monitor",
     "Plan",
     "PlannedBatch",
+    "Recoding",
     "Reduce",
     "Skip",
     "Stage",

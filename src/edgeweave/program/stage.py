@@ -266,11 +266,37 @@ class StageProgram:
     ) -> Iterator[Callable[[], object]]:
         """One forward and one backward on made-up data, to be timed by the caller.
 
-        Yields the two calls in turn. Afterwards weights, buffers and gradients are as before.
+        Yields the two calls in turn. Once both were asked for, the stage is as before.
         """
+        with self.undisturbed():
+            yield from self._rehearsed(batch, watch)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Afterwards weights, buffers and gradients are as before, whatever was computed."""
         if self._in_flight:
-            raise RuntimeError("a stage rehearses only while no microbatch is in flight")
+            raise RuntimeError("a stage is undisturbed only while no microbatch is in flight")
         buffers = {name: self._state[name] for name in self.program.updates}
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items()}
+        self.take_gradients()
+        try:
+            yield
+        finally:
+            for name, tensor in buffers.items():
+                self._replace_buffer(name, tensor)
+            for name, parameter in self.parameters.items():
+                parameter.grad = gradients[name]
+
+    def take_gradients(self) -> dict[str, torch.Tensor]:
+        """The gradients there are, which the stage then has no more."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                found[name] = parameter.grad
+                parameter.grad = None
+        return found
+
+    def _rehearsed(self, batch: int, watch: UnitWatch | None) -> Iterator[Callable[[], object]]:
         inputs = {value.name: made_up(value, batch) for value in self.program.inputs}
         results: list[StageResult] = []
         moment = Moment(step=-1, microbatch=-1)
@@ -286,10 +312,6 @@ class StageProgram:
                 # Of all microbatches of a step but the first, gradients are added to others.
                 parameter.grad = torch.zeros_like(parameter)
         yield lambda: self.backward(-1, gradients)
-        for name, tensor in buffers.items():
-            self._replace_buffer(name, tensor)
-        for parameter in self.parameters.values():
-            parameter.grad = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by the user's names (constants left out); not copies."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from edgeweave.codec import Codec, uniform
+from edgeweave.codec import Codec, parse, uniform
 from edgeweave.core.errors import ConfigError
 from edgeweave.device import CodingProbe, CodingSeconds, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Coding
 from edgeweave.program import DTYPES, Program
 
-__all__ = ["Compression", "measure_coding"]
+__all__ = ["Compression", "chosen_codec", "measure_coding"]
 
 _WIDTHS = (16, 12, 8, 6)
 """Fewer bits cost accuracy: docs/reference-benchmarks.md, ``convergence``."""
@@ -49,6 +49,11 @@ class Compression:
             value_bits=_value_bits(program),
             overhead_bits=_SCALE_BITS[self.codec.name] / self.codec.block,
         )
+
+
+def chosen_codec(text: str) -> Codec | Literal["auto"]:
+    """What a job file says: ``none``, ``auto`` or a codec such as ``uniform(8)``."""
+    return "auto" if text == "auto" else parse(text)
 
 
 def measure_coding(

@@ -72,6 +72,7 @@ class Fit:
         batches: Iterable[Batch],
         batch_size: int,
         *,
+        before_step: Callable[[int, Batch], None],
         on_step: Callable[[RoundResult], None],
     ) -> None:
         """Train on what is left of the epoch, with checkpoints on the way."""
@@ -80,6 +81,7 @@ class Fit:
             if self._is_due(saved_at):
                 self._save(run)
                 saved_at = self.history.step
+            before_step(self.history.step, batch)
             result = run.train_step(self.history.step, batch, self.rate.hyperparameters())
             self.rate.advance("step")
             self.history.end_step(result, full=batch.n_samples == batch_size)

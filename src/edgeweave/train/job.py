@@ -27,6 +27,7 @@ from edgeweave.fleet import PRESETS
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
+from edgeweave.train.compression import chosen_codec
 from edgeweave.train.measurements import Measure
 from edgeweave.train.references import resolve_function
 
@@ -151,6 +152,10 @@ class TrainSection:
     measure: Measure = field(
         default="profile",
         metadata=key('"profile" (devices run the model) or "probe" (predict)', "probe"),
+    )
+    codec: Name = field(
+        default="none",
+        metadata=key('"none", "auto" (where links are slow) or a codec', "uniform(8)"),
     )
 
 
@@ -289,6 +294,10 @@ def _plain(value: object) -> object:
 
 def _check(job: Job, path: Path) -> None:
     train, fleet = job.train, job.fleet
+    try:
+        chosen_codec(train.codec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: train.codec: {error}") from error
     if train.n_microbatches != "auto" and train.n_microbatches > train.batch_size:
         raise ConfigError(
             f"{path}: train.n_microbatches is at most train.batch_size (got "

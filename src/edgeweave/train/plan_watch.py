@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from edgeweave.plan import Decision, Monitor
+from edgeweave.plan import Decision, DeviceCosts, Monitor
 from edgeweave.train.run import RoundResult
 
 __all__ = ["PlanWatch"]
@@ -27,6 +27,11 @@ class PlanWatch:
     def decisions(self) -> tuple[Decision, ...]:
         """What was decided so far, to keep the plan or to change it."""
         return tuple(self._decisions)
+
+    @property
+    def devices(self) -> tuple[DeviceCosts, ...]:
+        """The costs of all devices as they are believed to be now; none if nothing is known."""
+        return () if self._monitor is None else self._monitor.costs.devices
 
     def step(self, step: int, result: RoundResult, *, steps_left: int) -> None:
         """Step number ``step`` is done."""

@@ -11,6 +11,7 @@ import msgspec
 from edgeweave.device import StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Decision, Plan
+from edgeweave.train.codec_watch import CodecChange
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
 
@@ -71,13 +72,14 @@ class OpenEpoch(msgspec.Struct, frozen=True):
 class DeviceReport:
     """Where one device's time went while it was deployed, in seconds, and what it moved and used.
 
-    ``compute`` + ``wait`` + ``idle`` make up the run; ``send`` happens beside computing.
+    ``compute`` + ``wait`` + ``idle`` make up the run; ``send`` and ``coding`` happen beside.
     """
 
     device: str
     stage: int
     compute_seconds: float
     send_seconds: float
+    coding_seconds: float
     wait_seconds: float
     idle_seconds: float
     bytes_in: int
@@ -105,6 +107,8 @@ class Report:
     """What a script did to the emulated fleet during this call."""
     replans: tuple[Decision, ...] = ()
     """What was decided whenever a device had left its prediction: to keep the plan or change it."""
+    codec_changes: tuple[CodecChange, ...] = ()
+    """When links began to code in other bits than before, and why."""
 
     @property
     def samples_per_second(self) -> float:
@@ -137,6 +141,7 @@ def device_reports(
             stage=stage,
             compute_seconds=statistics[device].compute_seconds,
             send_seconds=statistics[device].send_seconds,
+            coding_seconds=statistics[device].coding_seconds,
             wait_seconds=statistics[device].wait_seconds,
             idle_seconds=statistics[device].idle_seconds,
             bytes_in=statistics[device].bytes_in,

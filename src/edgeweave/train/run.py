@@ -22,15 +22,17 @@ from edgeweave.core.errors import (
 )
 from edgeweave.device import (
     COORDINATOR,
+    Agreement,
     FrameId,
     Inbox,
     Release,
     StageStatistics,
     StageTiming,
     StateRequest,
-    bits_name,
+    coding_names,
     decode_message,
     tensor_frame,
+    told_products,
     told_rates,
     told_timings,
 )
@@ -92,6 +94,8 @@ class PipelineRun:
         self._stack = ExitStack()
         self.codecs: Sequence[LinkCodec] = plan.codecs
         """Of the next training steps; evaluation is exact."""
+        self.link_rates: Mapping[tuple[str, str], float] = {}
+        """Bytes per second that links are believed to carry, by source and target."""
 
     @property
     def plan(self) -> Plan:
@@ -138,6 +142,20 @@ class PipelineRun:
         scalars |= {"train": 1.0, "total_samples": float(batch.n_samples)}
         return self._round(step, parts, len(parts), scalars, self.codecs)
 
+    def compare(self, step: int, batch: Batch) -> Agreement:
+        """The gradient of one microbatch with the present codecs, against the exact one.
+
+        Changes nothing. The microbatch goes through the pipeline twice, with nothing beside it.
+        """
+        (part,) = batch.microbatches(self._settings.microbatch_size)[:1]
+        self._round(step, (part, part), 2, {"train": 0.0, "compare": 1.0}, self.codecs)
+        number, n_stages = self._crew.rounds - 1, len(self._stages)
+        told = [
+            told_products(self._heard("compared", stage, number, 0).scalars)
+            for stage in range(n_stages)
+        ]
+        return Agreement.of(told)
+
     def evaluate(self, step: int, parts: Iterable[Batch], n_parts: int) -> RoundResult:
         """Mean loss and metrics of ``n_parts`` microbatches, as ``model.eval()`` computes them."""
         return self._round(step, parts, n_parts, {"train": 0.0})
@@ -175,12 +193,14 @@ class PipelineRun:
         begin = {"step": float(step), "microbatches": float(n_parts), **scalars}
         devices = self._plan.devices
         for stage, device in enumerate(devices):
-            bits = {
-                bits_name(devices.index(codec.target)): float(codec.bits)
-                for codec in codecs
-                if codec.source == device
-            }
-            self._send("begin", stage, number, 0, {}, {**begin, **bits})
+            told: dict[str, float] = {}
+            for codec in codecs:
+                if codec.source == device:
+                    bits_name, rate_name = coding_names(devices.index(codec.target))
+                    told[bits_name] = codec.bits
+                    if codec.ends in self.link_rates:
+                        told[rate_name] = self.link_rates[codec.ends]
+            self._send("begin", stage, number, 0, {}, {**begin, **told})
         most = window(len(self._stages), self._plan.extra_in_flight)
         results: list[FrameHeader] = []
         for microbatch, part in enumerate(parts):
@@ -190,8 +210,8 @@ class PipelineRun:
         while len(results) < n_parts:
             results.append(self._result(number, len(results)))
         seconds = self._fleet.clock.now() - started
-        told = told_timings(results[0].scalars, len(self._stages))
-        timings = {devices[stage]: timing for stage, timing in told.items()}
+        timed = told_timings(results[0].scalars, len(self._stages))
+        timings = {devices[stage]: timing for stage, timing in timed.items()}
         rates = {
             (devices[source], devices[target]): rate
             for (source, target), rate in told_rates(results[0].scalars, len(self._stages)).items()
@@ -236,8 +256,10 @@ class PipelineRun:
             raise self._crew.blamed(error) from error
 
     def _result(self, number: int, microbatch: int) -> FrameHeader:
-        last = len(self._stages) - 1
-        key = FrameId("result", last, number, microbatch)
+        return self._heard("result", len(self._stages) - 1, number, microbatch)
+
+    def _heard(self, kind: str, stage: int, number: int, microbatch: int) -> FrameHeader:
+        key = FrameId(kind, stage, number, microbatch)
         timeout = self._fleet.timeouts.frame
         return self._inbox.wait(key, timeout_seconds=timeout, late=self._late).header
 
@@ -258,6 +280,8 @@ class PipelineRun:
 
     def _expect(self, header: FrameHeader) -> None:
         last = len(self._stages) - 1
+        if header.kind == "compared" and 0 <= header.stage <= last and not header.tensors:
+            return
         if header.kind != "result" or header.stage != last or header.tensors:
             raise WireError(
                 f"the coordinator expects results of stage {last} "
@@ -273,10 +297,10 @@ class PipelineRun:
         told_rates(header.scalars, len(self._stages))
 
     def _late(self, key: FrameId) -> EdgeweaveError:
-        device = self._plan.devices[-1]
+        device = self._plan.devices[key.sender]
         seconds = self._fleet.timeouts.frame
         return DeviceTimeout(
-            f"no result of microbatch {key.microbatch} (round {key.round}) came from stage "
+            f"no {key.kind} of microbatch {key.microbatch} (round {key.round}) came from stage "
             f"{key.sender} on {device} in {seconds:.0f} s. A stage is far slower than planned or "
             "stuck; look at `edgeweave status`, or raise Timeouts.frame.",
             device=device,

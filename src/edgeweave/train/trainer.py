@@ -25,6 +25,7 @@ from edgeweave.plan import (
     Monitor,
     Plan,
     PlannedBatch,
+    Recoding,
     TriedSize,
     best_microbatching,
 )
@@ -37,6 +38,7 @@ from edgeweave.train.batches import (
     ordered_batches,
     prefetched,
 )
+from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_place
 from edgeweave.train.experience import Experience
@@ -226,7 +228,8 @@ class PipelineTrainer:
         if resume:
             fit.resume()
         n_steps = epochs * n_batches(train_set, batch_size)
-        watch, timings = self._plan_watch(plan, batch_size), RunTimings()
+        watch, codecs = self._watches(plan, batch_size)
+        timings = RunTimings()
         with (
             self._run(plan, batch_size) as run,
             TrainingProgress(n_steps, done=fit.history.step, shown=progress) as bar,
@@ -237,6 +240,10 @@ class PipelineTrainer:
                 timings.step(result.timings)
                 n_done = fit.history.step
                 watch.step(n_done - 1, result, steps_left=n_steps - n_done)
+                codecs.after(run, n_done - 1, result, watch.devices)
+
+            def before_step(step: int, batch: Batch) -> None:
+                codecs.before(run, step, batch)
 
             started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
             while fit.history.cursor.epoch < epochs:
@@ -244,7 +251,9 @@ class PipelineTrainer:
                     train_set, batch_size, seed=self._seed, cursor=fit.history.cursor
                 )
                 with self._prefetched(run, batches) as ahead:
-                    fit.train_epoch(run, ahead, batch_size, on_step=on_step)
+                    fit.train_epoch(
+                        run, ahead, batch_size, before_step=before_step, on_step=on_step
+                    )
                 validation = None
                 if validate is not None:
                     validation = self._evaluated(run, validate, fit.history.step, batch_size)
@@ -255,6 +264,7 @@ class PipelineTrainer:
                 fit.history.report(plan, self._device_reports(run, plan, started)),
                 chaos=self._fleet.chaos_log[n_before:],
                 replans=watch.decisions,
+                codec_changes=codecs.changes,
             )
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
@@ -337,11 +347,13 @@ class PipelineTrainer:
         size = self._microbatch_size(batch_size)
         self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
 
-    def _plan_watch(self, plan: Plan, batch_size: int) -> PlanWatch:
+    def _watches(self, plan: Plan, batch_size: int) -> tuple[PlanWatch, CodecWatch]:
         """Without costs of microbatches of this size there is nothing to compare with."""
-        if self._costs is None or self._measured_size != self._microbatch_size(batch_size):
-            return PlanWatch(None)
-        return PlanWatch(Monitor(plan, self._costs))
+        costs = self._costs
+        if costs is None or self._measured_size != self._microbatch_size(batch_size):
+            return PlanWatch(None), CodecWatch(None)
+        recoding = None if costs.coding is None else Recoding(plan, costs)
+        return PlanWatch(Monitor(plan, costs)), CodecWatch(recoding)
 
     def _device_reports(
         self, run: PipelineRun, plan: Plan, started_seconds: float

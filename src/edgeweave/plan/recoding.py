@@ -1,0 +1,140 @@
+"""Codecs while the run goes on: chosen anew when links, devices or accuracy ask for others.
+
+    measured rates -> what each link is believed to carry -> choose_codecs -> next step's codecs
+
+A rate counts as the median of the last three that were told, so that one odd step changes nothing.
+Of a link that stays silent nothing is known but that it is not slow: it is believed to be a little
+faster from time to time, until more bits make it tell. If it then tells the old rate, it is asked
+less often.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+from edgeweave.plan.codec_choice import choose_codecs
+from edgeweave.plan.coding import Ends, LinkCodec, with_link_rates
+from edgeweave.plan.costs import Costs, DeviceCosts
+from edgeweave.plan.routes import routes
+from edgeweave.plan.simulate import simulate
+from edgeweave.plan.stages import Plan
+
+__all__ = ["Recoding"]
+
+_EXACT_BITS = 32
+_TOLD = 3
+_OTHER_RATE = 1.1
+"""By which factor a rate must change to be another."""
+_WORTH_CHANGING = 1.02
+"""So much shorter must a step be with new codecs of fewer bits."""
+_RAISE = 1.3
+_LEAST_SILENT_STEPS, _MOST_SILENT_STEPS = 4, 64
+
+
+class Recoding:
+    """Follows the links of a plan. ``costs`` are as the plan was made from: links without codecs.
+
+    Planning costs milliseconds for a few devices, and is done only when a rate has changed.
+    """
+
+    def __init__(self, plan: Plan, costs: Costs) -> None:
+        self._plan, self._costs = plan, costs
+        self._links = {
+            (crossing.src, crossing.dst): _LinkBelief(crossing.link.bytes_per_second)
+            for route in routes(costs, plan.devices, plan.bounds, plan.skips)
+            for crossing in (route.there, route.back)
+            if crossing.size_bytes
+        }
+
+    @property
+    def codecs(self) -> tuple[LinkCodec, ...]:
+        """Of the links now."""
+        return self._plan.codecs
+
+    @property
+    def link_rates(self) -> dict[Ends, float]:
+        """Bytes per second that links are believed to carry now."""
+        return {ends: link.bytes_per_second for ends, link in self._links.items()}
+
+    def observe(
+        self, link_bytes_per_second: Mapping[Ends, float], devices: Sequence[DeviceCosts] = ()
+    ) -> bool:
+        """Take in the rates that one step told, of some links; whether other codecs are better.
+
+        ``devices`` are the costs of all devices as they are believed to be now.
+        """
+        others = bool(devices) and tuple(devices) != self._costs.devices
+        if others:
+            self._costs = replace(self._costs, devices=tuple(devices))
+        coded = {codec.ends for codec in self.codecs}
+        changed = [
+            link.observe(link_bytes_per_second.get(ends), is_coded=ends in coded)
+            for ends, link in self._links.items()
+        ]
+        return (any(changed) or others) and self._choose()
+
+    def keep_more_bits(self) -> bool:
+        """Give up the fewest bits that links may have; False if there are no others."""
+        coding = self._costs.coding
+        if coding is None or len(coding.widths) == 1:
+            return False
+        self._costs = replace(self._costs, coding=replace(coding, widths=coding.widths[:-1]))
+        self._choose(must=True)
+        return True
+
+    def _choose(self, *, must: bool = False) -> bool:
+        costs = with_link_rates(self._costs, self.link_rates)
+        new = replace(self._plan, codecs=choose_codecs(self._plan, costs))
+        if new.codecs == self.codecs:
+            return False
+        if not must and _exactness(new) < _exactness(self._plan):
+            old_seconds = simulate(self._plan, costs).step_seconds
+            if old_seconds < _WORTH_CHANGING * simulate(new, costs).step_seconds:
+                return False
+        self._plan = new
+        return True
+
+
+class _LinkBelief:
+    """What one link is believed to carry."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self.bytes_per_second = bytes_per_second
+        self._told: deque[float] = deque(maxlen=_TOLD)
+        self._before_raises: float | None = None
+        self._silent_steps = 0
+        self._patience = _LEAST_SILENT_STEPS
+
+    def observe(self, told: float | None, *, is_coded: bool) -> bool:
+        """Take in one step; whether the belief has changed."""
+        if told is not None:
+            return self._hear(told)
+        self._silent_steps += 1
+        if not is_coded or self._silent_steps < self._patience:
+            return False
+        self._silent_steps = 0
+        self._told.clear()
+        self._before_raises = self._before_raises or self.bytes_per_second
+        self.bytes_per_second *= _RAISE
+        return True
+
+    def _hear(self, told: float) -> bool:
+        self._silent_steps = 0
+        self._told.append(told)
+        level, believed = median(self._told), self.bytes_per_second
+        if max(level, believed) < _OTHER_RATE * min(level, believed):
+            return False
+        if self._before_raises is not None:
+            in_vain = level < _OTHER_RATE * self._before_raises
+            longer = min(2 * self._patience, _MOST_SILENT_STEPS)
+            self._patience = longer if in_vain else _LEAST_SILENT_STEPS
+        self.bytes_per_second, self._before_raises = level, None
+        return True
+
+
+def _exactness(plan: Plan) -> int:
+    """More is better: the bits of all links together, less those that no codec would have."""
+    return sum(codec.bits - _EXACT_BITS for codec in plan.codecs)
