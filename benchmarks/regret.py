@@ -22,6 +22,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from benchmarks.latency.drawing import Example
 from benchmarks.latency.held_out import HeldOut, measurements
 from benchmarks.latency.known import KNOWN
 from benchmarks.latency.samples import Samples, Units
@@ -41,11 +42,21 @@ from edgeweave.plan.ranking import plan_from_split
 from edgeweave.plan.splits import Microbatching, Split
 from edgeweave.predict import DeviceLatency
 from edgeweave.predict.features import Floats
-from edgeweave.program import Program, capture
+from edgeweave.program import Captured, capture
 from edgeweave.train.costs import Sizes, costs_of
 from edgeweave.train.predictions import predict_devices
 
-__all__ = ["WAYS", "Regrets", "Setting", "judged", "regrets"]
+__all__ = [
+    "BOARD",
+    "WAYS",
+    "Knowledge",
+    "Network",
+    "Regrets",
+    "Setting",
+    "judged",
+    "networks_of",
+    "regrets",
+]
 
 WAYS = ("zero_shot", "50_samples", "scalar_capacity", "flops", "equal_split")
 
@@ -54,16 +65,17 @@ _REFERENCE = "reference"
 _N_SAMPLES = 50
 _MICROBATCHES = 16
 _DRAWS = 32
+_QUICK_NETWORKS = ("resnet18-32", "resnet50-64")
 _OPTIMIZER = Optimizer("SGD", lr=0.1)
 """What its steps take was not recorded: nothing, here."""
 _HELD_OUT = 5
 """Kinds that one model knows nothing of; fleets are made of them."""
-_BOARD = 0.32
+BOARD = 0.32
 """A Raspberry Pi 4's speed in the preset ``raspberry-pi-wifi``, relative to this host. Not the
 devices are slowed but the network sped up: ratios of times are the same."""
 _LINKS = (
     Link(bytes_per_second=941e6 / 8, latency_seconds=1e-4),
-    Link(bytes_per_second=45e6 / 8 / _BOARD, latency_seconds=3e-3 * _BOARD, loss=0.002),
+    Link(bytes_per_second=45e6 / 8 / BOARD, latency_seconds=3e-3 * BOARD, loss=0.002),
 )
 """Those of the presets ``lan`` and ``raspberry-pi-wifi``; fleets have them in turn."""
 
@@ -118,10 +130,10 @@ def regrets(*, quick: bool) -> Regrets:
     kinds = [kind for kind in samples.seconds if kind != _REFERENCE]
     Random(_SEED).shuffle(kinds)
     groups = [kinds[:_HELD_OUT]] if quick else [kinds[:_HELD_OUT], kinds[-_HELD_OUT:]]
-    networks = list(_networks(samples, only=2 if quick else None))
+    networks = list(networks_of(samples, _QUICK_NETWORKS if quick else ()))
     found = Regrets()
     for group in groups:
-        knowledge = _Knowledge(samples, group, every=6 if quick else 1)
+        knowledge = Knowledge(samples, group, every=6 if quick else 1)
         for network in networks:
             believed = knowledge.of(network)
             for number, fleet in enumerate(_fleets(group)):
@@ -161,22 +173,30 @@ def _equal_split(costs: Costs) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Network:
+class Network:
     """A known network: the units that were measured, and what it is but for the devices."""
 
+    example: Example
     units: Units
-    microbatch_size: int
-    program: Program
+    captured: Captured
     costs: Costs
 
+    @property
+    def microbatch_size(self) -> int:
+        return len(self.example.inputs)
 
-def _networks(samples: Samples, *, only: int | None) -> Iterator[_Network]:
+
+def networks_of(samples: Samples, names: Collection[str] = ()) -> Iterator[Network]:
+    """The known networks, as they were measured; all of them if none is named."""
     known = np.array(samples.networks)
-    for make in KNOWN[:only]:
+    for make in KNOWN:
         example = make()
+        if names and example.name not in names:
+            continue
         units = np.flatnonzero(known == example.name)
         model = example.model.train()
-        program = capture(model, example.loss, example.inputs, example.targets).program
+        captured = capture(model, example.loss, example.inputs, example.targets)
+        program = captured.program
         if len(units) != len(program.unit_numbers):
             raise ValueError(
                 f"{example.name} was measured with {len(units)} units and has "
@@ -185,7 +205,7 @@ def _networks(samples: Samples, *, only: int | None) -> Iterator[_Network]:
         size = len(example.inputs)
         nobody = DeviceCosts("nobody", (0.0,) * len(units), (0.0,) * len(units), None)
         costs = costs_of(Sizes.of(program, size), _OPTIMIZER, [nobody], {})
-        yield _Network(units, size, program, costs)
+        yield Network(example, units, captured, costs)
 
 
 def _fleets(kinds: Sequence[str]) -> list[tuple[str, ...]]:
@@ -193,7 +213,7 @@ def _fleets(kinds: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(kinds), tuple(kinds[1:]), tuple(kinds[:3]), tuple(kinds[2:])]
 
 
-class _Knowledge:
+class Knowledge:
     """What is believed of kinds that were held out."""
 
     def __init__(self, samples: Samples, kinds: Sequence[str], *, every: int) -> None:
@@ -210,7 +230,7 @@ class _Knowledge:
             },
         }
 
-    def of(self, network: _Network) -> dict[str, dict[str, DeviceCosts]]:
+    def of(self, network: Network) -> dict[str, dict[str, DeviceCosts]]:
         """Of a network's units, by way and kind; ``"measured"`` is what they really take."""
         units, seconds = network.units, self._samples.seconds
         reference = seconds[_REFERENCE][units]
@@ -219,7 +239,7 @@ class _Knowledge:
             way: {
                 kind: replace(costs, update_seconds_per_byte=0.0)
                 for kind, costs in predict_devices(
-                    network.program, network.microbatch_size, _OPTIMIZER, latencies
+                    network.captured.program, network.microbatch_size, _OPTIMIZER, latencies
                 ).items()
             }
             for way, latencies in self._latencies.items()
@@ -246,7 +266,7 @@ def _device_costs(kind: str, seconds: Floats) -> DeviceCosts:
 
 
 def _setting(
-    network: _Network,
+    network: Network,
     believed: Mapping[str, Mapping[str, DeviceCosts]],
     fleet: Collection[str],
     link: Link,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeweave.cli.options import (
+    CodecChoice,
     Debug,
     EmulatedChoice,
     FromProbe,
@@ -79,6 +80,7 @@ def plan(
     job: JobFile,
     *,
     from_probe: FromProbe = False,
+    codec: CodecChoice = None,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Keep the plan here, for train --plan."),
@@ -95,7 +97,7 @@ def plan(
     """Measure, then show who would do what, how fast, and why; train nothing."""
     from edgeweave.cli.planning import PlanFiles, make_plan  # noqa: PLC0415
 
-    loaded, fleet = _load(job, options, network, from_probe=from_probe)
+    loaded, fleet = _load(job, options, network, from_probe=from_probe, codec=codec)
     make_plan(loaded, fleet, Output("plan", as_json=json), PlanFiles(save, plot))
 
 
@@ -104,6 +106,7 @@ def train(
     job: JobFile,
     *,
     from_probe: FromProbe = False,
+    codec: CodecChoice = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint of the job.")
     ] = False,
@@ -124,7 +127,7 @@ def train(
     from edgeweave.cli.training import TrainOptions  # noqa: PLC0415
     from edgeweave.cli.training import train as run_train  # noqa: PLC0415
 
-    loaded, fleet = _load(job, options, network, from_probe=from_probe)
+    loaded, fleet = _load(job, options, network, from_probe=from_probe, codec=codec)
     run_train(
         loaded,
         TrainOptions(fleet, resume=resume, plan=plan, save=save),
@@ -133,7 +136,12 @@ def train(
 
 
 def _load(
-    path: Path, options: JobOptions, network: NetworkOptions, *, from_probe: bool = False
+    path: Path,
+    options: JobOptions,
+    network: NetworkOptions,
+    *,
+    from_probe: bool = False,
+    codec: str | None = None,
 ) -> tuple[Job, FleetOptions]:
     """The job file under the environment under the command line, and on whom it runs."""
     from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
@@ -145,5 +153,7 @@ def _load(
         told["fleet.connect"] = ",".join(network.connect)
     if from_probe:
         told["train.measure"] = "probe"
+    if codec is not None:
+        told["train.codec"] = codec
     job = load_job(path, environment=os.environ, overrides=told)
     return job, FleetOptions(network.network(), options.devices, options.wait, options.kernel)

@@ -23,6 +23,7 @@ __all__ = [
     "Debug",
     "EmulatedChoice",
     "FleetName",
+    "CodecChoice",
     "FromProbe",
     "JobFile",
     "JobOptions",
@@ -44,6 +45,15 @@ FromProbe = Annotated[
     typer.Option(
         "--from-probe",
         help="Plan from predictions: probe the devices for 2 s instead of running the model there.",
+    ),
+]
+CodecChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        envvar="EDGEWEAVE_TRAIN_CODEC",
+        metavar="none|auto|CODEC",
+        help="Make what devices send each other smaller: where links are slow, or uniform(8).",
     ),
 ]
 FleetName = Annotated[

@@ -78,7 +78,8 @@ class PipelineTrainer:
     ``codec`` makes activations and gradients smaller on their way between devices: ``"auto"`` where
     a link is too slow for the values as they are, in as many bits as it has time for, a codec of
     ``edgeweave.codec`` on every link. What is learnt then differs a little from what one device
-    learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact.
+    learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact. Codecs that ``plan``
+    has are used in any case.
 
     ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
     to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
@@ -314,12 +315,13 @@ class PipelineTrainer:
 
     def _run(self, plan: Plan, batch_size: int) -> PipelineRun:
         assert self._captured is not None
+        compression = self._compression or (Compression.of("auto") if plan.codecs else None)
         settings = RunSettings(
             optimizer=self._optimizer,
             microbatch_size=self._microbatch_size(batch_size),
             seed=self._seed,
             clip_grad_norm=self._clip_grad_norm,
-            codec=None if self._compression is None else self._compression.codec,
+            codec=None if compression is None else compression.codec,
         )
         return PipelineRun(
             self._fleet,
