@@ -78,8 +78,8 @@ class PipelineTrainer:
     ``codec`` makes activations and gradients smaller on their way between devices: ``"auto"`` where
     a link is too slow for the values as they are, in as many bits as it has time for, a codec of
     ``edgeweave.codec`` on every link. What is learnt then differs a little from what one device
-    learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact. Codecs that ``plan``
-    has are used in any case.
+    learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact. Codecs of ``plan``
+    are used in any case.
 
     ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
     to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
