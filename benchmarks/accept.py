@@ -30,6 +30,7 @@ import torch
 
 import edgeweave as ew
 from benchmarks.harness import Result, read
+from benchmarks.latency.held_out import HeldOut
 from benchmarks.latency.samples import Samples
 from benchmarks.regret import BOARD, Knowledge, Network, networks_of
 from edgeweave.device import Profile, UnitTimings
@@ -44,6 +45,7 @@ from edgeweave.plan import (
     stage_memory_bytes,
 )
 from edgeweave.plan.costs import LinkCoding
+from edgeweave.predict import LatencyModel
 from edgeweave.program import encode_program, encode_state, flatten_inputs, without_outputs
 from edgeweave.train.batches import Batch
 from edgeweave.train.compression import Compression, measure_coding
@@ -63,8 +65,8 @@ _ARMS: Mapping[str, tuple[str, bool]] = {
 """What is known of devices, and whether there are codecs."""
 _MICROBATCHES = 16
 _DELAY_SECONDS = 2e-3
-_MEMORY_SHARE = 0.4
-"""Of what the whole model needs: no two devices can hold it, which is why there is a fleet."""
+_MEMORY_SHARE, _IN_FLIGHT = 0.4, 2
+"""Of what the whole model needs for two microbatches: no two devices can hold it."""
 _OPTIMIZER = ew.Optimizer("SGD", lr=0.01)
 _SEED = 0
 _FAST = Link(bytes_per_second=1e9, latency_seconds=0.0)
@@ -87,10 +89,11 @@ class _Setting:
 
 
 def run(*, quick: bool) -> Result:
-    """``quick``: one network at two rates, and predictions from a sixth of what teaches."""
+    """``quick``: one network at two rates, and the shipped model, which knows the kinds."""
     torch.manual_seed(_SEED)
     samples = Samples.load()
-    knowledge = Knowledge(samples, _FLEET, every=6 if quick else 1)
+    model = LatencyModel.shipped() if quick else HeldOut(samples, _FLEET).model
+    knowledge = Knowledge(samples, _FLEET, model)
     compression = Compression.of("auto")
     assert compression is not None
     steps: dict[str, dict[str, float]] = {}
@@ -184,7 +187,7 @@ def _setting(
     compression: Compression,
 ) -> _Setting:
     coding = measure_coding(fleet, _FLEET, compression)
-    whole = stage_memory_bytes(network.costs, 0, len(network.units), 1)
+    whole = stage_memory_bytes(network.costs, 0, len(network.units), _IN_FLIGHT)
 
     def device(name: str, costs: DeviceCosts) -> DeviceCosts:
         return replace(

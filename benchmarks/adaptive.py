@@ -61,7 +61,7 @@ _FIXED: Mapping[str, int | None] = {"exact": None, "8 bits": 8, "6 bits": 6}
 _DEVICES = ("a", "b", "c")
 _SPEED = 0.3
 _MICROBATCHES = 8
-_MEMORY_SHARE = 0.4
+_MEMORY_SHARE, _IN_FLIGHT = 0.4, 2
 _EXACT_BITS = 32
 _NETWORK = "vit-32"
 _OPTIMIZER = ew.Optimizer("SGD", lr=0.01)
@@ -202,6 +202,6 @@ def _codecs(plan: Plan, costs: Costs, contestant: str) -> tuple[LinkCodec, ...]:
 
 def _with_limits(costs: Costs) -> Costs:
     """No two devices can hold the model: else a fast one would do without the links."""
-    limit = int(_MEMORY_SHARE * stage_memory_bytes(costs, 0, len(costs.units), 1))
+    limit = int(_MEMORY_SHARE * stage_memory_bytes(costs, 0, len(costs.units), _IN_FLIGHT))
     devices = tuple(replace(each, memory_limit_bytes=limit) for each in costs.devices)
     return replace(costs, devices=devices)

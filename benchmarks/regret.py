@@ -40,7 +40,7 @@ from edgeweave.plan import (
 )
 from edgeweave.plan.ranking import plan_from_split
 from edgeweave.plan.splits import Microbatching, Split
-from edgeweave.predict import DeviceLatency
+from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import Floats
 from edgeweave.program import Captured, capture
 from edgeweave.train.costs import Sizes, costs_of
@@ -133,7 +133,8 @@ def regrets(*, quick: bool) -> Regrets:
     networks = list(networks_of(samples, _QUICK_NETWORKS if quick else ()))
     found = Regrets()
     for group in groups:
-        knowledge = Knowledge(samples, group, every=6 if quick else 1)
+        model = HeldOut(samples, group, every=6 if quick else 1).model
+        knowledge = Knowledge(samples, group, model)
         for network in networks:
             believed = knowledge.of(network)
             for number, fleet in enumerate(_fleets(group)):
@@ -214,11 +215,10 @@ def _fleets(kinds: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 class Knowledge:
-    """What is believed of kinds that were held out."""
+    """What is believed of kinds, by a model that was not taught by them."""
 
-    def __init__(self, samples: Samples, kinds: Sequence[str], *, every: int) -> None:
+    def __init__(self, samples: Samples, kinds: Sequence[str], model: LatencyModel) -> None:
         self._samples, self._kinds = samples, kinds
-        model = HeldOut(samples, kinds, every=every).model
         probe, known = samples.units("probe"), samples.units("known")
         learnt = np.random.default_rng(_SEED).permutation(known)[:_N_SAMPLES]
         probed = {kind: DeviceLatency(model, measurements(samples, kind, probe)) for kind in kinds}

@@ -300,7 +300,7 @@ class PipelineRun:
         device = self._plan.devices[key.sender]
         seconds = self._fleet.timeouts.frame
         return DeviceTimeout(
-            f"no {key.kind} of microbatch {key.microbatch} (round {key.round}) came from stage "
+            f"no result of microbatch {key.microbatch} (round {key.round}) came from stage "
             f"{key.sender} on {device} in {seconds:.0f} s. A stage is far slower than planned or "
             "stuck; look at `edgeweave status`, or raise Timeouts.frame.",
             device=device,
