@@ -9,6 +9,7 @@ import pytest
 from edgeweave.core.clock import SystemClock, VirtualClock
 from edgeweave.core.errors import EdgeweaveError, FleetError
 from edgeweave.device.sender import Sender
+from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame, FrameHeader
 
 LONG = 30.0
@@ -45,8 +46,9 @@ def frame(number: int) -> Frame:
 
 
 def sender_of(link: Link, errors: list[EdgeweaveError], **options: object) -> Sender:
-    options = {"capacity": 8, "timeout_seconds": LONG, **options}
-    return Sender(link, link.clock or SystemClock(), on_error=errors.append, **options)  # type: ignore[arg-type]
+    clock = link.clock or SystemClock()
+    options = {"capacity": 8, "timeout_seconds": LONG, "throttle": Throttle(None, clock), **options}
+    return Sender(link, clock, on_error=errors.append, **options)  # type: ignore[arg-type]
 
 
 def test_frames_leave_in_the_order_they_were_posted() -> None:

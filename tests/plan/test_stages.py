@@ -59,7 +59,7 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     content = json.loads(to_json(PLAN))
-    assert (content["format"], content["version"]) == ("edgeweave/plan", 2)
+    assert (content["format"], content["version"]) == ("edgeweave/plan", 3)
 
 
 @given(st.data())
@@ -88,10 +88,10 @@ def test_a_torn_document_is_refused_wherever_it_is_torn() -> None:
 
 
 def test_another_version_is_named() -> None:
-    newer = to_json(PLAN).replace(b'"version":2', b'"version":3')
+    newer = to_json(PLAN).replace(b'"version":3', b'"version":4')
     assert refusal(newer) == (
-        "not a plan that this package reads (got 'edgeweave/plan' version 3, "
-        "reads 'edgeweave/plan' version 2). Plan again."
+        "not a plan that this package reads (got 'edgeweave/plan' version 4, "
+        "reads 'edgeweave/plan' version 3). Plan again."
     )
 
 
