@@ -294,4 +294,4 @@ def test_an_explanation_names_coded_links() -> None:
         f"{front} -> {behind} (8 bits), {behind} -> {front} (8 bits)."
     ) in shown
     plain = replace(costs, coding=None)
-    assert "coded" not in "\n".join(explain(partition(plain), plain).lines())
+    assert "coded" not in "\n".join(explain(partition(plain, n_microbatches=8), plain).lines())
