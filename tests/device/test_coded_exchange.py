@@ -12,9 +12,9 @@ import torch
 
 from edgeweave.codec import decode, encode, none, uniform
 from edgeweave.core.errors import WireError
-from edgeweave.device import as_mapping, bits_name
+from edgeweave.device import as_mapping, coding_names
 from edgeweave.device.frame_codec import FrameCoding, encoded_frame
-from edgeweave.net import Frame, frame_key, payload_bytes
+from edgeweave.net import Frame, frame_pattern, payload_bytes
 from tests.device.sides import Side, listening_side
 from tests.device.stages import LONG, frame, handed_on
 
@@ -100,6 +100,10 @@ REFUSED = {
     "reduce": (
         called_coded(frame("reduce", 0)),
         f"{ME} expects 'reduce' frames as they are (got coded ones from pi-a).",
+    ),
+    "ping": (
+        called_coded(frame("ping", 0)),
+        f"{ME} expects 'ping' frames as they are (got coded ones from pi-a).",
     ),
     "result": (
         called_coded(frame("result", 2, samples=4, loss=0.5)),
@@ -201,26 +205,29 @@ def test_nothing_is_taken_for_tensors_that_a_coded_frame_may_not_bring(
     assert max(taken) == RAW_BYTES
 
 
-def test_what_is_sent_coded_is_coded_on_its_way(side: Side) -> None:
+def test_what_is_sent_coded_is_coded_on_its_way_and_pings_are_not(side: Side) -> None:
     arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
     side.stranger.subscribe(
-        frame_key("default", "run-1", 0, 2, "activation"),
+        frame_pattern("default", "run-1", 0, 2),
         arrived.put,
         on_error=lambda error: None,
         expect=lambda header: None,
         limit_bytes=1 << 20,
     )
     tensors = made_up(1)
-    side.exchange.send("activation", 2, 5, 1, tensors, {"samples": 4.0}, CODING)
-    side.exchange.send("activation", 2, 5, 2, tensors, {"samples": 4.0})
-    coded, plain = arrived.get(timeout=LONG), arrived.get(timeout=LONG)
-    assert (coded.header.codec, plain.header.codec) == ("edgeweave", "none")
+    side.exchange.send("activation", 2, 5, 0, tensors, {"samples": 4.0}, CODING)
+    side.exchange.send("activation", 2, 5, 1, tensors, {"samples": 4.0})
+    ping, coded, plain = (arrived.get(timeout=LONG) for _ in range(3))
+    told = [(each.header.kind, each.header.codec) for each in (ping, coded, plain)]
+    assert told == [("ping", "none"), ("activation", "edgeweave"), ("activation", "none")]
     expected = encode(tensors[GRADIENT], CODING.codec, seed=CODING.seed)
     assert bytes(coded.tensors[0].numpy()) == bytes(expected)
     assert torch.equal(plain.tensors[0], tensors[GRADIENT])
+    assert ping.tensors == ()
+    assert ping.header.scalars["sent"] == coded.header.scalars["sent"]
     assert coded.header.scalars.keys() == {"samples", "sent"}
     assert side.exchange.coding_seconds > 0
 
 
-def test_begin_calls_bits_by_the_stage_they_are_for() -> None:
-    assert bits_name(2) == "bits:2"
+def test_begin_calls_bits_and_rates_by_the_stage_they_are_for() -> None:
+    assert coding_names(2) == ("bits:2", "link:2")

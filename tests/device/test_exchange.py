@@ -292,7 +292,7 @@ def test_what_is_sent_names_its_sender_and_reaches_the_next_stage(side: Side) ->
 
 
 def test_a_receiver_that_is_gone_ends_the_stage(side: Side) -> None:
-    side.exchange.send("activation", 2, 0, 0, handed_on(1))
+    side.exchange.send("activation", 2, 0, 1, handed_on(1))
     assert "nobody listens to ew/default/run/run-1/0/2/activation" in str(side.refusal())
 
 

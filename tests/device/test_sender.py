@@ -10,7 +10,7 @@ import torch
 from edgeweave.codec import uniform
 from edgeweave.core.clock import SystemClock, VirtualClock
 from edgeweave.core.errors import EdgeweaveError, FleetError, WireError
-from edgeweave.device import sender as sender_module
+from edgeweave.device import deflating
 from edgeweave.device.frame_codec import FrameCoding, encoded_frame
 from edgeweave.device.sender import Sender
 from edgeweave.device.throttle import Throttle
@@ -168,7 +168,7 @@ def coding_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         threads.append(threading.current_thread().name)
         return encoded_frame(plain, coding)
 
-    monkeypatch.setattr(sender_module, "encoded_frame", noted)
+    monkeypatch.setattr(deflating, "encoded_frame", noted)
     return threads
 
 
@@ -194,7 +194,7 @@ def test_posting_does_not_wait_for_coding(monkeypatch: pytest.MonkeyPatch) -> No
         assert go_on.wait(LONG)
         return encoded_frame(plain, coding)
 
-    monkeypatch.setattr(sender_module, "encoded_frame", slow)
+    monkeypatch.setattr(deflating, "encoded_frame", slow)
     with sender_of(link, errors) as sender:
         for number in range(3):
             sender.post("key", tensor_frame_of(number), device="pi-b", coding=CODING)
@@ -249,7 +249,7 @@ def test_whatever_goes_wrong_in_coding_ends_sending(monkeypatch: pytest.MonkeyPa
     def failing(plain: Frame, coding: FrameCoding) -> Frame:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(sender_module, "encoded_frame", failing)
+    monkeypatch.setattr(deflating, "encoded_frame", failing)
     link, errors = Link(), []
     with sender_of(link, errors) as sender:
         sender.post("key", tensor_frame_of(0), device="pi-b", coding=CODING)

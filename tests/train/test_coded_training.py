@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import edgeweave as ew
 from edgeweave.codec import Codec, blockfloat, decode, encode, none, uniform
-from edgeweave.device import sender
+from edgeweave.device import deflating
 from edgeweave.device.frame_codec import FrameCoding, encoded_frame, message_seed
 from edgeweave.net import Frame
 from edgeweave.plan import LinkCodec, Plan
@@ -245,7 +245,7 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
         assert (coding.seed is None) == (frame.header.kind == "activation")
         return encoded_frame(frame, coding)
 
-    monkeypatch.setattr(sender, "encoded_frame", noted)
+    monkeypatch.setattr(deflating, "encoded_frame", noted)
     return found
 
 
