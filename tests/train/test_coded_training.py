@@ -288,11 +288,10 @@ def test_fewer_bytes_travel_where_links_are_coded(fleet: ew.Fleet) -> None:
     assert all(all_links[name] < 0.5 * exact[name] for name in DEVICES)
 
 
-def test_a_plan_with_codecs_is_exact_for_a_trainer_without(
-    fleet: ew.Fleet, coded: list[tuple[str, int, str]]
-) -> None:
+def test_codecs_of_a_plan_are_used_by_a_trainer_that_was_told_of_none(fleet: ew.Fleet) -> None:
     job = job_of(MLP, 40)
-    trainer = trainer_of(job, fleet, coded_plan(job, MLP, EIGHT), none())
+    plan = coded_plan(job, MLP, EIGHT)
+    trainer = trainer_of(job, fleet, plan, none())
     report = fit(trainer, job)
-    assert_equal_runs(report, trainer.state_dict(), plain_run(job))
-    assert coded == []
+    expected = CodedStages(job, plan, uniform(8), EIGHT).train()
+    assert_equal_runs(report, trainer.state_dict(), expected)
