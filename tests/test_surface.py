@@ -22,11 +22,11 @@ PUBLIC = {
         Report Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
-        Agent AgentSettings Assignment COORDINATOR Deploy Emulate Fault FrameId Greeting Inbox
-        LinkProbe LinkTimings Optimizer ProbeRequest Profile Release StageStatistics StageTiming
-        StateRequest TraceEvent UnitTimings as_mapping build decode_message encode_message
-        probe_link state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
-        told_rates told_timings
+        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds Deploy
+        Emulate Fault FrameId Greeting Inbox LinkProbe LinkTimings Optimizer ProbeRequest Profile
+        Release StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
+        coding_names decode_message encode_message probe_link state_bytes_per_trainable_byte
+        step_bytes_per_trainable_byte tensor_frame told_products told_rates told_timings
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import edgeweave.codec
-from edgeweave.codec import Codec, blockfloat, encode, none, truncate, uniform
+from edgeweave.codec import Codec, blockfloat, encode, none, parse, truncate, uniform
 from edgeweave.core.errors import ConfigError, WireError
+from tests.codec.bounds import EVERY_CODEC
 
 
 def test_public_names_are_these() -> None:
@@ -19,6 +20,7 @@ def test_public_names_are_these() -> None:
         "encode",
         "encode_with_feedback",
         "none",
+        "parse",
         "truncate",
         "uniform",
     ]
@@ -61,3 +63,55 @@ def test_the_header_is_the_one_described() -> None:
 def test_what_no_frame_holds_is_not_coded(tensor: torch.Tensor) -> None:
     with pytest.raises(WireError, match="a coded tensor has"):
         encode(tensor, none())
+
+
+@pytest.mark.parametrize("codec", [none(), uniform(3, 4096), *EVERY_CODEC], ids=str)
+def test_a_codec_is_read_from_its_own_name(codec: Codec) -> None:
+    assert parse(str(codec)) == codec
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [
+        ("none", none()),
+        ("uniform(8)", uniform(8)),
+        ("uniform(8,64)", uniform(8, 64)),
+        (" uniform( 8 , 64 ) ", uniform(8, 64)),
+        ("truncate(16)", truncate(16)),
+        ("blockfloat(2, 16)", blockfloat(2, 16)),
+    ],
+)
+def test_a_block_may_be_left_out_and_spaces_do_not_matter(text: str, codec: Codec) -> None:
+    assert parse(text) == codec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "auto", "uniform", "uniform()", "uniform(8", "uniform 8", "uniform(8)(8)"),
+        *("none()", "none(8)", "none(0, 0)", "zip(8)", "Uniform(8)", "uniform(8.0)"),
+        *("uniform(-8)", "uniform(8, )", "uniform(,64)", "uniform(8, 64, 2)", "uniform(8)\n"),
+        *("uniform(99999)", "uniform(8, 999999)", "uniform(eight)", "Codec(8)", "encode(8)"),
+    ],
+)
+def test_another_text_is_no_codec(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text)
+    assert str(refused.value) == (
+        "a codec is none, or truncate, uniform or blockfloat with bits and perhaps a block in "
+        f"brackets (got {text!r}). Write uniform(8)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("uniform(17)", r"uniform takes 2 to 16 bits \(got 17\)"),
+        ("truncate(0)", r"truncate takes 2 to 16 bits \(got 0\)"),
+        ("blockfloat(8, 100)", r"power of two from 16 to 4096 values \(got 100\)"),
+        ("uniform(8, 0)", r"power of two from 16 to 4096 values \(got 0\)"),
+    ],
+)
+def test_numbers_in_a_text_keep_the_rules_of_codecs(text: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        parse(text)

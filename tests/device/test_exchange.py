@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from edgeweave.core.clock import SystemClock
-from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError, WireError
+from edgeweave.core.errors import DeviceTimeout, FleetError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.exchange import StageExchange, as_mapping
+from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame, MemoryFabric, Transport, frame_key
-from edgeweave.net._ears import Role
+from tests.device.sides import Side, listening_side
 from tests.device.stages import DEVICES, LONG, assignment, begin, frame, handed_on, mlp_stages
 
 NAN, INF = float("nan"), float("inf")
@@ -22,44 +23,10 @@ ACTIVATION = next(iter(handed_on(0)))
 LATER_ACTIVATION = next(iter(handed_on(1)))
 
 
-class Side:
-    """Stage 1 of 3 on one side, and a stranger who sends it anything."""
-
-    def __init__(self, fabric: MemoryFabric) -> None:
-        self.fabric = fabric
-        self.stranger: Transport = fabric.join("stranger")
-        self.exchange = StageExchange(
-            assignment(1),
-            mlp_stages()[1],
-            fabric.join("pi-b"),
-            fleet="default",
-            clock=SystemClock(),
-            timeouts=Timeouts(frame=LONG, send=1.0),
-        )
-
-    def send(self, sent: Frame, *, stage: int = 1) -> None:
-        self.stranger.send(
-            frame_key("default", "run-1", 0, stage, sent.header.kind), sent, device="pi-b"
-        )
-
-    def send_raw(self, attachment: bytes, chunk: bytes) -> None:
-        """A piece that no honest sender makes."""
-        for ear in self.fabric.hearing(Role.FRAMES, frame_key("default", "run-1", 0, 1, "begin")):
-            self.fabric.post(ear, [(attachment, chunk)])
-
-    def refusal(self) -> EdgeweaveError:
-        """Why the stage no longer works."""
-        with pytest.raises(EdgeweaveError) as refused:
-            self.exchange.wait("gradient", 2, 99, 99)
-        return refused.value
-
-
 @pytest.fixture
 def side() -> Iterator[Side]:
-    with MemoryFabric(timeouts=Timeouts(send=1.0)) as fabric:
-        made = Side(fabric)
-        with made.exchange:
-            yield made
+    with listening_side() as made:
+        yield made
 
 
 def test_a_declared_frame_arrives_with_its_tensors(side: Side) -> None:
@@ -82,6 +49,7 @@ def last_stage(fabric: MemoryFabric, *, wait_seconds: float) -> StageExchange:
         fleet="default",
         clock=SystemClock(),
         timeouts=Timeouts(frame=wait_seconds, send=1.0),
+        throttle=Throttle(None, SystemClock()),
     )
 
 
@@ -296,6 +264,7 @@ def test_a_wait_that_lasts_too_long_names_both_sides() -> None:
             fleet="default",
             clock=SystemClock(),
             timeouts=Timeouts(frame=0.01, idle=0.01),
+            throttle=Throttle(None, SystemClock()),
         )
         with exchange, pytest.raises(DeviceTimeout) as late:
             exchange.wait("gradient", 2, 3, 1)
@@ -323,7 +292,7 @@ def test_what_is_sent_names_its_sender_and_reaches_the_next_stage(side: Side) ->
 
 
 def test_a_receiver_that_is_gone_ends_the_stage(side: Side) -> None:
-    side.exchange.send("activation", 2, 0, 0, handed_on(1))
+    side.exchange.send("activation", 2, 0, 1, handed_on(1))
     assert "nobody listens to ew/default/run/run-1/0/2/activation" in str(side.refusal())
 
 

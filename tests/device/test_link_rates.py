@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from edgeweave.device.link_rates import LinkRates
+from edgeweave.device.link_rates import Arrival, LinkRates
 from edgeweave.net import LinkShape
 from edgeweave.net.link_model import HEADER_BYTES, LinkModel
 
@@ -29,7 +29,7 @@ def rate_of(sent: list[float], *, jitter: float = 0.0) -> float | None:
         for at in sent:
             began = 100.0 * round_ + at
             arrived = link.carry(began, SIZE).arrives_at + chance.uniform(0, jitter)
-            rates.add(round_, 0, (began - CLOCKS_APART, arrived, SIZE))
+            rates.add(round_, 0, Arrival(began - CLOCKS_APART, arrived, SIZE))
         found += [rates.end_round(round_).get(0)]
     told = [rate for rate in found if rate is not None]
     return median(told) if 2 * len(told) > N_ROUNDS else None
@@ -62,7 +62,7 @@ def test_a_receiver_that_was_busy_for_a_moment_is_no_slow_link() -> None:
         for number in range(12):
             at = round_ + 0.01 * number
             arrived = link.carry(at, SIZE).arrives_at + late.get(number, 0.0)
-            rates.add(round_, 0, (at, arrived, SIZE))
+            rates.add(round_, 0, Arrival(at, arrived, SIZE))
         assert rates.end_round(round_) == {}
 
 
@@ -71,7 +71,7 @@ def test_a_round_tells_of_its_own_frames_once_and_of_each_sender() -> None:
     for round_ in range(N_ROUNDS + 1):
         for sender, spacing in ((0, 0.1), (2, 0.2)):
             for number in range(4):
-                rates.add(round_, sender, (0.0, spacing * (1 + number), SIZE))
+                rates.add(round_, sender, Arrival(0.0, spacing * (1 + number), SIZE))
         if round_ < N_ROUNDS - 1:
             rates.end_round(round_)
     assert rates.end_round(N_ROUNDS) == pytest.approx({0: SIZE / 0.1, 2: SIZE / 0.2})
@@ -83,7 +83,7 @@ def test_how_much_a_link_jitters_is_known_after_some_rounds() -> None:
     told = []
     for round_ in range(6):
         for number in range(4):
-            rates.add(round_, 0, (0.0, 0.1 * (1 + number), SIZE))
+            rates.add(round_, 0, Arrival(0.0, 0.1 * (1 + number), SIZE))
         told += [0 in rates.end_round(round_)]
     assert told == [False, False, False, True, True, True]
 
@@ -92,7 +92,7 @@ def test_frames_without_bytes_tell_nothing_however_late_they_are() -> None:
     rates = LinkRates()
     for round_ in range(N_ROUNDS):
         for number in range(4):
-            rates.add(round_, 0, (0.0, 0.1 * (1 + number), 0))
+            rates.add(round_, 0, Arrival(0.0, 0.1 * (1 + number), 0))
         assert rates.end_round(round_) == {}
 
 
@@ -100,8 +100,41 @@ def test_what_a_sender_makes_up_does_no_harm() -> None:
     rates = LinkRates()
     for round_ in range(N_ROUNDS):
         for number, sent in enumerate((float("nan"), float("inf"), -float("inf"), 0.0)):
-            rates.add(round_, 0, (sent, 0.1 * number, SIZE))
-            rates.add(round_, 2, (0.0, 0.1 * (1 + number), SIZE))
+            rates.add(round_, 0, Arrival(sent, 0.1 * number, SIZE))
+            rates.add(round_, 2, Arrival(0.0, 0.1 * (1 + number), SIZE))
     told = [rates.end_round(round_) for round_ in range(N_ROUNDS)]
     assert told[-1][2] == pytest.approx(SIZE / 0.1)
     assert all(0 < rate < float("inf") for each in told for rate in each.values())
+
+
+def test_a_frame_behind_a_ping_tells_the_rate_of_a_link_that_nothing_waits_for() -> None:
+    shape = LinkShape(bytes_per_second=RATE, delay_seconds=0.01)
+    link, rates = LinkModel(shape, ("a", "b")), LinkRates()
+    found = []
+    for round_ in range(N_ROUNDS):
+        for number in range(4):
+            at = 100.0 * round_ + number
+            for size_bytes in (0, SIZE):
+                arrived = link.carry(at, size_bytes).arrives_at
+                sent = at - CLOCKS_APART
+                rates.add(round_, 0, Arrival(sent, arrived, size_bytes, is_ping=not size_bytes))
+        found += [rates.end_round(round_).get(0)]
+    assert found[-1] == pytest.approx(ON_THE_WIRE, rel=0.01)
+
+
+def test_what_comes_late_behind_a_ping_without_bytes_tells_nothing() -> None:
+    rates = LinkRates()
+    for round_ in range(N_ROUNDS):
+        for number in range(4):
+            rates.add(round_, 0, Arrival(number, number + 0.1, 0, is_ping=True))
+            rates.add(round_, 0, Arrival(number, number + 0.3, 0, is_ping=number == 2))
+        assert rates.end_round(round_) == {}
+
+
+@pytest.mark.parametrize("sent", [float("nan"), float("inf"), -float("inf"), 1e300, -1e300])
+def test_what_a_sender_makes_up_behind_a_ping_does_no_harm(sent: float) -> None:
+    rates = LinkRates()
+    for round_ in range(N_ROUNDS):
+        rates.add(round_, 0, Arrival(0.0, 0.1, 0, is_ping=True))
+        rates.add(round_, 0, Arrival(sent, 0.1, SIZE))
+        assert all(0 < rate < float("inf") for rate in rates.end_round(round_).values())

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeweave.codec import blockfloat, uniform
 from edgeweave.core.errors import WireError
 from edgeweave.device import (
     Assignment,
+    CodingProbe,
+    CodingSeconds,
     Deploy,
     Emulate,
     Fault,
@@ -54,8 +57,11 @@ ASSIGNMENT = Assignment(
 
 DIRECT = msgspec.structs.replace(ASSIGNMENT, sources={"a": 0}, targets={"b": 2})
 
+CODED = msgspec.structs.replace(ASSIGNMENT, codec=uniform(8))
+
 MESSAGES = [
     DIRECT,
+    CODED,
     Greeting(
         hello_of("pi-a"), "Linux", 4, "threads=3", "cpu", 0.5, 1 << 33, None, None, 1.5, FACTS
     ),
@@ -73,7 +79,11 @@ MESSAGES = [
     LinkTimings(0.001, 1e7, 0.01),
     StateRequest("run-1", 7, "weights"),
     Release("run-1"),
-    StageStatistics(1.0, 2.0, 3.0, 4.0, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)),
+    CodingProbe(blockfloat(16), (16, 8)),
+    CodingSeconds(1e-9, 5e-10),
+    StageStatistics(
+        1.0, 2.0, 3.0, 4.0, 4.5, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)
+    ),
     Fault("run-1", "pi-b", 1, b"error"),
 ]
 

@@ -136,3 +136,36 @@ def test_a_real_device_does_not_change_its_speed() -> None:
     assert str(refused.value) == (
         "only an emulated device changes its speed (asked for 0.5). Start it with a speed."
     )
+
+
+def test_work_on_another_thread_is_slowed_as_much_and_apart() -> None:
+    machine = Machine()
+    throttle = machine.throttle(0.5)
+    throttle.rehearse("forward", [1.0])
+    other = throttle.on_another_thread()
+    assert paced(machine, other, "forward", wall=3.0, cpu=2.0) == 4.0  # its own cost: 2 s
+    assert paced(machine, throttle, "forward", wall=60.0, cpu=1.0) == 60.0
+    assert paced(machine, other, "encode", wall=1.0, cpu=1.0) == 2.0  # no debt of the other one
+
+
+def test_another_thread_becomes_slower_with_the_device() -> None:
+    machine = Machine()
+    throttle = machine.throttle(0.5)
+    other = throttle.on_another_thread()
+    third = other.on_another_thread()
+    throttle.change_speed(0.125)
+    assert (other.speed, third.speed) == (0.125, 0.125)
+    assert paced(machine, other, "encode", wall=1.0, cpu=1.0) == 8.0
+    assert paced(machine, third, "decode", wall=1.0, cpu=1.0) == 8.0
+    assert other.slowed(1.0) == 8.0
+    throttle.change_speed(1.0)
+    assert paced(machine, other, "encode", wall=1.0, cpu=1.0) == 1.0
+
+
+def test_another_thread_of_a_real_device_is_not_held_back() -> None:
+    machine = Machine()
+    other = machine.throttle(None).on_another_thread()
+    assert paced(machine, other, "encode", wall=1.0, cpu=1.0) == 1.0
+    assert machine.slept == []
+    with pytest.raises(ConfigError, match="only an emulated device changes its speed"):
+        other.change_speed(0.5)

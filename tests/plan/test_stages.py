@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError, FormatError
-from edgeweave.plan import Plan, Stage, from_json, to_json
+from edgeweave.plan import LinkCodec, Plan, Stage, from_json, to_json
 from edgeweave.plan.routes import SKIPS
 
 PLAN = Plan(
@@ -37,7 +37,11 @@ def plans(draw: st.DrawFn) -> Plan:
     schedule = draw(st.sampled_from(["1f1b", "gpipe"]))
     n_microbatches, extra = draw(st.integers(1, 99)), draw(st.integers(0, 9))
     skips = draw(st.sampled_from(SKIPS))
-    return Plan(stages, schedule, n_microbatches, extra, draw(seconds), draw(seconds), skips)
+    pairs = [(source, target) for source in devices for target in devices if source != target]
+    ends = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
+    codecs = tuple(LinkCodec(*each, draw(st.integers(1, 32))) for each in ends)
+    times = draw(seconds), draw(seconds)
+    return Plan(stages, schedule, n_microbatches, extra, *times, skips, codecs)
 
 
 def refusal(data: bytes) -> str:
@@ -59,7 +63,7 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     content = json.loads(to_json(PLAN))
-    assert (content["format"], content["version"]) == ("edgeweave/plan", 2)
+    assert (content["format"], content["version"]) == ("edgeweave/plan", 3)
 
 
 @given(st.data())
@@ -88,10 +92,10 @@ def test_a_torn_document_is_refused_wherever_it_is_torn() -> None:
 
 
 def test_another_version_is_named() -> None:
-    newer = to_json(PLAN).replace(b'"version":2', b'"version":3')
+    newer = to_json(PLAN).replace(b'"version":3', b'"version":4')
     assert refusal(newer) == (
-        "not a plan that this package reads (got 'edgeweave/plan' version 3, "
-        "reads 'edgeweave/plan' version 2). Plan again."
+        "not a plan that this package reads (got 'edgeweave/plan' version 4, "
+        "reads 'edgeweave/plan' version 3). Plan again."
     )
 
 
@@ -103,6 +107,43 @@ def test_skips_travel_one_of_two_ways() -> None:
     assert str(refused.value) == (
         "skips of a plan are relayed or direct (got 'thrown'). Plan again."
     )
+
+
+def test_codecs_are_written_by_their_names() -> None:
+    coded = replace(PLAN, codecs=(LinkCodec("pi-a", "pi-b", 8), LinkCodec("pi-b", "pi-a", 12)))
+    assert json.loads(to_json(coded))["plan"]["codecs"] == [
+        {"source": "pi-a", "target": "pi-b", "bits": 8},
+        {"source": "pi-b", "target": "pi-a", "bits": 12},
+    ]
+    assert from_json(to_json(coded)) == coded != PLAN
+
+
+def test_a_plan_of_an_older_version_is_named() -> None:
+    older = to_json(PLAN).replace(b'"version":3', b'"version":2')
+    assert "(got 'edgeweave/plan' version 2, reads 'edgeweave/plan' version 3)" in refusal(older)
+
+
+A_TO_B = {"source": "pi-a", "target": "pi-b", "bits": 8}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "rule"),
+    [
+        ([A_TO_B, A_TO_B | {"bits": 4}], "(got pi-a -> pi-b, pi-a -> pi-b)"),
+        ([A_TO_B | {"target": "pi-c"}], "(got pi-a -> pi-c)"),
+        ([A_TO_B | {"source": "coordinator"}], "(got coordinator -> pi-b)"),
+        ([A_TO_B | {"target": "pi-a"}], "(got 8 bits from 'pi-a' to 'pi-a')"),
+        ([A_TO_B | {"bits": 0}], "a codec has bits, and a link two ends (got 0 bits"),
+        ([A_TO_B | {"bits": 8.5}], "Expected `int`, got `float`"),
+        ([A_TO_B | {"bits": "8"}], "Expected `int`, got `str`"),
+        ([{"source": "pi-a", "target": "pi-b"}], "missing required field `bits`"),
+        ([["pi-a", "pi-b", 8]], "Expected `object`, got `array`"),
+        (None, "Expected `array`, got `null`"),
+    ],
+)
+def test_codecs_that_no_plan_has_are_refused(codecs: object, rule: str) -> None:
+    assert from_json(document(codecs=[A_TO_B])).codecs == (LinkCodec("pi-a", "pi-b", 8),)
+    assert rule in refusal(document(codecs=codecs))
 
 
 def test_a_gap_between_stages_is_refused() -> None:
@@ -159,6 +200,11 @@ def test_a_wrong_plan_cannot_be_built_either() -> None:
         Stage("pi", 3, 3, 0.0, 0.0, 0)
     assert str(caught.value) == (
         "the stage on 'pi' must hold at least one unit (got 3 to 3). Plan again."
+    )
+    with pytest.raises(ConfigError) as caught:
+        replace(PLAN, codecs=(LinkCodec("pi-a", "pi-c", 8),))
+    assert str(caught.value) == (
+        "a plan has one codec for a link between two of its devices (got pi-a -> pi-c). Plan again."
     )
     with pytest.raises(ConfigError) as caught:
         Stage("", 0, 1, 0.0, 0.0, 0)

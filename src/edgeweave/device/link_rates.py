@@ -26,6 +26,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
+from math import inf
 from statistics import median
 from typing import NamedTuple
 
@@ -97,7 +98,8 @@ def _rates(frames: Sequence[Arrival], first_delays: Sequence[float]) -> list[flo
     found = []
     for before, frame in pairwise(frames):
         passage = frame.delay - before.delay
-        if before.is_ping and passage >= max(_LEAST_SPACING_SECONDS, _JITTERS * jitter):
+        least = max(_LEAST_SPACING_SECONDS, _JITTERS * jitter)
+        if before.is_ping and frame.size_bytes and least <= passage < inf:
             found.append(frame.size_bytes / passage)
             continue
         spacing = frame.arrived - before.arrived

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from edgeweave.codec import Codec
-from edgeweave.core.errors import WireError
+from edgeweave.core.errors import ConfigError, WireError
 from edgeweave.device.optimizer import Optimizer
 from edgeweave.net import Hello, Links
 from edgeweave.predict.facts import DeviceFacts
@@ -329,5 +329,5 @@ def decode_message(data: bytes | memoryview, kind: type[_Message]) -> _Message:
                 _decoders[kind] = msgspec.msgpack.Decoder(kind)
         message: _Message = _decoders[kind].decode(data)
         return message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ConfigError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a {kind.__name__} message ({error}).") from error

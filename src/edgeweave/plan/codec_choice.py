@@ -20,8 +20,9 @@ _WORTH_BITS = 1.02
 def choose_codecs(plan: Plan, costs: Costs) -> tuple[LinkCodec, ...]:
     """Codecs for the links of a plan, whatever it had before.
 
-    A step is at most 2 % longer than with all links as fast as they may be. Found by bisection over
-    what a message may take at most; every link then has the most bits that keep to it.
+    A step is at most 2 % longer than with all links as fast as they may be, and no longer than with
+    as many bits as they may have. Found by bisection over what a message may take at most; every
+    link then has the most bits that keep to it.
     """
     ways = _ways(plan, costs)
     limits = sorted({seconds for way in ways for seconds, _ in way})
@@ -29,7 +30,10 @@ def choose_codecs(plan: Plan, costs: Costs) -> tuple[LinkCodec, ...]:
         return ()
     best = _limited(plan, costs, ways, limits[0])
     longest = _WORTH_BITS * best.step_seconds
-    low, high = 0, len(limits)  # limits[low] is short enough, limits[high] is not
+    low, high = 0, len(limits) - 1  # limits[low] is short enough, limits[high] is not
+    widest = _limited(plan, costs, ways, limits[high])
+    if widest.step_seconds <= longest:
+        return widest.codecs
     while high - low > 1:
         middle = (low + high) // 2
         tried = _limited(plan, costs, ways, limits[middle])
