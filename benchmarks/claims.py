@@ -337,6 +337,35 @@ _CODEC = Claim(
     drawn_unit="",
 )
 
+_CONVERGENCE_BITS = (16, 8, 6, 4)
+
+_CONVERGENCE = Claim(
+    name="convergence",
+    title="What is learnt with few bits on the wire",
+    metrics=(
+        Metric("cifar10_accuracy", "a CNN on CIFAR-10, nothing coded: test accuracy, %"),
+        *(
+            Metric(
+                f"cifar10_accuracy_loss_points_{bits}bit",
+                f"points lost with {bits} bits",
+                most=0.5 if bits == 8 else None,
+            )
+            for bits in _CONVERGENCE_BITS
+        ),
+        Metric("shakespeare_loss", "a GPT-2 on tiny-shakespeare, nothing coded: validation loss"),
+        *(
+            Metric(
+                f"shakespeare_loss_ratio_{bits}bit",
+                f"loss with {bits} bits / nothing coded",
+                most=1.01 if bits == 8 else None,
+            )
+            for bits in _CONVERGENCE_BITS
+        ),
+    ),
+    drawn=(),
+    drawn_unit="training loss, what is tested, and gradients beside exact ones",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
     for claim in (
@@ -350,5 +379,6 @@ CLAIMS: Mapping[str, Claim] = {
         _RELAYS,
         _WIRE,
         _CODEC,
+        _CONVERGENCE,
     )
 }
