@@ -10,7 +10,7 @@ the same order, and are compared with each other only.
     shakespeare_loss                    validation loss in nats a character, nothing coded
     shakespeare_loss_ratio_Nbit         loss with N bits / nothing coded
 
-16 bits are the control: so little is rounded that what differs is chance. The settings have
+With 16 bits hardly anything is rounded: what differs there is chance. The settings have
 every training with its looks: losses, tests, and how far the gradient of one microbatch with
 coding is from the exact one. Needs `../shared/data` (or the folder named by EDGEWEAVE_DATA).
 """
@@ -18,7 +18,7 @@ coding is from the exact one. Needs `../shared/data` (or the folder named by EDG
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -34,11 +34,10 @@ from edgeweave.device.whole_files import write_whole
 
 __all__ = ["run"]
 
-_SEEDS = (0, 1, 2)
-_BITS = (16, 8, 6, 4)
-_QUICK = Effort(steps=24, looks=2, test_part=5)
+_QUICK_TASKS = [replace(task, bits=(8,), seeds=(0,), steps=24) for task in TASKS.values()]
 
-Scores = Mapping[Codec, Sequence[float]]
+_Found = Mapping[tuple[str, Codec], Sequence[Training]]
+_Scores = Mapping[Codec, Sequence[float]]
 
 
 def run(*, quick: bool, kept: Path | None = None) -> Result:
@@ -47,15 +46,7 @@ def run(*, quick: bool, kept: Path | None = None) -> Result:
     Trainings that lie in ``kept`` are not done again, and those that are done are put there.
     """
     torch.set_num_threads(1)
-    codecs = [none(), *(uniform(bits) for bits in _BITS if bits == 8 or not quick)]
-    found: dict[tuple[str, Codec], list[Training]] = {}
-    seeds = _SEEDS[: 1 if quick else None]
-    for seed in seeds:
-        for task in TASKS.values() if DATA.exists() else ():
-            for codec in codecs:
-                effort = _QUICK if quick else Effort(task.steps)
-                training = _kept_or_trained(task, codec, effort, seed, kept)
-                found.setdefault((task.name, codec), []).append(training)
+    found = _found(quick=quick, kept=kept) if DATA.exists() else {}
     samples = _compared(found) if found else {}
     trainings = [each for together in found.values() for each in together]
     return Result(
@@ -68,8 +59,23 @@ def run(*, quick: bool, kept: Path | None = None) -> Result:
             *(() if found else (f"no real data in {DATA}",)),
         ),
         samples=samples,
-        settings={"seed": list(seeds), "trainings": [asdict(each) for each in trainings]},
+        settings={
+            "seed": sorted({each.seed for each in trainings}),
+            "trainings": [asdict(each) for each in trainings],
+        },
     )
+
+
+def _found(*, quick: bool, kept: Path | None) -> _Found:
+    """Every training, those of a task and a codec in the order of the task's seeds."""
+    found: dict[tuple[str, Codec], list[Training]] = {}
+    for task in _QUICK_TASKS if quick else TASKS.values():
+        effort = Effort(task.steps, looks=2, test_part=5) if quick else Effort(task.steps)
+        for seed in task.seeds:
+            for codec in (none(), *map(uniform, task.bits)):
+                training = _kept_or_trained(task, codec, effort, seed, kept)
+                found.setdefault((task.name, codec), []).append(training)
+    return found
 
 
 def _kept_or_trained(
@@ -85,7 +91,7 @@ def _kept_or_trained(
     return training
 
 
-def _compared(found: Mapping[tuple[str, Codec], Sequence[Training]]) -> dict[str, list[float]]:
+def _compared(found: _Found) -> dict[str, list[float]]:
     """Each metric for each seed."""
     accuracies = _scores(found, TASKS["cifar10"])
     losses = _scores(found, TASKS["shakespeare"])
@@ -101,7 +107,7 @@ def _compared(found: Mapping[tuple[str, Codec], Sequence[Training]]) -> dict[str
     return samples
 
 
-def _scores(found: Mapping[tuple[str, Codec], Sequence[Training]], task: Task) -> Scores:
+def _scores(found: _Found, task: Task) -> _Scores:
     return {
         codec: [each.test[task.score] for each in trainings]
         for (name, codec), trainings in found.items()

@@ -46,6 +46,9 @@ class Task:
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     """With the highest learning rate."""
     steps: int
+    bits: tuple[int, ...]
+    """Of the codecs that are compared with none."""
+    seeds: tuple[int, ...]
     microbatches: int = 2
     metrics: Mapping[str, LossFunction] = field(default_factory=dict)
 
@@ -189,6 +192,8 @@ TASKS: Mapping[str, Task] = {
                 parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
             ),
             steps=1560,
+            bits=(16, 8, 6, 4),
+            seeds=(0, 1, 2),
             metrics={"accuracy": _accuracy},
         ),
         Task(
@@ -202,6 +207,8 @@ TASKS: Mapping[str, Task] = {
                 parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.1
             ),
             steps=900,
+            bits=(8, 6, 4),
+            seeds=(0, 1),
         ),
     )
 }
