@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw", "table"]
 
-_COLOURS = ("#22272e", "#b8bec6", "#3b6fb6", "#2d8a57", "#e08a3c")
+_COLOURS = {
+    "none": "#22272e",
+    "uniform(16, 256)": "#b8bec6",
+    "uniform(8, 256)": "#3b6fb6",
+    "uniform(6, 256)": "#2d8a57",
+    "uniform(4, 256)": "#e08a3c",
+}
 _SHOWN: Mapping[str, tuple[str, str, float]] = {
     "cifar10": ("accuracy", "CIFAR-10: test accuracy, %", 100.0),
     "shakespeare": ("loss", "tiny-shakespeare: validation loss", 1.0),
@@ -41,11 +47,13 @@ def _row(trainings: Sequence[_Training]) -> str:
     tested, _, times = _SHOWN[trainings[0]["task"]]
     scores = ", ".join(f"{times * each['test'][tested]:.4g}" for each in trainings)
     looks = [each["looks"] for each in trainings]
-    norms = [look["norm_ratio"] for each in looks for look in each]
+    key = _cosine(trainings[0]["codec"])
     cosines = ", ".join(
-        f"{median(each[place]['cosine'] for each in looks):.7g}"
-        for place in (0, len(looks[0]) // 2, -1)
+        f"{median(each[place][key] for each in looks):.5f}" for place in (0, len(looks[0]) // 2, -1)
     )
+    if key == "cosine_of_another":
+        return f"{scores} | another microbatch: {cosines} | -"
+    norms = [look["norm_ratio"] for each in looks for look in each]
     return f"{scores} | {cosines} | {min(norms):.3f} to {max(norms):.3f}"
 
 
@@ -66,7 +74,6 @@ def draw(document: Mapping[str, Any]) -> bytes:
         _draw_tested(above, task, _by_codec(document, task))
         _draw_gradients(below, _by_codec(document, task))
     for axes in panels.flat:
-        axes.legend(fontsize=8, frameon=False)
         axes.tick_params(length=0, labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -77,32 +84,32 @@ def draw(document: Mapping[str, Any]) -> bytes:
 
 def _draw_tested(axes: Axes, task: str, trainings: _ByCodec) -> None:
     tested, words, times = _SHOWN[task]
-    for (codec, together), colour in zip(trainings.items(), _COLOURS, strict=False):
+    for together in trainings.values():
         values = [[times * look["test"][tested] for look in each["looks"]] for each in together]
-        _curve(axes, _steps(together), values, colour, codec)
+        _curve(axes, together, values)
     axes.set_title(words, fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _draw_gradients(axes: Axes, trainings: _ByCodec) -> None:
-    """Of the trainings without coding: what another microbatch does."""
-    for (codec, together), colour in zip(trainings.items(), _COLOURS, strict=False):
-        key = "cosine_of_another" if codec == "none" else "cosine"
-        values = [[1 - look[key] for look in each["looks"]] for each in together]
-        label = "exact, another microbatch" if codec == "none" else codec
-        _curve(axes, _steps(together), values, colour, label)
+    for codec, together in trainings.items():
+        values = [[1 - look[_cosine(codec)] for look in each["looks"]] for each in together]
+        _curve(axes, together, values)
     axes.set_yscale("log")
-    axes.set_title("gradient of one microbatch: 1 - cosine to the exact one", fontsize=9)
+    axes.set_title("1 - cosine to the exact gradient (none: another microbatch's)", fontsize=9)
     axes.set_xlabel("steps  (line: median of the seeds, dots: seeds)", fontsize=9)
 
 
-def _steps(trainings: Sequence[_Training]) -> list[int]:
-    return [look["step"] for look in trainings[0]["looks"]]
+def _cosine(codec: str) -> str:
+    """Where nothing is coded, what is shown is how far another microbatch's gradient is."""
+    return "cosine_of_another" if codec == "none" else "cosine"
 
 
-def _curve(
-    axes: Axes, steps: Sequence[int], values: Sequence[Sequence[float]], colour: str, label: str
-) -> None:
+def _curve(axes: Axes, trainings: Sequence[_Training], values: Sequence[Sequence[float]]) -> None:
+    """The trainings of one codec."""
+    codec = trainings[0]["codec"]
+    steps = [look["step"] for look in trainings[0]["looks"]]
     for each in values:
-        axes.scatter(steps, each, s=8, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(steps, each, s=8, color=_COLOURS[codec], alpha=0.5, linewidths=0)
     middle = [median(together) for together in zip(*values, strict=True)]
-    axes.plot(steps, middle, color=colour, linewidth=1.4, label=label)
+    axes.plot(steps, middle, color=_COLOURS[codec], linewidth=1.4, label=codec)

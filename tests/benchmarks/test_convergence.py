@@ -124,7 +124,8 @@ def test_the_table_has_a_row_for_each_task_and_codec() -> None:
     ]
     document = {"settings": {"trainings": [asdict(each) for each in trainings]}}
     shown = convergence_table.table(document)
-    row = "| `uniform(8, 256)` | 50, 50 | 0.99, 0.99, 0.99 | 1.010 to 1.010 |"
+    row = "| `uniform(8, 256)` | 50, 50 | 0.99000, 0.99000, 0.99000 | 1.010 to 1.010 |"
     assert f"| CIFAR-10: test accuracy, % {row}" in shown
+    assert "| `none` | 50, 50 | another microbatch: 0.10000, 0.10000, 0.10000 | - |" in shown
     assert len(shown.splitlines()) == 6
     assert convergence_table.draw(document).startswith(b"\x89PNG")
