@@ -45,7 +45,7 @@ def table(document: Mapping[str, Any]) -> str:
 
 def _row(trainings: Sequence[_Training]) -> str:
     tested, _, times = _SHOWN[trainings[0]["task"]]
-    scores = ", ".join(f"{times * each['test'][tested]:.4g}" for each in trainings)
+    scores = ", ".join(f"{times * each['test'][tested]:.5g}" for each in trainings)
     looks = [each["looks"] for each in trainings]
     key = _cosine(trainings[0]["codec"])
     cosines = ", ".join(
