@@ -337,6 +337,33 @@ _CODEC = Claim(
     drawn_unit="",
 )
 
+_CONVERGENCE = Claim(
+    name="convergence",
+    title="What is learnt with few bits on the wire",
+    metrics=(
+        Metric("cifar10_accuracy", "a CNN on CIFAR-10, nothing coded: test accuracy, %"),
+        *(
+            Metric(
+                f"cifar10_accuracy_loss_points_{bits}bit",
+                f"points of it lost with {bits} bits",
+                most=0.5 if bits == 8 else None,
+            )
+            for bits in (16, 8, 6, 4)
+        ),
+        Metric("shakespeare_loss", "a GPT-2 on tiny-shakespeare, nothing coded: validation loss"),
+        *(
+            Metric(
+                f"shakespeare_loss_ratio_{bits}bit",
+                f"loss with {bits} bits / nothing coded",
+                most=1.01 if bits == 8 else None,
+            )
+            for bits in (8, 6, 4)
+        ),
+    ),
+    drawn=(),
+    drawn_unit="what is tested on the way, and gradients beside exact ones",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
     for claim in (
@@ -350,5 +377,6 @@ CLAIMS: Mapping[str, Claim] = {
         _RELAYS,
         _WIRE,
         _CODEC,
+        _CONVERGENCE,
     )
 }

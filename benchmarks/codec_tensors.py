@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.data import DATA
+from benchmarks.data import DATA, cifar10
 
 __all__ = ["trained"]
 
-_IMAGES = DATA / "cifar10" / "cifar10_train.npz"
 _BATCH = 64
 _N_IMAGES = 10_000
 _LEARNING_RATE = 0.05
@@ -22,10 +20,10 @@ def trained(*, n_steps: int, seed: int) -> dict[str, torch.Tensor]:
 
     One cut lies behind a ReLU, the other before one: there the gradient has the zeros.
     """
-    if not _IMAGES.exists():
+    if not DATA.exists():
         return {}
     torch.manual_seed(seed)
-    images, labels = _cifar10()
+    images, labels = cifar10("train", _N_IMAGES)
     first, middle, last = _network()
     optimizer = torch.optim.SGD(
         nn.ModuleList([first, middle, last]).parameters(), lr=_LEARNING_RATE, momentum=0.9
@@ -66,15 +64,3 @@ def _network() -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
 
 def _block(n_in: int, n_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out))
-
-
-def _cifar10() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as the data's README decodes them, from -2 to 2, and labels."""
-    with np.load(_IMAGES) as stored:
-        rows = np.cumsum(stored["residual"][:_N_IMAGES], 3, dtype=np.uint8)
-        pixels = np.cumsum(rows, 2, dtype=np.uint8)
-        labels = stored["labels"][:_N_IMAGES]
-    pixels[:, 0] += pixels[:, 1]
-    pixels[:, 2] += pixels[:, 1]
-    images = torch.from_numpy(pixels).float() / 64 - 2
-    return images, torch.from_numpy(labels).long()

@@ -6,6 +6,7 @@
 {{truth}}      the emulator's: what was asked and what was got
 {{fleets}}     the emulator's: steps predicted and measured
 {{codecs}}     the codecs': ours and others on real tensors
+{{trainings}}  the trainings' with coded cuts: what was tested, and their gradients
 {{recorded}}   recorded devices: every way's errors
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codec_peers, emulator_table, recorded_table
+from benchmarks import codec_peers, convergence_table, emulator_table, recorded_table
 from benchmarks.claims import CLAIMS, Claim, Metric
 from benchmarks.harness import read
 from benchmarks.pictures import draw
@@ -27,6 +28,10 @@ _ROOT = Path(__file__).parent.parent
 _TEXTS = Path(__file__).parent / "pages"
 _IMAGES = _ROOT / "docs" / "images"
 PAGE = _ROOT / "docs" / "reference-benchmarks.md"
+_DRAWN_APART: Mapping[str, Callable[[Mapping[str, Any]], bytes]] = {
+    "convergence": convergence_table.draw,
+    "emulator": emulator_table.draw,
+}
 
 
 def page() -> str:
@@ -42,8 +47,8 @@ def write() -> None:
     """Write the page and the pictures."""
     for claim in CLAIMS.values():
         document = read(claim.name)
-        if document is not None and claim.name == "emulator":
-            _picture(claim).write_bytes(emulator_table.draw(document))
+        if document is not None and claim.name in _DRAWN_APART:
+            _picture(claim).write_bytes(_DRAWN_APART[claim.name](document))
         elif document is not None and claim.drawn:
             _picture(claim).write_bytes(draw(claim, document))
     PAGE.write_text(page(), encoding="utf-8")
@@ -62,6 +67,7 @@ def _section(claim: Claim, document: Mapping[str, Any] | None) -> str:
         "truth": lambda: emulator_table.truth_table(document),
         "fleets": lambda: emulator_table.fleet_table(document),
         "codecs": lambda: codec_peers.table(document["settings"]["compared"]),
+        "trainings": lambda: convergence_table.table(document),
         "recorded": lambda: recorded_table.table(document),
         "picture": lambda: f"![{claim.title}: {claim.drawn_unit}](images/{_picture(claim).name})",
     }

@@ -290,7 +290,7 @@ def test_an_explanation_names_coded_links() -> None:
     front, behind = plan.devices
     shown = "\n".join(explain(plan, costs).lines())
     assert (
-        "Values are coded on links that would be too slow: "
+        "Values are coded on their way: "
         f"{front} -> {behind} (8 bits), {behind} -> {front} (8 bits)."
     ) in shown
     plain = replace(costs, coding=None)

@@ -83,7 +83,7 @@ def parse(text: str) -> Codec:
     >>> parse("uniform(8)") == uniform(8), parse(str(blockfloat(4))) == blockfloat(4)
     (True, True)
     """
-    found = _WRITTEN.fullmatch(text.replace(" ", ""))
+    found = _WRITTEN.fullmatch(text)
     name = found["name"] if found else text
     if found is None or (name == "none") != (found["bits"] is None) or name not in _MAKERS:
         raise ConfigError(
@@ -148,7 +148,7 @@ def blockfloat(bits: int, block: int = 64) -> Codec:
     return Codec("blockfloat", bits, block)
 
 
-_WRITTEN = re.compile(r"(?P<name>[a-z]+)(\((?P<bits>\d{1,4})(,(?P<block>\d{1,5}))?\))?")
+_WRITTEN = re.compile(r"(?P<name>[a-z]+)(\((?P<bits>[0-9]{1,4})(, ?(?P<block>[0-9]{1,5}))?\))?")
 _MAKERS: Mapping[str, Callable[..., Codec]] = {
     "none": none,
     "truncate": truncate,

@@ -36,6 +36,7 @@ __all__ = ["Shaper"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 60.0
+_MOST_FAILURES = 64
 
 
 class Shaper:
@@ -66,6 +67,7 @@ class Shaper:
         self._began = clock.now()
         self._queues: dict[str, LinkQueue] = {}
         self._failures: dict[str, EdgeweaveError] = {}
+        """By key, because who sends there next is told: not who sends for another run."""
         self._on_the_way: list[tuple[float, int, str, Message]] = []
         self._numbers = itertools.count()
         self._worker: threading.Thread | None = None
@@ -84,7 +86,7 @@ class Shaper:
         target = link_name(device)
         with self.changed:
             queue = self._queue(target)
-            failure = self._failures.pop(target, None)
+            failure = self._failures.pop(key, None)
             if failure is not None:
                 raise failure
             self._wait_for_room(queue, device, key, message)
@@ -219,7 +221,8 @@ class Shaper:
             self._queues[target].n_under_way -= 1
             if failure is not None and not self._closed:
                 _log.warning("%s: a message to %s was lost: %s", self._name, target, failure)
-                self._failures.setdefault(target, failure)
+                if len(self._failures) < _MOST_FAILURES:
+                    self._failures.setdefault(message.key, failure)
             self.changed.notify_all()
 
     def _wait_for_room(self, queue: LinkQueue, device: str, key: str, message: Message) -> None:

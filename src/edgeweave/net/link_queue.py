@@ -27,17 +27,19 @@ second, whatever the rate."""
 class Message:
     """Something on its way over one link. ``deliver`` is called when it arrives."""
 
-    __slots__ = ("deliver", "left_bytes", "offered_at", "priority", "reliability", "size_bytes")
+    __slots__ = ("deliver", "key", "left_bytes", "offered_at", "priority", "reliability", "size_bytes")
 
     def __init__(
         self,
         size_bytes: int,
         deliver: Callable[[], None] | None,
         *,
+        key: str = "",
         priority: Priority = Priority.DATA,
         reliability: Reliability = Reliability.RELIABLE,
     ) -> None:
         """``deliver=None``: it takes its place on the link and gets lost there."""
+        self.key = key
         self.size_bytes = size_bytes
         self.left_bytes = size_bytes
         self.deliver = deliver

@@ -125,6 +125,7 @@ class ShapedTransport:
             message = Message(
                 len(encoded.header) + size_bytes,
                 hand_over,
+                key=key,
                 priority=priority,
                 reliability=reliability,
             )

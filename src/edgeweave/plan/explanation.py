@@ -145,7 +145,7 @@ class Explanation:
     def _codec_lines(self) -> tuple[str, ...]:
         if not self.codecs:
             return ()
-        return (f"Values are coded on links that would be too slow: {', '.join(self.codecs)}.",)
+        return (f"Values are coded on their way: {', '.join(self.codecs)}.",)
 
     def _bottleneck(self) -> str:
         if self.bottleneck_kind == "device":

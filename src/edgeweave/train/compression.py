@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Literal, Self
 
 from edgeweave.codec import Codec, parse, uniform
 from edgeweave.core.errors import ConfigError
 from edgeweave.device import CodingProbe, CodingSeconds, decode_message
 from edgeweave.fleet import Fleet
-from edgeweave.plan import Coding
+from edgeweave.plan import Coding, LinkCodec, Plan
 from edgeweave.program import DTYPES, Program
 
 __all__ = ["Compression", "chosen_codec", "measure_coding"]
@@ -40,6 +41,13 @@ class Compression:
                 "Write edgeweave.codec.uniform(8)."
             )
         return None if choice.name == "none" else cls(choice, (choice.bits,), always=True)
+
+    def given(self, plan: Plan) -> Plan:
+        """A plan that was made without codecs, with the one that every link must have."""
+        if plan.codecs or not self.always:
+            return plan
+        ends = permutations(plan.devices, 2)
+        return replace(plan, codecs=tuple(LinkCodec(*each, self.widths[0]) for each in ends))
 
     def coding(self, program: Program) -> Coding:
         """What it does to the values of a program."""

@@ -327,7 +327,7 @@ class PipelineTrainer:
             self._fleet,
             self._captured.program,
             self._weights.state,
-            plan,
+            plan if compression is None else compression.given(plan),
             settings,
             optimizer_state=self._weights.optimizer or None,
         )
