@@ -312,6 +312,51 @@ _MICROBATCHES = Claim(
     drawn_unit="",
 )
 
+_ACCEPT_RATES = {str(rate): f"{rate} Mbit/s" for rate in (5, 10, 20, 40, 80)}
+_ACCEPT_ARMS = {
+    "speedup_predictor": "predictor",
+    "speedup_codec": "codec",
+    "speedup_both": "both",
+}
+
+_ACCEPT = Claim(
+    name="accept",
+    title="What the predictor and codecs add to FTPipeHD's plan and raw float32",
+    metrics=(
+        Metric("best_speedup", "both / neither, best network and rate", least=3.0),
+        Metric("speedup_at_80mbit", "both / neither at 80 Mbit/s, worst network", least=1.0),
+        Metric("accuracy_loss_points", "points lost with the fewest bits used", most=0.5),
+        Metric("best_speedup_json", "both / neither with floats as JSON text (simulated)"),
+        *(
+            Metric(f"{arm}_{rate}", f"{meaning} / neither, {words}, median network")
+            for arm, meaning in _ACCEPT_ARMS.items()
+            for rate, words in _ACCEPT_RATES.items()
+        ),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
+_ADAPTIVE_TRACES = ("train", "home", "taxi", "walking", "short")
+
+_ADAPTIVE = Claim(
+    name="adaptive",
+    title="Codecs that follow a link, on recorded links",
+    metrics=(
+        Metric("adaptive_vs_best_least", "worst of the traces below", least=0.97),
+        *(
+            Metric(f"adaptive_vs_best_{trace}", f"samples, adaptive / best fixed codec, {trace}")
+            for trace in _ADAPTIVE_TRACES
+        ),
+        *(
+            Metric(f"adaptive_bits_{trace}", f"bits of a value, adaptive, {trace}")
+            for trace in _ADAPTIVE_TRACES
+        ),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _CODEC_LEAST = {8: 1.0, 4: 1.0, 7: 0.4, 6: 0.4, 5: 0.4, 3: 0.4, 2: 0.4}
 
 _CODEC = Claim(
@@ -378,5 +423,7 @@ CLAIMS: Mapping[str, Claim] = {
         _WIRE,
         _CODEC,
         _CONVERGENCE,
+        _ACCEPT,
+        _ADAPTIVE,
     )
 }

@@ -27,7 +27,15 @@ second, whatever the rate."""
 class Message:
     """Something on its way over one link. ``deliver`` is called when it arrives."""
 
-    __slots__ = ("deliver", "key", "left_bytes", "offered_at", "priority", "reliability", "size_bytes")
+    __slots__ = (
+        "deliver",
+        "key",
+        "left_bytes",
+        "offered_at",
+        "priority",
+        "reliability",
+        "size_bytes",
+    )
 
     def __init__(
         self,

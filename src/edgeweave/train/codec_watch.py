@@ -14,10 +14,11 @@ __all__ = ["CodecChange", "CodecWatch"]
 
 _log = logging.getLogger(__name__)
 
-_LEAST_COSINE = 0.95
-_NORM_RATIOS = (0.85, 1.2)
+_LEAST_COSINE = 0.9
+_NORM_RATIOS = (0.9, 1.1)
 """How far a gradient may be bent: docs/reference-benchmarks.md, ``convergence``."""
 _FIRST_PAUSE_STEPS, _LONGEST_PAUSE_STEPS = 32, 512
+"""The first steps' gradients are bent most, by codecs that do no harm; they are not judged."""
 _SAMPLES = 32
 """Of the microbatch that is compared."""
 
@@ -42,7 +43,7 @@ class CodecWatch:
     def __init__(self, recoding: Recoding | None) -> None:
         self._recoding = recoding
         self._changes: list[CodecChange] = []
-        self._compare_at = 0
+        self._compare_at = _FIRST_PAUSE_STEPS
         self._pause_steps = _FIRST_PAUSE_STEPS
         self._found_good: set[tuple[LinkCodec, ...]] = set()
 
@@ -87,7 +88,7 @@ class CodecWatch:
         run.link_rates = self._recoding.link_rates
         if is_other:
             self._use(run, step + 1, "links or devices have changed")
-            if tuple(run.codecs) not in self._found_good:
+            if self._found_good and tuple(run.codecs) not in self._found_good:
                 self._compare_at = step + 1
 
     def _use(self, run: PipelineRun, step: int, reason: str) -> None:
