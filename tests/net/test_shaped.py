@@ -287,6 +287,24 @@ def test_a_frame_whose_receiver_left_on_its_way_is_told_to_the_next_sender() -> 
             world.send(2, 10)
 
 
+def test_a_frame_whose_receiver_left_is_not_told_to_who_sends_under_another_key() -> None:
+    """Another run's frames go to the same device, where nothing is wrong with them."""
+    other = frame_key("default", "r2", 1, 0, "activation")
+    frame = make_frame(step=7)
+    with world_of(Links(LinkShape(delay_seconds=0.1))) as world:
+        leaving = Inbox().subscribe(world.b, f"{KEY}/gone")
+        world.a.send(f"{KEY}/gone", frame, device="b")
+        leaving.close()
+        world.wait(0.2)
+        elsewhere = Inbox()
+        elsewhere.subscribe(world.b, other)
+        world.a.send(other, frame, device="b")
+        world.wait(0.2)
+        assert elsewhere.frames.get_nowait().header.step == 7
+        with pytest.raises(FleetError, match="its receiver closed or vanished"):
+            world.a.send(f"{KEY}/gone", frame, device="b")
+
+
 def test_the_coordinator_goes_by_its_name_among_links() -> None:
     links = Links.of({("coordinator", "b"): LinkShape(delay_seconds=1.0)})
     with world_of(links) as world:

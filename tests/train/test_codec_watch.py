@@ -1,0 +1,98 @@
+"""The guard: gradients compared when that is due, and bits given back when they disagree."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import pytest
+import torch
+
+from edgeweave.device import Agreement
+from edgeweave.plan import LinkCodec, Recoding
+from edgeweave.train.batches import Batch
+from edgeweave.train.codec_watch import CodecWatch
+from edgeweave.train.run import PipelineRun, RoundResult
+from tests.plan.test_recoding import BACK, THERE, planned
+
+GOOD, BENT, SHORT = Agreement(0.97, 1.01), Agreement(0.8, 1.0), Agreement(0.99, 0.7)
+BATCH = Batch({"input:0": torch.zeros(64, 2)}, 64)
+
+
+class Run:
+    """A run that compares gradients as told, and notes when and with how many samples."""
+
+    def __init__(self, codecs: tuple[LinkCodec, ...], agreement: Agreement = GOOD) -> None:
+        self.codecs = codecs
+        self.link_rates: dict[tuple[str, str], float] = {}
+        self.agreement = agreement
+        self.compared: list[tuple[int, int]] = []
+
+    def compare(self, step: int, batch: Batch) -> Agreement:
+        self.compared.append((step, batch.n_samples))
+        return self.agreement
+
+
+def train(watch: CodecWatch, run: Run, steps: range, rate: float | None = None) -> None:
+    rates = {} if rate is None else {THERE: rate, BACK: rate}
+    result = RoundResult(0.0, {}, 64, 1.0, link_bytes_per_second=rates)
+    for step in steps:
+        watch.before(cast("PipelineRun", run), step, BATCH)
+        watch.after(cast("PipelineRun", run), step, result, ())
+
+
+def test_good_gradients_are_compared_ever_less_often() -> None:
+    plan, costs = planned(0.2e6)
+    run, watch = Run(plan.codecs), CodecWatch(Recoding(plan, costs))
+    train(watch, run, range(2000), 0.2e6)
+    assert [step for step, _ in run.compared] == [32, 64, 128, 256, 512, 1024, 1536]
+    assert {n for _, n in run.compared} == {32}
+    assert watch.changes == ()
+    assert run.codecs == plan.codecs
+
+
+@pytest.mark.parametrize("bad", [BENT, SHORT, Agreement(0.99, 1.4)])
+def test_bent_gradients_make_every_link_keep_more_bits_and_are_compared_again(
+    bad: Agreement, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, costs = planned(0.05e6)
+    run, watch = Run(plan.codecs, bad), CodecWatch(Recoding(plan, costs))
+    with caplog.at_level(logging.INFO, "edgeweave.train.codec_watch"):
+        train(watch, run, range(36), 0.05e6)
+    assert [step for step, _ in run.compared] == [32, 33, 34]
+    assert [{codec.bits for codec in change.codecs} for change in watch.changes] == [{8}, {16}]
+    assert {codec.bits for codec in run.codecs} == {16}
+    assert watch.changes[0].line().startswith("step 32: coded gradients differ too much (cosine")
+    assert "links have no codec of more bits" in caplog.text
+
+
+def test_after_more_bits_good_gradients_are_trusted_again() -> None:
+    plan, costs = planned(0.05e6)
+    run, watch = Run(plan.codecs, BENT), CodecWatch(Recoding(plan, costs))
+    train(watch, run, range(33), 0.05e6)
+    run.agreement = GOOD
+    train(watch, run, range(33, 200), 0.05e6)
+    assert [step for step, _ in run.compared] == [32, 33, 65, 129]
+    assert {codec.bits for codec in run.codecs} == {8}
+
+
+def test_codecs_that_were_not_compared_yet_are_compared_at_once() -> None:
+    plan, costs = planned(1e6)
+    run, watch = Run(plan.codecs), CodecWatch(Recoding(plan, costs))
+    train(watch, run, range(40), 1e6)
+    train(watch, run, range(40, 50), 0.05e6)
+    change = watch.changes[0]
+    assert [step for step, _ in run.compared] == [32, change.step]
+    assert run.codecs == change.codecs
+    assert run.link_rates == {THERE: 0.05e6, BACK: 0.05e6}
+    train(watch, run, range(50, 53), 1e6)
+    assert len(run.compared) == 2, "the first codecs were compared before"
+
+
+def test_exact_links_are_not_compared_and_no_codecs_no_work() -> None:
+    plan, costs = planned(100e6)
+    run, watch = Run(()), CodecWatch(Recoding(plan, costs))
+    train(watch, run, range(100), 100e6)
+    none = CodecWatch(None)
+    train(none, run, range(100), 1.0)
+    assert (run.compared, watch.changes, none.changes, run.codecs) == ([], (), (), ())
