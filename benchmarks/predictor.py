@@ -113,7 +113,7 @@ def _limits(samples: Samples, kind: str, model: LatencyModel) -> dict[str, float
     totals = [np.bincount(work.owners, direction) for direction in each]
     seconds = np.array(totals, dtype=np.float64).T
     again = [
-        mape(np.median(np.delete(rounds[:, known], number, axis=0), axis=0), one)
+        mape(np.nanmedian(np.delete(rounds[:, known], number, axis=0), axis=0), one)
         for number, one in enumerate(rounds[:, known])
     ]
     return {

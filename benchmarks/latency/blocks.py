@@ -20,6 +20,7 @@ __all__ = [
     "Padded",
     "Patches",
     "Residual",
+    "SamePadded",
     "SeparateAttention",
     "SqueezeExcite",
     "Tokens",
@@ -98,6 +99,21 @@ class Padded(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.pad(x, (0, 1, 0, 1))
+
+
+class SamePadded(nn.Module):
+    """Zeros around, as many as a convolution needs to make one position of ``stride`` positions."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        around = []
+        for size in (x.shape[-1], x.shape[-2]):
+            missing = max(self.kernel - (size % self.stride or self.stride), 0)
+            around += [missing // 2, missing - missing // 2]
+        return functional.pad(x, around)
 
 
 class Upsampled(nn.Module):

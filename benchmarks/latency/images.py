@@ -14,6 +14,7 @@ from benchmarks.latency.blocks import (
     ConvNextBlock,
     Padded,
     Residual,
+    SamePadded,
     SqueezeExcite,
     Upsampled,
 )
@@ -26,7 +27,7 @@ from benchmarks.latency.drawing import (
     width_of,
 )
 
-__all__ = ["deep", "heavy", "images", "late"]
+__all__ = ["deep", "heavy", "images", "late", "tiny"]
 
 
 class _Images:
@@ -89,6 +90,17 @@ def _pointwise(net: _Images) -> None:
 
 def _depthwise(net: _Images) -> None:
     net.conv(net.channels, net.chance.choice([3, 3, 5, 7]), net.stride(), groups=net.channels)
+
+
+def _padded_depthwise(net: _Images) -> None:
+    """Padded beforehand, as TensorFlow's layers are: nine positions are read to make one."""
+    kernel, stride, channels = net.chance.choice([3, 3, 3, 5]), net.stride(), net.channels
+    net.layers.append(SamePadded(kernel, stride))
+    bias = net.chance.random() < 0.2
+    net.layers.append(nn.Conv2d(channels, channels, kernel, stride, groups=channels, bias=bias))
+    net.size = -(-net.size // stride)
+    if net.chance.random() < 0.8:
+        net.layers += [nn.BatchNorm2d(channels), activation(net.chance)]
 
 
 def _grouped(net: _Images) -> None:
@@ -238,6 +250,22 @@ def heavy(name: str, chance: random.Random) -> Example:
     blocks = [_same, _same, _residual, _bottleneck, _pointwise, _inverted, _grouped]
     for _ in range(chance.randint(4, 8)):
         chance.choice(blocks)(net)
+    return _headed(name, net, batch, channels, size)
+
+
+def tiny(name: str, chance: random.Random) -> Example:
+    """Depthwise convolutions, and what stands around them, on a handful of positions."""
+    size, batch = chance.choice([1, 1, 2, 2, 2, 3, 4, 5]), log_uniform(chance, 2, 16)
+    net = _Images(chance, batch, width_of(chance, 32, 320), size)
+    channels = net.channels
+    for _ in range(chance.randint(4, 7)):
+        wide = width_of(chance, 64, 1280)
+        while not net.fits(wide * net.channels):
+            wide //= 2
+        net.conv(wide, 1)
+        chance.choice([_depthwise, _padded_depthwise, _padded_depthwise])(net)
+        if chance.random() < 0.2:
+            _squeeze(net)
     return _headed(name, net, batch, channels, size)
 
 

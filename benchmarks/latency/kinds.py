@@ -35,11 +35,15 @@ from edgeweave.program import (
     without_outputs,
 )
 
-__all__ = ["KINDS", "Kind", "time_as", "write_programs"]
+__all__ = ["KINDS", "Kind", "time_as", "undisturbed", "wants_more", "write_programs"]
 
 _ATEN, _ONEDNN, _MKL = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
 _LEAST_PASSES, _MOST_PASSES = 6, 25
-_PROGRAM_SECONDS = 0.15
+_PROGRAM_SECONDS, _MOST_SECONDS = 0.15, 0.75
+_MOST_WAITED = 0.01
+"""Of a pass's time, for a core that others use: a pass that waited longer is not counted while
+others can be had.
+"""
 _TIMEOUT_SECONDS = 1800.0
 
 
@@ -118,14 +122,36 @@ def _time(kind: Kind, captured: Captured, microbatch_size: int) -> Floats:
     program = without_outputs(captured.program)
     stage = StageProgram(cut(program, ())[0], _laid_out(kind, captured, program), take_over=True)
     passes: list[Sequence[list[float]]] = []
+    shares: list[float] = []
     began = time.perf_counter()
-    while len(passes) < _LEAST_PASSES or (
-        len(passes) < _MOST_PASSES and time.perf_counter() - began < _PROGRAM_SECONDS
-    ):
+    while wants_more(shares[1:], time.perf_counter() - began):
+        start, waited = time.perf_counter(), _waited_seconds()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind.bfloat16):
             watch = stage.time_units(microbatch_size, time.perf_counter)
+        shares.append((_waited_seconds() - waited) / (time.perf_counter() - start))
         passes.append([list(watch.forward_seconds.values()), list(watch.backward_seconds.values())])
-    return np.asarray(np.median(np.array(passes[1:]), axis=0).T)
+    return np.asarray(np.median(np.array(passes[1:])[undisturbed(shares[1:])], axis=0).T)
+
+
+def wants_more(shares: Sequence[float], seconds: float) -> bool:
+    """Whether more passes are needed, after those that waited such shares of their time."""
+    n_quiet = sum(share <= _MOST_WAITED for share in shares)
+    if n_quiet >= _MOST_PASSES - 1 or (n_quiet >= _LEAST_PASSES - 1 and seconds > _PROGRAM_SECONDS):
+        return False
+    return len(shares) < _LEAST_PASSES - 1 or seconds < _MOST_SECONDS
+
+
+def undisturbed(shares: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """The passes that did not wait for a core; if those are few, the ones that waited least."""
+    order = np.argsort(shares, kind="stable")
+    n_quiet = int(np.sum(np.array(shares) <= _MOST_WAITED))
+    return np.asarray(order[: max(n_quiet, _LEAST_PASSES - 1)])
+
+
+def _waited_seconds() -> float:
+    """How long this process's threads were ready to run and did not, as Linux tells it."""
+    files = Path("/proc/self/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[1]) for file in files) * 1e-9
 
 
 def _laid_out(kind: Kind, captured: Captured, program: Program) -> dict[str, torch.Tensor]:

@@ -64,9 +64,9 @@ def _gpt2(name: str) -> Example:
         eos_token_id=None,
     )
     tokens = torch.zeros(4, 64, dtype=torch.long)
-    return Example(
-        name, Logits(transformers.GPT2LMHeadModel(config)), tokens, tokens, next_token_loss
-    )
+    # Another tensor: a model whose inputs are its targets would be captured as the loss alone.
+    model, targets = Logits(transformers.GPT2LMHeadModel(config)), tokens.clone()
+    return Example(name, model, tokens, targets, next_token_loss)
 
 
 def _classifier(kind: str, **options: Any) -> nn.Module:

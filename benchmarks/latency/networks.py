@@ -23,8 +23,8 @@ from benchmarks.latency.drawing import (
     next_token_loss,
     width_of,
 )
-from benchmarks.latency.images import deep, heavy, images, late
-from benchmarks.latency.trunks import encoder, trunk
+from benchmarks.latency.images import deep, heavy, images, late, tiny
+from benchmarks.latency.trunks import encoder, padded, trunk, wide
 
 __all__ = ["SORTS", "random_examples"]
 
@@ -126,4 +126,7 @@ SORTS: Mapping[str, Callable[[str, random.Random], Example]] = {
     "heavy": heavy,
     "trunk": trunk,
     "encoder": encoder,
+    "padded": padded,
+    "tiny": tiny,
+    "wide": wide,
 }

@@ -2,7 +2,7 @@
 
     python -m benchmarks.latency.samples
 
-measures them anew: three quarters of an hour of a quiet machine with two cores. There are three
+measures them anew: an hour and a quarter of a quiet machine with two cores. There are three
 rounds, each a third of the random networks on every kind; known networks and the probe are in all
 three, and medians count.
 """
@@ -45,8 +45,11 @@ _N_EACH = {
     "tokens": 32,
     "series": 20,
     "heavy": 36,
-    "trunk": 100,
+    "trunk": 120,
     "encoder": 50,
+    "padded": 70,
+    "tiny": 50,
+    "wide": 40,
 }
 _N_ROUNDS = 3
 
@@ -62,6 +65,7 @@ class Samples:
     rows: Floats
     owners: np.ndarray[tuple[int], np.dtype[np.int64]]
     seconds: Mapping[str, Floats]
+    """NaN where a kind did not run a random network."""
     rounds: Mapping[str, Floats] = field(default_factory=dict)
     """``[round, unit, direction]`` of each kind: what single rounds took, NaN for random networks,
     which are in one round only."""

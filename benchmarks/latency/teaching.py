@@ -43,8 +43,23 @@ def teaching(samples: Samples, kinds: Sequence[str]) -> Teaching:
     number = np.full(len(samples.networks), -1)
     number[units] = np.arange(len(units))
     rows = number[samples.owners] >= 0
+    seconds = np.stack([samples.seconds[kind][units] for kind in kinds])
+    logs = _completed(np.log(np.maximum(seconds, _LEAST_SECONDS)))
     return Teaching(
-        samples.rows[rows],
-        number[samples.owners[rows]],
-        {kind: np.log(np.maximum(samples.seconds[kind][units], _LEAST_SECONDS)) for kind in kinds},
+        samples.rows[rows], number[samples.owners[rows]], dict(zip(kinds, logs, strict=True))
     )
+
+
+def _completed(logs: Floats) -> Floats:
+    """``logs[kind, unit, direction]``, NaN where a kind did not time a unit: filled in with what
+    the kinds that timed all units tell of it, by least squares on the units that it did time.
+    """
+    missing = np.logical_or.reduce(np.isnan(logs), axis=2)
+    whole = logs[~np.logical_or.reduce(missing, axis=1)]
+    told = np.column_stack([*(each for kind in whole for each in kind.T), np.ones(logs.shape[1])])
+    completed = logs.copy()
+    for own, absent in zip(completed, missing, strict=True):
+        if absent.any():
+            found, *_ = np.linalg.lstsq(told[~absent], own[~absent], rcond=None)
+            own[absent] = told[absent] @ found
+    return completed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from benchmarks.latency.blocks import (
     HandWrittenGelu,
     Patches,
     Residual,
+    SamePadded,
     SeparateAttention,
     SqueezeExcite,
     Tokens,
@@ -30,7 +32,7 @@ from benchmarks.latency.drawing import (
     width_of,
 )
 
-__all__ = ["encoder", "trunk"]
+__all__ = ["encoder", "padded", "trunk", "wide"]
 
 Activation = Callable[[], nn.Module]
 Block = Callable[["_Style", int, int, int], nn.Module]
@@ -40,8 +42,23 @@ _MOST_BYTES = 6e6
 """Of all activations of an image in a stage, in a layer."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stem:
+    """What a trunk begins with: so wide, and of so many positions along each side."""
+
+    layers: list[nn.Module]
+    shape: tuple[int, int, int, int]
+    width: int
+    positions: int
+
+
 class _Style:
     """What the blocks of one trunk have in common."""
+
+    pads: int | None = None
+    """The least stride that has its padding as an operator of its own, as TensorFlow's layers have
+    it: a convolution then sees more positions than it makes.
+    """
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -58,8 +75,12 @@ class _Style:
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> list[nn.Module]:
         bias = not self.normalises
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
-        return [conv, nn.BatchNorm2d(outputs)] if self.normalises else [conv]
+        before: list[nn.Module] = []
+        padding = kernel // 2
+        if self.pads is not None and stride >= self.pads:
+            before, padding = [SamePadded(kernel, stride)], 0
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
+        return [*before, conv, *([nn.BatchNorm2d(outputs)] if self.normalises else [])]
 
     def added(self, body: list[nn.Module], inputs: int, outputs: int, stride: int) -> nn.Module:
         """With what came in, brought to the size of what comes out."""
@@ -118,11 +139,36 @@ def _run(layers: list[nn.Module]) -> nn.Module:
 
 
 _BLOCKS: Sequence[Block] = (_plain, _basic, _bottleneck, _inverted, _inverted, _separable, _next)
+_PADDED_BLOCKS: Sequence[Block] = (_inverted, _inverted, _inverted, _separable, _separable, _plain)
+_WIDE_BLOCKS: Sequence[Block] = (_bottleneck, _bottleneck, _basic, _inverted, _separable, _next)
 
 
 def trunk(name: str, chance: random.Random) -> Example:
     """A stem, stages that halve the resolution and widen, a head."""
-    style, block = _Style(chance), chance.choice(_BLOCKS)
+    return _trunk(name, _Style(chance), chance.choice(_BLOCKS))
+
+
+def padded(name: str, chance: random.Random) -> Example:
+    """A trunk as ported from TensorFlow: all of it or strided convolutions pad beforehand."""
+    style = _Style(chance)
+    style.pads = chance.choice([1, 1, 2])
+    return _trunk(name, style, chance.choice(_PADDED_BLOCKS))
+
+
+def wide(name: str, chance: random.Random) -> Example:
+    """The last stages of a wide trunk: up to 2048 channels on few positions."""
+    style, block = _Style(chance), chance.choice(_WIDE_BLOCKS)
+    size, batch = chance.choice([1, 2, 3, 4, 6, 8]), log_uniform(chance, 2, 8)
+    width = width_of(chance, 128, 1024)
+    while not _fits(block, style, batch, size, width, 2 * width):
+        width, batch = max(128, width * 3 // 4), max(2, batch // 2)
+        size = max(1, size * 3 // 4)
+    stem = _Stem([nn.Conv2d(width, width, 1)], (batch, width, size, size), width, size)
+    return _finished(name, style, block, stem, 2048)
+
+
+def _trunk(name: str, style: _Style, block: Block) -> Example:
+    chance = style.chance
     size, batch = chance.choice([24, 28, 32, 32, 48, 64, 64, 96]), log_uniform(chance, 2, 8)
     width, edge = width_of(chance, 16, 64), chance.choice([1, 1, 2, 2, 4])
     while batch * (size // edge) ** 2 * width * 4 > _MOST_BYTES / 6:
@@ -131,9 +177,18 @@ def trunk(name: str, chance: random.Random) -> Example:
     kernel = edge if edge > 1 and block is _next else chance.choice([3, 3, 5, 7])
     padding = 0 if kernel == edge else kernel // 2
     layers: list[nn.Module] = [nn.Conv2d(channels, width, kernel, edge, padding)]
+    if style.pads is not None:
+        layers = [SamePadded(kernel, edge), nn.Conv2d(channels, width, kernel, edge)]
     layers += [nn.BatchNorm2d(width), style.activation()] if style.normalises else []
-    positions, left = max(size // edge, 1), _N_BLOCKS
     most = chance.choice([256, 512, 1024])
+    stem = _Stem(layers, (batch, channels, size, size), width, max(size // edge, 1))
+    return _finished(name, style, block, stem, most)
+
+
+def _finished(name: str, style: _Style, block: Block, stem: _Stem, most: int) -> Example:
+    """Behind a stem, stages of at most ``most`` channels, and a head."""
+    chance, layers, left = style.chance, stem.layers, _N_BLOCKS
+    batch, width, positions = stem.shape[0], stem.width, stem.positions
     while left > 0 and positions >= 1:
         out = min(most, max(8, int(width * chance.choice([1.0, 1.5, 2.0])) // 8 * 8))
         stride = 2 if positions > 2 and chance.random() < 0.8 else 1
@@ -148,7 +203,7 @@ def trunk(name: str, chance: random.Random) -> Example:
     head += [nn.Dropout(0.2)] if chance.random() < 0.3 else []
     outputs = chance.choice([2, 10, 10, 100, 1000])
     model = nn.Sequential(*layers, *head, nn.Linear(width, outputs))
-    return example_of(name, model, torch.randn(batch, channels, size, size), outputs, chance)
+    return example_of(name, model, torch.randn(*stem.shape), outputs, chance)
 
 
 def _fits(
@@ -189,4 +244,4 @@ def encoder(name: str, chance: random.Random) -> Example:
     length, vocabulary = log_uniform(chance, 8, 96), log_uniform(chance, 64, 2000)
     tokens = Tokens(vocabulary, width, blocks, vocabulary, positions=128, pools=False)
     words = torch.zeros(batch, length, dtype=torch.long)
-    return Example(name, tokens, words, words, next_token_loss)
+    return Example(name, tokens, words, words.clone(), next_token_loss)

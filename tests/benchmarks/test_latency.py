@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from benchmarks.latency.blocks import SamePadded
+from benchmarks.latency.drawing import Example
+from benchmarks.latency.kinds import undisturbed, wants_more
+from benchmarks.latency.known import KNOWN
 from benchmarks.latency.networks import SORTS, random_examples
 from benchmarks.latency.samples import Samples, assembled, in_rounds
 from benchmarks.latency.scales import Noise, fit_shared
@@ -25,6 +32,21 @@ def test_every_sort_of_random_network_computes_its_loss(sort: str) -> None:
     for make in random_examples({sort: 3}):
         example = make()
         assert example.loss(example.model(example.inputs), example.targets).isfinite()
+
+
+@pytest.mark.parametrize("make", [*random_examples({"encoder": 10, "tokens": 2}), KNOWN[-1]])
+def test_what_a_model_reads_is_not_what_it_is_judged_by(make: Callable[[], Example]) -> None:
+    # capture() takes one tensor for one value: units could not be told from the loss.
+    example = make()
+    assert example.inputs is not example.targets
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(1, 3, 1), (4, 5, 1), (7, 3, 2), (8, 3, 2)])
+def test_padding_beforehand_leaves_one_position_of_each_stride(
+    size: int, kernel: int, stride: int
+) -> None:
+    layers = nn.Sequential(SamePadded(kernel, stride), nn.Conv2d(2, 2, kernel, stride, groups=2))
+    assert layers(torch.zeros(1, 2, size, size)).shape[2:] == (-(-size // stride),) * 2
 
 
 def test_a_random_network_depends_on_its_name_alone() -> None:
@@ -76,6 +98,17 @@ def test_samples_are_the_same_after_a_file(samples: Samples, tmp_path: Path) -> 
         np.testing.assert_allclose(again.rounds[kind], samples.rounds[kind])
 
 
+def test_units_that_a_kind_did_not_time_teach_it_what_other_kinds_tell() -> None:
+    first = np.exp(np.random.default_rng(0).normal(size=(6, 2)))
+    second = 3 * first**0.5
+    second[4:] = np.nan
+    rows = operators(np.full(6, CONV), np.arange(6.0))
+    seconds = {"first": first, "second": second}
+    samples = Samples(tuple("abcdef"), ("random",) * 6, rows, np.arange(6), seconds)
+    found = teaching(samples, ["first", "second"]).log_seconds["second"]
+    np.testing.assert_allclose(found, np.log(3 * first**0.5))
+
+
 def test_known_networks_do_not_teach(samples: Samples) -> None:
     taught = teaching(samples, ["slow"])
     assert taught.n_units == 1
@@ -119,3 +152,16 @@ def test_features_that_do_not_matter_get_long_scales() -> None:
     scales = dict(zip(FEATURES, found.scales[CONV], strict=True))
     assert scales["batch"] > 3 * scales["macs"]
     assert noise.all < 0.2
+
+
+def test_passes_that_waited_for_a_core_count_only_where_there_are_too_few_others() -> None:
+    quiet, busy = [0.0] * 5, [0.3, 0.5]
+    assert undisturbed([0.3, *quiet, 0.5]).tolist() == [1, 2, 3, 4, 5]
+    assert undisturbed([*busy, 0.0, 0.1, 0.2, 0.4]).tolist() == [2, 3, 4, 0, 5]
+
+
+def test_more_passes_are_tried_while_too_few_were_quiet() -> None:
+    assert wants_more([0.0] * 4, 0.5)
+    assert not wants_more([0.0] * 5, 0.5)
+    assert wants_more([0.3] * 8, 0.5)
+    assert not wants_more([0.3] * 8, 5.0)
