@@ -79,11 +79,11 @@ class _Ran:
 
 
 def run(*, quick: bool) -> Result:
-    """``quick``: one trace, for ten seconds each."""
+    """``quick``: one trace, for six seconds each."""
     torch.manual_seed(_SEED)
     example = next(each for each in (make() for make in KNOWN) if each.name == _NETWORK)
     captured = capture(example.model.train(), example.loss, example.inputs, example.targets)
-    seconds = 10.0 if quick else 40.0
+    seconds = 6.0 if quick else 40.0
     ran: dict[str, dict[str, _Ran]] = {}
     for name in list(_TRACES)[:1] if quick else _TRACES:
         trace = _trace(_TRACES[name])

@@ -148,7 +148,9 @@ def blockfloat(bits: int, block: int = 64) -> Codec:
     return Codec("blockfloat", bits, block)
 
 
-_WRITTEN = re.compile(r"(?P<name>[a-z]+)(\((?P<bits>[0-9]{1,4})(, ?(?P<block>[0-9]{1,5}))?\))?")
+_WRITTEN = re.compile(
+    r"\s*(?P<name>[a-z]+)\s*(\(\s*(?P<bits>[0-9]{1,4})\s*(,\s*(?P<block>[0-9]{1,5})\s*)?\))?\s*"
+)
 _MAKERS: Mapping[str, Callable[..., Codec]] = {
     "none": none,
     "truncate": truncate,
