@@ -66,6 +66,8 @@ _EXACT_BITS = 32
 _NETWORK = "vit-32"
 _OPTIMIZER = ew.Optimizer("SGD", lr=0.01)
 _SEED = 0
+_FAST_RATE = 1e9
+"""While devices measure; then the trace begins."""
 _LEAST_RATE = 1e3
 """Bytes per second in an outage, which is one packet a second."""
 
@@ -144,7 +146,7 @@ def _run(
     size = len(example.inputs)
     compression = Compression.of("auto")
     assert compression is not None
-    with ew.Fleet.local(devices, links=Links()) as fleet:
+    with ew.Fleet.local(devices, links=Links(LinkShape(_FAST_RATE))) as fleet:
         costs = measure_costs(
             fleet,
             captured,

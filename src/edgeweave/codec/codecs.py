@@ -149,7 +149,7 @@ def blockfloat(bits: int, block: int = 64) -> Codec:
 
 
 _WRITTEN = re.compile(
-    r"\s*(?P<name>[a-z]+)\s*(\(\s*(?P<bits>[0-9]{1,4})\s*(,\s*(?P<block>[0-9]{1,5})\s*)?\))?\s*"
+    r" *(?P<name>[a-z]+) *(\( *(?P<bits>[0-9]{1,4}) *(, *(?P<block>[0-9]{1,5}) *)?\))? *"
 )
 _MAKERS: Mapping[str, Callable[..., Codec]] = {
     "none": none,
