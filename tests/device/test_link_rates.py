@@ -138,3 +138,18 @@ def test_what_a_sender_makes_up_behind_a_ping_does_no_harm(sent: float) -> None:
         rates.add(round_, 0, Arrival(0.0, 0.1, 0, is_ping=True))
         rates.add(round_, 0, Arrival(sent, 0.1, SIZE))
         assert all(0 < rate < float("inf") for rate in rates.end_round(round_).values())
+
+
+def test_frames_between_two_pings_that_did_not_wait_make_no_slow_link_up() -> None:
+    """A link that is busy for two thirds of the time, and every other frame behind a ping."""
+    shape = LinkShape(bytes_per_second=RATE, delay_seconds=0.01)
+    link, rates = LinkModel(shape, ("a", "b")), LinkRates()
+    found = []
+    for round_ in range(N_ROUNDS):
+        for number in range(8):
+            at = 100.0 * round_ + 1.5 * number * SIZE / RATE
+            for size_bytes in (0, SIZE) if number % 2 == 0 else (SIZE,):
+                arrived = link.carry(at, size_bytes).arrives_at
+                rates.add(round_, 0, Arrival(at, arrived, size_bytes, is_ping=not size_bytes))
+        found += [rates.end_round(round_).get(0)]
+    assert found[-1] == pytest.approx(ON_THE_WIRE, rel=0.01)

@@ -223,7 +223,7 @@ class StageExchange:
         return frame_key(self._fleet, assignment.run, assignment.term, stage, kind)
 
     def link_rates(self, round: int) -> dict[int, float]:  # noqa: A002
-        """Bytes per second from the stages whose frames waited for the link in a round."""
+        """Bytes per second from the stages whose frames told of their link in a round."""
         return self._rates.end_round(round)
 
     def _receive(self, frame: Frame) -> None:

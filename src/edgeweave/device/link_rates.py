@@ -11,8 +11,8 @@ only differences count::
 A frame that waited for the one before began its passage when that one ended: its spacing is what
 its bytes take of the link (the packet pair of network measurement). It is believed to have waited
 if it was later than six times the jitter, which the latest of many frames hardly is, and by half of
-the spacing. A link that changes makes one large distance, no jitter. A frame without bytes takes
-nothing of a link, however late it is.
+the spacing; pings, which take nothing of the link, do not say what is early. A link that changes
+makes one large distance, no jitter. A frame without bytes takes nothing, however late it is.
 
 Frames that do not wait tell nothing that way. So now and then one is sent right behind a ping, a
 frame of no bytes: what it comes later than the ping, it takes of the link itself::
@@ -76,7 +76,7 @@ class LinkRates:
             frames.append(arrival)
 
     def end_round(self, round_: int) -> dict[int, float]:
-        """Bytes per second from each stage whose frames waited; forgets the rounds until here."""
+        """Bytes per second from each stage whose frames tell; forgets the rounds until here."""
         with self._lock:
             ended = {key: frames for key, frames in self._arrivals.items() if key[0] <= round_}
             for key in ended:
@@ -94,7 +94,7 @@ class LinkRates:
 def _rates(frames: Sequence[Arrival], first_delays: Sequence[float]) -> list[float]:
     """Of the frames that waited, or came behind a ping."""
     jitter = median(abs(after - before) for before, after in pairwise(first_delays))
-    least_delay = min(frame.delay for frame in frames)
+    least_delay = min((frame.delay for frame in frames if not frame.is_ping), default=inf)
     found = []
     for before, frame in pairwise(frames):
         passage = frame.delay - before.delay

@@ -4,7 +4,7 @@
     step k + 1   stage 0 --activation 0 [t0]--> stage 1 --activation 0 [t0 t1]--> ... --result 0-->
 
 Nobody asks and nobody answers: two numbers a stage and step ride on the first microbatch, and one
-for each link that frames waited for (``link_rates``), told by the stage that received them. It
+for each link that frames tell of (``link_rates``), told by the stage that received them. It
 costs no message, no thread and no waiting. Requests for ``statistics`` would cost all three, and
 carry every event of the run. An emulated device tells what it was paced to.
 """

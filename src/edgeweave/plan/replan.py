@@ -29,7 +29,7 @@ class Monitor:
 
     Fed with every step's times. It plans only in a step in which there is something to decide,
     which takes there what ``partition`` takes. A device that holds no stage is not measured, and
-    believed to be as it was, and so are links that are not used or not waited for.
+    believed to be as it was, and so are links that are not used or too fast to tell.
     """
 
     def __init__(self, plan: Plan, costs: Costs, *, caution: Caution | None = None) -> None:
@@ -66,7 +66,7 @@ class Monitor:
         link_bytes_per_second: Mapping[Ends, float] | None = None,
     ) -> Decision | None:
         """Take in what each device took for a microbatch, forward and backward, in one step, and
-        what links moved that frames waited for.
+        what links moved that frames told of.
 
         A device may be missing, or be there with 0 for want of a finer clock: that step tells
         nothing about it. ``steps_left`` are those to come. Returns a decision where one is due; in

@@ -55,7 +55,7 @@ class RoundResult:
     """Means over the samples of one round; seconds from its first input to its last loss.
 
     ``timings``: what the devices took for a microbatch in the training step before this one;
-    ``link_bytes_per_second``: of the links, by source and target, that frames waited for in it.
+    ``link_bytes_per_second``: of the links, by source and target, that frames told of in it.
     """
 
     loss: float
