@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from edgeweave.plan import Coding, Costs, Cut, Link, LinkCodec, Plan, Recoding, choose_codecs
+from edgeweave.plan import (
+    Coding,
+    Costs,
+    Cut,
+    Link,
+    LinkCodec,
+    Plan,
+    Recoding,
+    Skip,
+    choose_codecs,
+)
 from tests.plan.worlds import equal_costs, plan_of
 
 WIDTHS = (16, 8, 4)
@@ -114,6 +124,34 @@ def test_an_exact_link_that_stays_silent_stays_exact() -> None:
     assert recoding.link_rates == {THERE: 10e6, BACK: 10e6}
 
 
+def test_a_link_that_must_code_is_believed_to_be_fast_and_no_faster_than_any() -> None:
+    """A fast link never tells its rate; believed to be faster each time, it became infinite."""
+    plan, costs = planned(10e6)
+    costs = replace(costs, coding=Coding((8,), always=True))
+    recoding = Recoding(replace(plan, codecs=choose_codecs(plan, costs)), costs)
+    told = [recoding.observe({}) for _ in range(20_000)]
+    assert not any(told)
+    assert all(10e6 < rate < 1e12 for rate in recoding.link_rates.values())
+    assert set(bits(recoding)) == {THERE, BACK}
+
+
+def test_a_direct_link_which_never_tells_keeps_its_codec() -> None:
+    costs = replace(
+        equal_costs(3, 3, link=Link(0.2e6, 0.0), cut=Cut(SIZE, SIZE)),
+        skips=(Skip((0, 2), SIZE // 2, SIZE // 2),),
+        coding=Coding(WIDTHS, overhead_bits=0.0),
+    )
+    plan = replace(plan_of(costs, ("d0", "d1", "d2"), (0, 1, 2, 3)), skips="direct")
+    recoding = Recoding(replace(plan, codecs=choose_codecs(plan, costs)), costs)
+    before = bits(recoding)
+    neighbours = [pair for ends in (("d0", "d1"), ("d1", "d2")) for pair in (ends, ends[::-1])]
+    for _ in range(300):
+        recoding.observe(dict.fromkeys(neighbours, 0.2e6))
+    assert ("d0", "d2") in before
+    assert bits(recoding) == before
+    assert recoding.link_rates["d0", "d2"] == 0.2e6
+
+
 def test_slower_devices_need_fewer_codecs() -> None:
     plan, costs = planned(1e6)
     recoding = Recoding(plan, costs)
@@ -136,6 +174,17 @@ def test_keeping_more_bits_gives_up_the_fewest_and_the_last_width_stays() -> Non
     assert recoding.keep_more_bits()
     assert set(bits(recoding).values()) == {16}
     assert not recoding.keep_more_bits()
+    assert set(bits(recoding).values()) == {16}
+
+
+def test_keeping_more_bits_gives_up_those_that_are_in_use() -> None:
+    """Links have 8 bits: giving up 4 would change nothing that a gradient sees."""
+    plan, costs = planned(1e6)
+    plan = replace(plan, codecs=(LinkCodec(*THERE, 8), LinkCodec(*BACK, 16)))
+    recoding = Recoding(plan, costs)
+    assert recoding.keep_more_bits()
+    assert set(bits(recoding).values()) == {16}
+    tell(recoding, 0.05e6, 5)
     assert set(bits(recoding).values()) == {16}
 
 

@@ -5,7 +5,8 @@
 A rate counts as the median of the last three that were told, so that one odd step changes nothing.
 Of a link that stays silent nothing is known but that it is not slow: it is believed to be a little
 faster from time to time, until more bits make it tell. If it then tells the old rate, it is asked
-less often.
+less often. Links between stages that are no neighbours never tell, and are believed to be as they
+were.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 
 from edgeweave.plan.codec_choice import choose_codecs
@@ -31,6 +33,8 @@ _OTHER_RATE = 1.1
 _WORTH_CHANGING = 1.02
 """So much shorter must a step be with new codecs of fewer bits."""
 _RAISE = 1.3
+_HIGHEST_RAISE = 1e11
+"""Bytes per second: where a codec must stay, silence says nothing more of the link."""
 _LEAST_SILENT_STEPS, _MOST_SILENT_STEPS = 4, 64
 
 
@@ -48,6 +52,8 @@ class Recoding:
             for crossing in (route.there, route.back)
             if crossing.size_bytes
         }
+        neighbours = {frozenset(pair) for pair in pairwise(plan.devices)}
+        self._telling = [ends for ends in self._links if frozenset(ends) in neighbours]
 
     @property
     def codecs(self) -> tuple[LinkCodec, ...]:
@@ -71,19 +77,22 @@ class Recoding:
             self._costs = replace(self._costs, devices=tuple(devices))
         coded = {codec.ends for codec in self.codecs}
         changed = [
-            link.observe(link_bytes_per_second.get(ends), is_coded=ends in coded)
-            for ends, link in self._links.items()
+            self._links[ends].observe(link_bytes_per_second.get(ends), is_coded=ends in coded)
+            for ends in self._telling
         ]
         return (any(changed) or others) and self._choose()
 
     def keep_more_bits(self) -> bool:
-        """Give up the fewest bits that links may have; False if there are no others."""
+        """Give up the fewest bits that a link has, and fewer; False if there are no others."""
         coding = self._costs.coding
-        if coding is None or len(coding.widths) == 1:
+        if coding is None or not self.codecs:
             return False
-        self._costs = replace(self._costs, coding=replace(coding, widths=coding.widths[:-1]))
-        self._choose(must=True)
-        return True
+        fewest = min(codec.bits for codec in self.codecs)
+        wider = tuple(bits for bits in coding.widths if bits > fewest)
+        self._costs = replace(
+            self._costs, coding=replace(coding, widths=wider or coding.widths[:1])
+        )
+        return bool(wider) and self._choose(must=True)
 
     def _choose(self, *, must: bool = False) -> bool:
         costs = with_link_rates(self._costs, self.link_rates)
@@ -113,7 +122,8 @@ class _LinkBelief:
         if told is not None:
             return self._hear(told)
         self._silent_steps += 1
-        if not is_coded or self._silent_steps < self._patience:
+        is_fast = self.bytes_per_second * _RAISE > _HIGHEST_RAISE
+        if not is_coded or is_fast or self._silent_steps < self._patience:
             return False
         self._silent_steps = 0
         self._told.clear()
