@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import format_bytes, format_seconds
+from edgeweave.plan.codec_choice import choose_codecs
 from edgeweave.plan.costs import Costs, UnitFacts
 from edgeweave.plan.partition import partition
 from edgeweave.plan.simulate import simulate
@@ -79,6 +80,7 @@ class Decision:
     verdict: Verdict
     departures: tuple[Departure, ...]
     old: Plan
+    """The one in use, with the codecs that it has for these costs."""
     new: Plan
     """The fastest plan now; ``old`` itself if no other is faster."""
     old_step_seconds: float
@@ -140,7 +142,12 @@ def decide(
     steps_left: int,
     caution: Caution,
 ) -> Decision:
-    """Plan anew for what ``costs`` say now, and weigh that plan against the one in use."""
+    """Plan anew for what ``costs`` say now, and weigh that plan against the one in use.
+
+    Codecs follow their links without any decision, so the plan in use has those that suit it now.
+    """
+    if costs.coding is not None:
+        plan = replace(plan, codecs=choose_codecs(plan, costs))
     new = partition(costs, n_microbatches=plan.n_microbatches, schedule=plan.schedule)
     old_step_seconds = simulate(plan, costs).step_seconds
     if new.step_seconds >= old_step_seconds:

@@ -350,9 +350,16 @@ class PipelineTrainer:
         self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
 
     def _watches(self, plan: Plan, batch_size: int) -> tuple[PlanWatch, CodecWatch]:
-        """Without costs of microbatches of this size there is nothing to compare with."""
+        """Without costs of microbatches of this size there is nothing to compare with.
+
+        Nor are there any if a plan was given that has codecs, and measuring knew of none.
+        """
         costs = self._costs
-        if costs is None or self._measured_size != self._microbatch_size(batch_size):
+        if (
+            costs is None
+            or self._measured_size != self._microbatch_size(batch_size)
+            or (plan.codecs and costs.coding is None)
+        ):
             return PlanWatch(None), CodecWatch(None)
         recoding = None if costs.coding is None else Recoding(plan, costs)
         return PlanWatch(Monitor(plan, costs)), CodecWatch(recoding)
