@@ -301,8 +301,22 @@ def test_a_frame_whose_receiver_left_is_not_told_to_who_sends_under_another_key(
         world.a.send(other, frame, device="b")
         world.wait(0.2)
         assert elsewhere.frames.get_nowait().header.step == 7
+        Inbox().subscribe(world.b, f"{KEY}/gone")  # somebody listens again, but a frame was lost
         with pytest.raises(FleetError, match="its receiver closed or vanished"):
             world.a.send(f"{KEY}/gone", frame, device="b")
+
+
+def test_many_runs_that_ended_badly_leave_no_later_failure_untold() -> None:
+    frame = make_frame(step=7)
+    with world_of(Links(LinkShape(delay_seconds=0.1))) as world:
+        for run in range(100):
+            leaving = Inbox().subscribe(world.b, f"{KEY}/{run}")
+            world.a.send(f"{KEY}/{run}", frame, device="b")
+            leaving.close()
+            world.wait(0.2)
+        Inbox().subscribe(world.b, f"{KEY}/99")
+        with pytest.raises(FleetError, match="its receiver closed or vanished"):
+            world.a.send(f"{KEY}/99", frame, device="b")
 
 
 def test_the_coordinator_goes_by_its_name_among_links() -> None:

@@ -221,8 +221,9 @@ class Shaper:
             self._queues[target].n_under_way -= 1
             if failure is not None and not self._closed:
                 _log.warning("%s: a message to %s was lost: %s", self._name, target, failure)
-                if len(self._failures) < _MOST_FAILURES:
-                    self._failures.setdefault(message.key, failure)
+                self._failures.setdefault(message.key, failure)
+                if len(self._failures) > _MOST_FAILURES:  # of runs that send nothing any more
+                    del self._failures[next(iter(self._failures))]
             self.changed.notify_all()
 
     def _wait_for_room(self, queue: LinkQueue, device: str, key: str, message: Message) -> None:
