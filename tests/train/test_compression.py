@@ -27,6 +27,24 @@ def test_a_codec_is_for_every_link_in_its_own_bits() -> None:
     assert found.coding(program_of(MLP)) == Coding((6,), True, 32, 8 / 32)
 
 
+def test_float64_is_never_coded_and_planning_knows_it() -> None:
+    inputs, target = MLP.batch(4)
+    program = capture(MLP.model().double(), MLP.loss, inputs.double(), target).program
+    found = Compression.of("auto")
+    assert found is not None
+    assert found.coding(program) is None
+
+
+def test_a_loss_in_float64_makes_no_wider_values_of_float32() -> None:
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return MLP.loss(output.double(), target)
+
+    program = capture(MLP.model(), loss, *MLP.batch(4)).program
+    found = Compression.of(uniform(8))
+    assert found is not None
+    assert found.coding(program) == Coding((8,), True, 32, 64 / 256)
+
+
 def test_auto_offers_several_widths_that_links_may_do_without() -> None:
     found = Compression.of("auto")
     assert found is not None

@@ -20,6 +20,7 @@ _WIDTHS = (16, 12, 8, 6)
 """Fewer bits cost accuracy: docs/reference-benchmarks.md, ``convergence``."""
 _SCALE_BITS: Mapping[str, int] = {"truncate": 8, "uniform": 64, "blockfloat": 8}
 """What a block has beside its values: docs/reference-codecs.md."""
+_MOST_CODED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,15 @@ class Compression:
         ends = permutations(plan.devices, 2)
         return replace(plan, codecs=tuple(LinkCodec(*each, self.widths[0]) for each in ends))
 
-    def coding(self, program: Program) -> Coding:
-        """What it does to the values of a program."""
+    def coding(self, program: Program) -> Coding | None:
+        """What it does to the values of a program; None if it leaves all as they are."""
+        value_bits = _value_bits(program)
+        if value_bits is None:
+            return None
         return Coding(
             self.widths,
             self.always,
-            value_bits=_value_bits(program),
+            value_bits=value_bits,
             overhead_bits=_SCALE_BITS[self.codec.name] / self.codec.block,
         )
 
@@ -77,7 +81,12 @@ def measure_coding(
     return {name: decode_message(answer, CodingSeconds) for name, answer in answers.items()}
 
 
-def _value_bits(program: Program) -> int:
-    """Of the widest float that gradients flow through; float32 if there is none."""
+def _value_bits(program: Program) -> int | None:
+    """Of the widest float that gradients flow through and codecs apply to.
+
+    float32 if gradients flow through nothing; None if all of it is float64, which is never coded.
+    """
     floats = {DTYPES[v.dtype] for v in program.values().values() if v.requires_grad}
-    return max((8 * dtype.itemsize for dtype in floats), default=32)
+    bits = [8 * dtype.itemsize for dtype in floats]
+    coded = [each for each in bits if each <= _MOST_CODED_BITS]
+    return max(coded, default=None if bits else _MOST_CODED_BITS)

@@ -299,8 +299,9 @@ class PipelineRun:
     def _late(self, key: FrameId) -> EdgeweaveError:
         device = self._plan.devices[key.sender]
         seconds = self._fleet.timeouts.frame
+        missing = "comparison of gradients" if key.kind == "compared" else "result"
         return DeviceTimeout(
-            f"no result of microbatch {key.microbatch} (round {key.round}) came from stage "
+            f"no {missing} of microbatch {key.microbatch} (round {key.round}) came from stage "
             f"{key.sender} on {device} in {seconds:.0f} s. A stage is far slower than planned or "
             "stuck; look at `edgeweave status`, or raise Timeouts.frame.",
             device=device,
