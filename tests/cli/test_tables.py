@@ -90,6 +90,16 @@ def test_shares_of_a_devices_time_are_of_all_its_time() -> None:
     assert row[2:5] == ["0.6 s   60 %", "0.3 s   30 %", "0.1 s   10 %"]
 
 
+def test_coding_is_shown_where_there_was_any() -> None:
+    report = three_steps()
+    exact = tuple(replace(device, coding_seconds=0.0) for device in report.devices)
+    coded = (replace(exact[0], coding_seconds=0.25), *exact[1:])
+    assert "coding" not in _rendered(devices_table(replace(report, devices=exact)))
+    table = devices_table(replace(report, devices=coded))
+    assert "coding" in _rendered(table)
+    assert "250 ms" in _row(table, coded[0].device)
+
+
 def test_predicted_and_measured_stand_together() -> None:
     assert step_line(three_steps()) == "A step took 100 ms, predicted 50 ms (0.50 of it)."
 

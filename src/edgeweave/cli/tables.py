@@ -158,11 +158,12 @@ def probes_table(probes: Mapping[str, Probe]) -> Table:
 
 
 def devices_table(report: Report) -> Table:
-    """Where each device's time went. Sending and coding happen beside computing."""
+    """Where each device's time went. Sending and coding, if any, happen beside computing."""
+    coding = ["coding"] if any(device.coding_seconds for device in report.devices) else []
     table = _table(
         "Where each device's time went",
         ["stage", "device"],
-        ["computing", "waiting", "idle", "sending", "coding", "in", "out", "peak memory"],
+        ["computing", "waiting", "idle", "sending", *coding, "in", "out", "peak memory"],
     )
     for device in report.devices:
         total = device.compute_seconds + device.wait_seconds + device.idle_seconds
@@ -173,7 +174,7 @@ def devices_table(report: Report) -> Table:
             _share(device.wait_seconds, total),
             _share(device.idle_seconds, total),
             format_seconds(device.send_seconds),
-            format_seconds(device.coding_seconds),
+            *(format_seconds(device.coding_seconds) for _ in coding),
             format_bytes(device.bytes_in),
             format_bytes(device.bytes_out),
             format_bytes(device.peak_memory_bytes),
