@@ -38,7 +38,7 @@ class CodecChange:
 
 
 class CodecWatch:
-    """Sets the codecs of one run. Without ``recoding`` there are none, and nothing is done."""
+    """Sets the codecs of one run. Without ``recoding`` they stay as they are, if there are any."""
 
     def __init__(self, recoding: Recoding | None) -> None:
         self._recoding = recoding

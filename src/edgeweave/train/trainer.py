@@ -79,7 +79,8 @@ class PipelineTrainer:
     a link is too slow for the values as they are, in as many bits as it has time for, a codec of
     ``edgeweave.codec`` on every link. What is learnt then differs a little from what one device
     learns (docs/reference-benchmarks.md, ``convergence``); evaluation is exact. Codecs of ``plan``
-    are used in any case, and stay as they are; ``"auto"`` adds none to it.
+    are used in any case, and stay as they are, ``uniform`` unless ``codec`` is another; ``"auto"``
+    adds none to it.
 
     ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
     to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
