@@ -62,7 +62,8 @@ def test_a_link_that_becomes_slow_is_coded_and_one_that_recovers_no_more() -> No
     slow = bits(recoding)
     assert slow == {codec.ends: codec.bits for codec in planned(0.3e6)[0].codecs}
     assert set(slow) == {THERE, BACK}
-    assert any(tell(recoding, 10e6, 3))
+    assert tell(recoding, 10e6, 7) == [False] * 7, "too many bits cost more than too few"
+    assert tell(recoding, 10e6) == [True]
     assert bits(recoding) == {}
 
 

@@ -45,7 +45,7 @@ def test_good_gradients_are_compared_ever_less_often() -> None:
     plan, costs = planned(0.2e6)
     run, watch = Run(plan.codecs), CodecWatch(Recoding(plan, costs))
     train(watch, run, range(2000), 0.2e6)
-    assert [step for step, _ in run.compared] == [32, 64, 128, 256, 512, 1024, 1536]
+    assert [step for step, _ in run.compared] == [128, 256, 512, 1024, 1536]
     assert {n for _, n in run.compared} == {32}
     assert watch.changes == ()
     assert run.codecs == plan.codecs
@@ -58,41 +58,41 @@ def test_bent_gradients_make_every_link_keep_more_bits_and_are_compared_again(
     plan, costs = planned(0.05e6)
     run, watch = Run(plan.codecs, bad), CodecWatch(Recoding(plan, costs))
     with caplog.at_level(logging.INFO, "edgeweave.train.codec_watch"):
-        train(watch, run, range(36), 0.05e6)
-    assert [step for step, _ in run.compared] == [32, 33, 34]
+        train(watch, run, range(132), 0.05e6)
+    assert [step for step, _ in run.compared] == [128, 129, 130]
     assert [{codec.bits for codec in change.codecs} for change in watch.changes] == [{8}, {16}]
     assert {codec.bits for codec in run.codecs} == {16}
-    assert watch.changes[0].line().startswith("step 32: coded gradients differ too much (cosine")
+    assert watch.changes[0].line().startswith("step 128: coded gradients differ too much (cosine")
     assert "links have no codec of more bits" in caplog.text
 
 
 def test_after_more_bits_good_gradients_are_trusted_again() -> None:
     plan, costs = planned(0.05e6)
     run, watch = Run(plan.codecs, BENT), CodecWatch(Recoding(plan, costs))
-    train(watch, run, range(33), 0.05e6)
+    train(watch, run, range(129), 0.05e6)
     run.agreement = GOOD
-    train(watch, run, range(33, 200), 0.05e6)
-    assert [step for step, _ in run.compared] == [32, 33, 65, 129]
+    train(watch, run, range(129, 600), 0.05e6)
+    assert [step for step, _ in run.compared] == [128, 129, 257, 513]
     assert {codec.bits for codec in run.codecs} == {8}
 
 
 def test_codecs_that_were_not_compared_yet_are_compared_at_once() -> None:
     plan, costs = planned(1e6)
     run, watch = Run(plan.codecs), CodecWatch(Recoding(plan, costs))
-    train(watch, run, range(40), 1e6)
-    train(watch, run, range(40, 50), 0.05e6)
+    train(watch, run, range(140), 1e6)
+    train(watch, run, range(140, 150), 0.05e6)
     change = watch.changes[0]
-    assert [step for step, _ in run.compared] == [32, change.step]
+    assert [step for step, _ in run.compared] == [128, change.step]
     assert run.codecs == change.codecs
     assert run.link_rates == {THERE: 0.05e6, BACK: 0.05e6}
-    train(watch, run, range(50, 53), 1e6)
+    train(watch, run, range(150, 165), 1e6)
     assert len(run.compared) == 2, "the first codecs were compared before"
 
 
 def test_exact_links_are_not_compared_and_no_codecs_no_work() -> None:
     plan, costs = planned(100e6)
     run, watch = Run(()), CodecWatch(Recoding(plan, costs))
-    train(watch, run, range(100), 100e6)
+    train(watch, run, range(200), 100e6)
     none = CodecWatch(None)
-    train(none, run, range(100), 1.0)
+    train(none, run, range(200), 1.0)
     assert (run.compared, watch.changes, none.changes, run.codecs) == ([], (), (), ())

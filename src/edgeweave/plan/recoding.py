@@ -2,11 +2,12 @@
 
     measured rates -> what each link is believed to carry -> choose_codecs -> next step's codecs
 
-A rate counts as the median of the last three that were told, so that one odd step changes nothing.
-Of a link that stays silent nothing is known but that it is not slow: it is believed to be a little
-faster from time to time, until more bits make it tell. If it then tells the old rate, it is asked
-less often. Links between stages that are no neighbours never tell, and are believed to be as they
-were.
+A link is believed to be slower soon, by the median of the last three rates that were told, and
+faster with care, by the least of the last eight: one step with too many bits is longer, one with
+too few is not. Of a link that stays silent nothing is known but that it is not slow: it is believed
+to be a little faster from time to time, until more bits make it tell. If it then tells the old
+rate, it is asked less often. Links between stages that are no neighbours never tell, and are
+believed to be as they were.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgeweave.plan.stages import Plan
 __all__ = ["Recoding"]
 
 _EXACT_BITS = 32
-_TOLD = 3
+_TOLD, _LATEST = 8, 3
 _OTHER_RATE = 1.1
 """By which factor a rate must change to be another."""
 _WORTH_CHANGING = 1.02
@@ -134,7 +135,7 @@ class _LinkBelief:
     def _hear(self, told: float) -> bool:
         self._silent_steps = 0
         self._told.append(told)
-        level, believed = median(self._told), self.bytes_per_second
+        level, believed = self._level(), self.bytes_per_second
         if max(level, believed) < _OTHER_RATE * min(level, believed):
             return False
         if self._before_raises is not None:
@@ -143,6 +144,13 @@ class _LinkBelief:
             self._patience = longer if in_vain else _LEAST_SILENT_STEPS
         self.bytes_per_second, self._before_raises = level, None
         return True
+
+    def _level(self) -> float:
+        """What the rates that were told say of the link."""
+        latest, believed = median(list(self._told)[-_LATEST:]), self.bytes_per_second
+        if latest <= believed:
+            return latest
+        return max(min(self._told), believed) if len(self._told) == _TOLD else believed
 
 
 def _exactness(plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeweave.device import Agreement
@@ -17,8 +18,9 @@ _log = logging.getLogger(__name__)
 _LEAST_COSINE = 0.9
 _NORM_RATIOS = (0.9, 1.1)
 """How far a gradient may be bent: docs/reference-benchmarks.md, ``convergence``."""
-_FIRST_PAUSE_STEPS, _LONGEST_PAUSE_STEPS = 32, 512
+_FIRST_PAUSE_STEPS, _LONGEST_PAUSE_STEPS = 128, 512
 """The first steps' gradients are bent most, by codecs that do no harm; they are not judged."""
+_EXACT_BITS = 32
 _SAMPLES = 32
 """Of the microbatch that is compared."""
 
@@ -45,7 +47,7 @@ class CodecWatch:
         self._changes: list[CodecChange] = []
         self._compare_at = _FIRST_PAUSE_STEPS
         self._pause_steps = _FIRST_PAUSE_STEPS
-        self._found_good: set[tuple[LinkCodec, ...]] = set()
+        self._found_good: list[Mapping[tuple[str, str], int]] = []
 
     @property
     def changes(self) -> tuple[CodecChange, ...]:
@@ -59,7 +61,8 @@ class CodecWatch:
         size = min(_SAMPLES, batch.n_samples)
         agreement = run.compare(step, batch.microbatches(size)[0])
         if _is_good(agreement):
-            self._found_good.add(tuple(run.codecs))
+            if not self._are_found_good(run.codecs):
+                self._found_good.append({codec.ends: codec.bits for codec in run.codecs})
             self._compare_at = step + self._pause_steps
             self._pause_steps = min(2 * self._pause_steps, _LONGEST_PAUSE_STEPS)
             _log.info("step %d: coded gradients are good (%s)", step, _shown(agreement))
@@ -88,8 +91,15 @@ class CodecWatch:
         run.link_rates = self._recoding.link_rates
         if is_other:
             self._use(run, step + 1, "links or devices have changed")
-            if self._found_good and tuple(run.codecs) not in self._found_good:
+            if self._found_good and not self._are_found_good(run.codecs):
                 self._compare_at = step + 1
+
+    def _are_found_good(self, codecs: Sequence[LinkCodec]) -> bool:
+        """Whether others were that left no link more bits than these."""
+        return any(
+            all(codec.bits >= good.get(codec.ends, _EXACT_BITS) for codec in codecs)
+            for good in self._found_good
+        )
 
     def _use(self, run: PipelineRun, step: int, reason: str) -> None:
         assert self._recoding is not None, "who found other codecs"
