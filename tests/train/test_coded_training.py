@@ -279,7 +279,8 @@ def test_fewer_bytes_travel_where_links_are_coded(fleet: ew.Fleet) -> None:
     job = job_of(UNET, 24)
 
     def bytes_out(bits: Bits) -> dict[str, int]:
-        trainer = trainer_of(job, fleet, coded_plan(job, UNET, bits), uniform(16))
+        codec = uniform(16) if bits else none()  # one that is given codes where the plan has none
+        trainer = trainer_of(job, fleet, coded_plan(job, UNET, bits), codec)
         return {device.device: device.bytes_out for device in fit(trainer, job).devices}
 
     exact, first, all_links = bytes_out({}), bytes_out({(0, 1): 4}), bytes_out(EIGHT)
