@@ -175,7 +175,7 @@ def _train(pipeline: PipelineRun, batch: Batch, watch: CodecWatch, seconds: floa
         watch.before(pipeline, step, batch)
         bits.append(_mean_bits(pipeline.codecs, n_links))
         result = pipeline.train_step(step, batch, {"lr": 0.01})
-        watch.after(pipeline, step, result, ())
+        watch.after(pipeline, step, result, tuple)
         after = time.perf_counter() - started
         if after >= seconds:
             share = (seconds - before) / (after - before)

@@ -166,7 +166,7 @@ def test_slower_devices_need_fewer_codecs() -> None:
     assert bits(recoding) == {}
 
 
-def test_keeping_more_bits_gives_up_the_fewest_and_the_last_width_stays() -> None:
+def test_keeping_more_bits_gives_up_the_fewest_and_in_the_end_all() -> None:
     plan, costs = planned(0.05e6)
     recoding = Recoding(plan, costs)
     assert set(bits(recoding).values()) == {4}
@@ -174,8 +174,17 @@ def test_keeping_more_bits_gives_up_the_fewest_and_the_last_width_stays() -> Non
     assert set(bits(recoding).values()) == {8}
     assert recoding.keep_more_bits()
     assert set(bits(recoding).values()) == {16}
+    assert recoding.keep_more_bits()
+    assert bits(recoding) == {}
+    tell(recoding, 0.05e6, 5)
+    assert bits(recoding) == {}
+
+
+def test_where_there_must_be_a_codec_its_last_width_stays() -> None:
+    plan, costs = planned(0.05e6)
+    recoding = Recoding(plan, replace(costs, coding=Coding((4,), always=True)))
     assert not recoding.keep_more_bits()
-    assert set(bits(recoding).values()) == {16}
+    assert set(bits(recoding).values()) == {4}
 
 
 def test_keeping_more_bits_gives_up_those_that_are_in_use() -> None:

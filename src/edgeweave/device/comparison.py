@@ -57,6 +57,9 @@ def gradient_products(
 def told_products(scalars: Mapping[str, float]) -> GradientProducts:
     """What a stage tells; ``WireError`` if a number is missing."""
     try:
-        return msgspec.convert(scalars, GradientProducts)
+        told = msgspec.convert(scalars, GradientProducts)
     except msgspec.ValidationError as error:
         raise WireError(f"a comparison of gradients is three numbers ({error}).") from error
+    if told.exact < 0 or told.coded < 0:
+        raise WireError(f"a gradient's product with itself is 0 or more (got {told}).")
+    return told

@@ -84,16 +84,19 @@ class Recoding:
         return (any(changed) or others) and self._choose()
 
     def keep_more_bits(self) -> bool:
-        """Give up the fewest bits that a link has, and fewer; False if there are no others."""
+        """Give up the fewest bits that a link has, and fewer, in the end all codecs.
+
+        False if links must have one, and have no other.
+        """
         coding = self._costs.coding
         if coding is None or not self.codecs:
             return False
         fewest = min(codec.bits for codec in self.codecs)
         wider = tuple(bits for bits in coding.widths if bits > fewest)
-        self._costs = replace(
-            self._costs, coding=replace(coding, widths=wider or coding.widths[:1])
-        )
-        return bool(wider) and self._choose(must=True)
+        if not wider and coding.always:
+            return False
+        self._costs = replace(self._costs, coding=replace(coding, widths=wider) if wider else None)
+        return self._choose(must=True)
 
     def _choose(self, *, must: bool = False) -> bool:
         costs = with_link_rates(self._costs, self.link_rates)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeweave.device import Agreement
@@ -60,6 +61,10 @@ class CodecWatch:
             return
         size = min(_SAMPLES, batch.n_samples)
         agreement = run.compare(step, batch.microbatches(size)[0])
+        if not math.isfinite(agreement.cosine * agreement.norm_ratio):
+            self._compare_at = step + self._pause_steps
+            _log.warning("step %d: gradients are not finite, with or without codecs", step)
+            return
         if _is_good(agreement):
             if not self._are_found_good(run.codecs):
                 self._found_good.append({codec.ends: codec.bits for codec in run.codecs})
@@ -82,12 +87,16 @@ class CodecWatch:
         )
 
     def after(
-        self, run: PipelineRun, step: int, result: RoundResult, devices: tuple[DeviceCosts, ...]
+        self,
+        run: PipelineRun,
+        step: int,
+        result: RoundResult,
+        devices: Callable[[], Sequence[DeviceCosts]],
     ) -> None:
         """A step is done: follow what links carried, and devices that have other costs now."""
         if self._recoding is None:
             return
-        is_other = self._recoding.observe(result.link_bytes_per_second, devices)
+        is_other = self._recoding.observe(result.link_bytes_per_second, devices())
         run.link_rates = self._recoding.link_rates
         if is_other:
             self._use(run, step + 1, "links or devices have changed")

@@ -28,7 +28,6 @@ class PlanWatch:
         """What was decided so far, to keep the plan or to change it."""
         return tuple(self._decisions)
 
-    @property
     def devices(self) -> tuple[DeviceCosts, ...]:
         """The costs of all devices as they are believed to be now; none if nothing is known."""
         return () if self._monitor is None else self._monitor.costs.devices
