@@ -86,13 +86,13 @@ def partition(
     ``extra_in_flight``, ascending, the smallest is taken that comes within 0.5 % of the best.
     ``None`` tries 0, 1 and 2, with codecs 4 too, and adds up to 2 to the one taken where every
     stage's memory allows, against irregular devices and links. For latency, where microbatches do
-    not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last``
-    name the devices that must hold the first and last unit. ``devices`` restricts the choice,
-    ``use="all"`` forces every one of them into the plan, at most ``MAX_DEVICES``. Of equally good
-    plans the one with fewer devices is taken. Skip connections are relayed, unless sending them
-    past stages is more than 0.5 % faster; for latency they are always relayed. Where costs have
-    ``coding``, links code what they carry if that makes a step shorter, in as many bits as cost no
-    more than 2 % of it. ``PlanError`` if nothing fits.
+    not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last`` name the devices
+    that must hold the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces
+    every one of them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with
+    fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
+    than 0.5 % faster; for latency they are always relayed. Where costs have ``coding``, links code
+    what they carry if that makes a step shorter, in as many bits as cost no more than 2 % of it.
+    ``PlanError`` if nothing fits.
     """
     plain = costs if devices is None else costs.only(devices)
     costs = coded(plain)
