@@ -85,8 +85,8 @@ def partition(
     microbatch there and back, as ``best_plans`` counts it. Of several values of
     ``extra_in_flight``, ascending, the smallest is taken that comes within 0.5 % of the best.
     ``None`` tries 0, 1 and 2, with codecs 4 too, and adds up to 2 to the one taken where every
-    stage's memory allows, against irregular devices and links. For latency, where microbatches do
-    not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last`` name the devices
+    stage's memory allows, against irregular devices and links. For latency, where microbatches do not wait for each
+    other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last`` name the devices
     that must hold the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces
     every one of them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with
     fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
