@@ -29,6 +29,7 @@ from statistics import median
 import torch
 
 import edgeweave as ew
+from benchmarks.emulator_runs import repeated_batch
 from benchmarks.harness import Result, read
 from benchmarks.latency.held_out import HeldOut
 from benchmarks.latency.samples import Samples
@@ -44,11 +45,10 @@ from edgeweave.plan import (
     simulate,
     stage_memory_bytes,
 )
-from edgeweave.plan.costs import LinkCoding
+from edgeweave.plan.links import LinkCoding
 from edgeweave.predict import LatencyModel
-from edgeweave.program import encode_program, encode_state, flatten_inputs, without_outputs
-from edgeweave.train.batches import Batch
 from edgeweave.train.compression import Compression, measure_coding
+from edgeweave.train.profiles import without_weights
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["run"]
@@ -225,15 +225,13 @@ def _fleet(network: Network, kinds: Mapping[str, DeviceCosts], rate: int) -> Ite
     shape = LinkShape(bytes_per_second=rate * 125_000.0, delay_seconds=_DELAY_SECONDS)
     links = Links.of(dict.fromkeys(permutations(_FLEET, 2), shape), seed=_SEED)
     devices = [ew.Device(name, speed=BOARD) for name in _FLEET]
-    program = without_outputs(network.captured.program)
-    graph = encode_program(program)
-    kept = {s.name: network.captured.state[s.name] for s in program.state if s.kind != "parameter"}
+    graph, tensors = without_weights(network.captured)
     with ew.Fleet.local(devices, links=links) as fleet:
         for name in _FLEET:
             costs = kinds[name]
             taken = UnitTimings(costs.forward_seconds, costs.backward_seconds, 0.0)
             size = network.microbatch_size
-            message = Profile(graph, encode_state(kept), size, 1, _OPTIMIZER, taken)
+            message = Profile(graph, tensors, size, 1, _OPTIMIZER, taken)
             fleet.ask(name, "profile", message, timeout_seconds=fleet.timeouts.work)
         yield fleet
 
@@ -243,11 +241,7 @@ def _step_seconds(
 ) -> float:
     """The median of some steps after one that fills the pipeline."""
     example, captured = setting.network.example, setting.network.captured
-    inputs = flatten_inputs(example.inputs, example.targets)
-    batch = Batch(
-        {name: torch.cat([tensor] * _MICROBATCHES) for name, tensor in inputs.items()},
-        _MICROBATCHES * setting.network.microbatch_size,
-    )
+    batch = repeated_batch(example, _MICROBATCHES)
     settings = RunSettings(
         _OPTIMIZER, setting.network.microbatch_size, seed=_SEED, codec=compression.codec
     )

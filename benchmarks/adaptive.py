@@ -24,6 +24,7 @@ import torch
 
 import edgeweave as ew
 from benchmarks.data import DATA
+from benchmarks.emulator_runs import repeated_batch
 from benchmarks.harness import Result
 from benchmarks.latency.drawing import Example
 from benchmarks.latency.known import KNOWN
@@ -39,8 +40,8 @@ from edgeweave.plan import (
     partition,
     stage_memory_bytes,
 )
-from edgeweave.plan.coding import with_link_rates
-from edgeweave.program import Captured, capture, flatten_inputs
+from edgeweave.plan.coding import EXACT_BITS, with_link_rates
+from edgeweave.program import Captured, capture
 from edgeweave.train.batches import Batch
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
@@ -62,7 +63,6 @@ _DEVICES = ("a", "b", "c")
 _SPEED = 0.3
 _MICROBATCHES = 8
 _MEMORY_SHARE, _IN_FLIGHT = 0.4, 2
-_EXACT_BITS = 32
 _NETWORK = "vit-32"
 _OPTIMIZER = ew.Optimizer("SGD", lr=0.01)
 _SEED = 0
@@ -162,7 +162,9 @@ def _run(
         with PipelineRun(fleet, captured.program, captured.state, plan, settings) as pipeline:
             for name in _DEVICES:
                 fleet.ask(name, "emulate", Emulate(links=links), timeout_seconds=5.0)
-            return _train(pipeline, _batch(example), CodecWatch(recoding), seconds)
+            return _train(
+                pipeline, repeated_batch(example, _MICROBATCHES), CodecWatch(recoding), seconds
+            )
 
 
 def _train(pipeline: PipelineRun, batch: Batch, watch: CodecWatch, seconds: float) -> _Ran:
@@ -185,13 +187,7 @@ def _train(pipeline: PipelineRun, batch: Batch, watch: CodecWatch, seconds: floa
 
 def _mean_bits(codecs: Sequence[LinkCodec], n_links: int) -> float:
     exact = n_links - len(codecs)
-    return (sum(codec.bits for codec in codecs) + _EXACT_BITS * exact) / n_links
-
-
-def _batch(example: Example) -> Batch:
-    inputs = flatten_inputs(example.inputs, example.targets)
-    tensors = {name: torch.cat([tensor] * _MICROBATCHES) for name, tensor in inputs.items()}
-    return Batch(tensors, _MICROBATCHES * len(example.inputs))
+    return (sum(codec.bits for codec in codecs) + EXACT_BITS * exact) / n_links
 
 
 def _codecs(plan: Plan, costs: Costs, contestant: str) -> tuple[LinkCodec, ...]:

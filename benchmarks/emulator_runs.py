@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 import edgeweave as ew
+from benchmarks.latency.drawing import Example
 from benchmarks.resnet import Images, cross_entropy
 from edgeweave.plan import Plan, Stage
 from edgeweave.program import Captured, capture, flatten_inputs
 from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 
-__all__ = ["OPTIMIZER", "Deployed", "Training", "alone", "captured_of"]
+__all__ = ["OPTIMIZER", "Deployed", "Training", "alone", "captured_of", "repeated_batch"]
 
 OPTIMIZER = ew.Optimizer("SGD", lr=0.01, momentum=0.9)
 _SEED = 0
@@ -46,6 +47,13 @@ def alone(device: str, captured: Captured, n_microbatches: int) -> Plan:
     """Everything on one device. Nothing was measured, so it predicts nothing."""
     n_units = len(captured.program.unit_numbers)
     return Plan((Stage(device, 0, n_units, 0.0, 0.0, 0),), "1f1b", n_microbatches, 0, 0.0, 0.0)
+
+
+def repeated_batch(example: Example, n_microbatches: int) -> Batch:
+    """The example's batch so many times over, for a step of as many microbatches."""
+    inputs = flatten_inputs(example.inputs, example.targets)
+    tensors = {name: torch.cat([tensor] * n_microbatches) for name, tensor in inputs.items()}
+    return Batch(tensors, n_microbatches * len(example.inputs))
 
 
 class Deployed:

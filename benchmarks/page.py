@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import codec_peers, convergence_table, emulator_table, recorded_table
-from benchmarks.claims import CLAIMS, Claim, Metric
+from benchmarks.claim import Claim, Metric
+from benchmarks.claims import CLAIMS
 from benchmarks.harness import read
 from benchmarks.pictures import draw
 

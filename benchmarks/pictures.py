@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.claims import Claim
+from benchmarks.claim import Claim
 
 __all__ = ["draw"]
 

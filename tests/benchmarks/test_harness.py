@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.claims import Metric
+from benchmarks.claim import Metric
 from benchmarks.harness import Result, interleaved, ratios, spread
 
 

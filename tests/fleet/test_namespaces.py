@@ -275,9 +275,8 @@ def test_nothing_is_left_of_a_layout_whose_owner_was_killed() -> None:
 SLOW = pytest.mark.slow
 RATES = (1, 20, 2)
 """Mbit/s."""
-WANTED_SECONDS = 0.3
-LEAST_SHARE = 0.75
-"""Who is kept from the processor looks at its clock late: on a busy host 0.89 was seen."""
+WANTED_SECONDS = 0.5
+"""An idle class gains its burst, two packets, and may lend one: 36 ms at 1 Mbit/s."""
 CHANGING = RateTrace((0.0, 0.1), (4e6, 1e6), 0.2)
 
 
@@ -318,7 +317,7 @@ def seconds_at_each_rate(n_transfers: int) -> Iterator[list[float]]:
 def test_a_link_has_the_rate_asked_for_and_then_another_and_is_never_faster() -> None:
     fastest = [min(seconds) for seconds in seconds_at_each_rate(2)]
     assert len(fastest) == len(RATES)
-    assert min(fastest) >= LEAST_SHARE * WANTED_SECONDS
+    assert min(fastest) >= 0.9 * WANTED_SECONDS
 
 
 @SLOW
@@ -332,7 +331,7 @@ def test_a_recorded_rate_is_followed() -> None:
         for rate in ("32Mbit", "8Mbit", "32Mbit"):
             wait_until(lambda rate=rate: rates_shown(layout) == {rate}, f"the rate is {rate}")
         size_bytes = int(0.3 * CHANGING.bytes_per_second[0] * PAYLOAD_BYTES / FULL_FRAME_BYTES)
-        assert seconds_to_carry(connection, size_bytes) >= LEAST_SHARE * 0.3
+        assert seconds_to_carry(connection, size_bytes) >= 0.9 * 0.3
 
 
 def test_a_change_that_the_kernel_refuses_is_made_when_asked_for_again(

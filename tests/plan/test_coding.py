@@ -14,7 +14,7 @@ from edgeweave.core.loss import mean_rounds
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.plan import Coding, Costs, Cut, DeviceCosts, Feed, Link, LinkCodec, Plan, simulate
 from edgeweave.plan.coding import candidates, coded, with_codecs, with_link_rates
-from edgeweave.plan.costs import LinkCoding
+from edgeweave.plan.links import LinkCoding
 
 from .worlds import FREE_LINK, equal_costs, one_unit_each, with_links
 

@@ -20,10 +20,10 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
 
 __all__ = [
+    "CodecChoice",
     "Debug",
     "EmulatedChoice",
     "FleetName",
-    "CodecChoice",
     "FromProbe",
     "JobFile",
     "JobOptions",

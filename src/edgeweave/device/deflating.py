@@ -18,7 +18,8 @@ __all__ = ["Deflating"]
 _TRY_EVERY = 32
 """Frames; a trial codes its frame twice."""
 _BOTH_WAYS = 1.5
-"""Deflating and inflating, over deflating alone (measured: docs/reference-benchmarks.md, codec)."""
+"""Deflating and inflating, over deflating alone: 1.44 to 1.61 for normal values and their cubes,
+4 to 16 bits, on one core of an AMD EPYC."""
 
 
 class Deflating:

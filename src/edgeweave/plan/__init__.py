@@ -4,13 +4,11 @@ from edgeweave.plan.bound import period_seconds_at_least
 from edgeweave.plan.codec_choice import choose_codecs
 from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.costs import (
-    Coding,
     Costs,
     Cut,
     Deviation,
     DeviceCosts,
     Feed,
-    Link,
     Skip,
     StageSeconds,
     UnitFacts,
@@ -18,6 +16,7 @@ from edgeweave.plan.costs import (
 from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import explain
 from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
+from edgeweave.plan.links import Coding, Link
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.microbatching import (
     PlannedBatch,

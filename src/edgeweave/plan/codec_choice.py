@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgeweave.plan.coding import LinkCodec, candidates
-from edgeweave.plan.costs import Costs, Crossing, Link
+from edgeweave.plan.costs import Costs, Crossing
+from edgeweave.plan.links import Link
 from edgeweave.plan.routes import routes
 from edgeweave.plan.simulate import with_simulated_step
 from edgeweave.plan.stages import Plan

@@ -14,9 +14,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.plan.costs import Costs, Link, LinkCoding
+from edgeweave.plan.costs import Costs
+from edgeweave.plan.links import Link, LinkCoding
 
-__all__ = ["Ends", "LinkCodec", "candidates", "coded", "with_codecs", "with_link_rates"]
+__all__ = [
+    "EXACT_BITS",
+    "Ends",
+    "LinkCodec",
+    "candidates",
+    "coded",
+    "with_codecs",
+    "with_link_rates",
+]
+
+EXACT_BITS = 32
+"""What links without a codec count as, where bits are compared."""
 
 Ends = tuple[str, str]
 """The source and the target of a link."""

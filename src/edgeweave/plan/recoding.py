@@ -19,7 +19,7 @@ from itertools import pairwise
 from statistics import median
 
 from edgeweave.plan.codec_choice import choose_codecs
-from edgeweave.plan.coding import Ends, LinkCodec, with_link_rates
+from edgeweave.plan.coding import EXACT_BITS, Ends, LinkCodec, with_link_rates
 from edgeweave.plan.costs import Costs, DeviceCosts
 from edgeweave.plan.routes import routes
 from edgeweave.plan.simulate import simulate
@@ -27,7 +27,6 @@ from edgeweave.plan.stages import Plan
 
 __all__ = ["Recoding"]
 
-_EXACT_BITS = 32
 _TOLD, _LATEST = 8, 3
 _OTHER_RATE = 1.1
 """By which factor a rate must change to be another."""
@@ -158,4 +157,4 @@ class _LinkBelief:
 
 def _exactness(plan: Plan) -> int:
     """More is better: the bits of all links together, less those that no codec would have."""
-    return sum(codec.bits - _EXACT_BITS for codec in plan.codecs)
+    return sum(codec.bits - EXACT_BITS for codec in plan.codecs)

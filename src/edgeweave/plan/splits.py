@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeweave.core.names import COORDINATOR_NAME
-from edgeweave.plan.costs import Costs, Link
+from edgeweave.plan.costs import Costs
+from edgeweave.plan.links import Link
 from edgeweave.plan.routes import Skips
 from edgeweave.plan.schedule import in_flight
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from edgeweave.device import Agreement
 from edgeweave.plan import DeviceCosts, LinkCodec, Recoding
+from edgeweave.plan.coding import EXACT_BITS
 from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RoundResult
 
@@ -21,7 +22,6 @@ _NORM_RATIOS = (0.9, 1.1)
 """How far a gradient may be bent: docs/reference-benchmarks.md, ``convergence``."""
 _FIRST_PAUSE_STEPS, _LONGEST_PAUSE_STEPS = 128, 512
 """The first steps' gradients are bent most, by codecs that do no harm; they are not judged."""
-_EXACT_BITS = 32
 _SAMPLES = 32
 """Of the microbatch that is compared."""
 
@@ -106,7 +106,7 @@ class CodecWatch:
     def _are_found_good(self, codecs: Sequence[LinkCodec]) -> bool:
         """Whether others were that left no link more bits than these."""
         return any(
-            all(codec.bits >= good.get(codec.ends, _EXACT_BITS) for codec in codecs)
+            all(codec.bits >= good.get(codec.ends, EXACT_BITS) for codec in codecs)
             for good in self._found_good
         )
 

@@ -14,7 +14,7 @@ from edgeweave.fleet import Fleet
 from edgeweave.plan import DeviceCosts
 from edgeweave.program import Captured, encode_program, encode_state, without_outputs
 
-__all__ = ["profile_devices"]
+__all__ = ["profile_devices", "without_weights"]
 
 _LOCAL_REPETITIONS = 2
 """One device measures for all of its host, so it may take longer over it."""
@@ -34,7 +34,7 @@ def profile_devices(
     Real devices measure at the same time. Emulated ones share a host: one measures for all. Who
     measures runs the whole program for ``repetitions + 1`` microbatches.
     """
-    graph, tensors = _without_weights(captured)
+    graph, tensors = without_weights(captured)
     if fleet.is_local:
         repetitions *= _LOCAL_REPETITIONS
     message = Profile(graph, tensors, microbatch_size, repetitions, optimizer)
@@ -81,7 +81,7 @@ def _profile_once(
     }
 
 
-def _without_weights(captured: Captured) -> tuple[bytes, bytes]:
+def without_weights(captured: Captured) -> tuple[bytes, bytes]:
     """The graph, and the buffers and constants alone: weights do not change what a unit costs."""
     program = without_outputs(captured.program)
     kept: dict[str, torch.Tensor] = {
