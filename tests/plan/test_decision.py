@@ -118,19 +118,23 @@ def test_the_horizon_counts_where_it_is_nearer_than_the_end() -> None:
 
 
 def test_codecs_that_follow_a_slow_link_are_no_change_of_plan() -> None:
-    """Planned for a fast link; what a new plan would gain by codecs, the old one has already."""
+    """Planned for a fast link; what a new plan would gain by codecs, the old one has already.
+
+    On slower links than this one another split is better too.
+    """
     fast = replace(
         equal_costs(12, 2, link=Link(1e9, 0.0), cut=Cut(40_000, 40_000)),
         coding=Coding((16, 8), overhead_bits=0.0),
     )
-    slow = replace(fast, default_link=Link(1e3, 0.0))
+    slow = replace(fast, default_link=Link(4e3, 0.0))
     plan = partition(fast, n_microbatches=8, extra_in_flight=2)
     caution = Caution(least_gain=0.0)
     decision = decide(plan, slow, SLOW, step=100, steps_left=1000, caution=caution)
     assert plan.codecs == ()
     assert {codec.bits for codec in decision.old.codecs} == {8}
     assert decision.move_bytes == 0
-    assert decision.gain < 0.02
+    assert decision.gain == 0
+    assert simulate(plan, slow).step_seconds > 1.1 * decision.old_step_seconds
 
 
 @given(small_costs(), st.integers(1, 4), st.integers(0, 50))

@@ -29,6 +29,8 @@ from edgeweave.plan.stages import Plan
 __all__ = ["best_plans", "partition"]
 
 _EXTRA_IN_FLIGHT = (0, 1, 2)
+_EXTRA_WITH_CODECS = (0, 1, 2, 4)
+"""Codecs make messages shorter and let them arrive later."""
 _WORTH_MORE_MEMORY = 1.005
 _MOST_SIMULATED = 4
 """Above ``MAX_DEVICES``, where a simulation takes long."""
@@ -82,12 +84,12 @@ def partition(
     ``"throughput"`` takes the shortest simulated step, ``"latency"`` the least time of one
     microbatch there and back, as ``best_plans`` counts it. Of several values of
     ``extra_in_flight``, ascending, the smallest is taken that comes within 0.5 % of the best.
-    ``None`` tries 0, 1 and 2, and adds up to 2 to the one taken where every stage's memory allows,
-    against irregular devices and links. For latency, where microbatches do not wait for each
-    other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last`` name the devices
-    that must hold the first and last unit. ``devices`` restricts the choice, ``use="all"`` forces
-    every one of them into the plan, at most ``MAX_DEVICES``. Of equally good plans the one with
-    fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
+    ``None`` tries 0, 1 and 2, with codecs 4 too, and adds up to 2 to the one taken where every
+    stage's memory allows, against irregular devices and links. For latency, where microbatches do
+    not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last``
+    name the devices that must hold the first and last unit. ``devices`` restricts the choice,
+    ``use="all"`` forces every one of them into the plan, at most ``MAX_DEVICES``. Of equally good
+    plans the one with fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
     than 0.5 % faster; for latency they are always relayed. Where costs have ``coding``, links code
     what they carry if that makes a step shorter, in as many bits as cost no more than 2 % of it.
     ``PlanError`` if nothing fits.
@@ -96,7 +98,8 @@ def partition(
     costs = coded(plain)
     pins = _pins(costs, pin_first, pin_last)
     n_devices = _number_of_all_devices(costs, pins) if use == "all" else None
-    wanted = _EXTRA_IN_FLIGHT if extra_in_flight is None else extra_in_flight
+    usual = _EXTRA_IN_FLIGHT if costs.coding is None else _EXTRA_WITH_CODECS
+    wanted = usual if extra_in_flight is None else extra_in_flight
     extras = (wanted,) if isinstance(wanted, int) else wanted
     if objective == "latency":
         run = Microbatching(schedule, n_microbatches, extras[0])
