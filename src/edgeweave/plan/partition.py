@@ -89,9 +89,10 @@ def partition(
     not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last``
     name the devices that must hold the first and last unit. ``devices`` restricts the choice,
     ``use="all"`` forces every one of them into the plan, at most ``MAX_DEVICES``. Of equally good
-    plans the one with fewer devices is taken. Skip connections are relayed, unless sending them past stages is more
-    than 0.5 % faster; for latency they are always relayed. Where costs have ``coding``, links code
-    what they carry if that makes a step shorter, in as many bits as cost no more than 2 % of it.
+    plans the one with fewer devices is taken. Skip connections are relayed, unless sending them
+    past stages is more than 0.5 % faster; for latency they are always relayed. Where costs have
+    ``coding``, links code what they carry if that makes a step shorter, in as many bits as cost no
+    more than 2 % of it.
     ``PlanError`` if nothing fits.
     """
     plain = costs if devices is None else costs.only(devices)
