@@ -27,5 +27,7 @@ class Timeouts:
     """Handing one piece of a frame to the network before the link counts as stuck."""
     idle: float = 3600.0
     """A stage waiting for the coordinator to begin something, while the coordinator lives."""
+    keep: float = 600.0
+    """What a device computed for a coordinator that vanished, waiting for one that resumes."""
     stop: float = 5.0
     """A process or thread ending after it was told to."""

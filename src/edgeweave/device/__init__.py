@@ -12,7 +12,10 @@ from edgeweave.device.messages import (
     Deploy,
     Emulate,
     Fault,
+    Fetch,
     Greeting,
+    Halt,
+    Holdings,
     LinkProbe,
     LinkTimings,
     ProbeRequest,
@@ -33,6 +36,7 @@ from edgeweave.device.optimizer import (
 )
 from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_timings
 
 __all__ = [
@@ -46,8 +50,11 @@ __all__ = [
     "Deploy",
     "Emulate",
     "Fault",
+    "Fetch",
     "FrameId",
     "Greeting",
+    "Halt",
+    "Holdings",
     "Inbox",
     "LinkProbe",
     "LinkTimings",
@@ -66,6 +73,7 @@ __all__ = [
     "decode_message",
     "encode_message",
     "probe_link",
+    "received_state",
     "state_bytes_per_trainable_byte",
     "step_bytes_per_trainable_byte",
     "tensor_frame",

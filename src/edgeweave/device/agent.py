@@ -1,11 +1,12 @@
 """The agent: one process per device, the same for a real board and an emulated one.
 
 It announces itself, answers requests, and works for at most one run at a time. A run ends here
-when it is released, when its stage fails, or when its coordinator vanishes; the agent stays.
+when it is released; when its coordinator vanishes, what it had computed is kept for a while, or
+until another run wants the device. The agent stays.
 
     idle --profile--> profiling --> idle
     idle --probe----> probing ----> idle
-    idle --deploy---> running ----> idle   (release, fault, coordinator gone)
+    idle --deploy---> a run ------> idle   (released, coordinator gone)
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ import torch
 from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError, WireError
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.device import memory
 from edgeweave.device.coding_speed import coding_seconds
 from edgeweave.device.facts import read_facts
+from edgeweave.device.membership import Membership
 from edgeweave.device.messages import (
     Assignment,
     CodingProbe,
     CodingSeconds,
     Deploy,
     Emulate,
+    Fetch,
     Greeting,
+    Halt,
+    Holdings,
     LinkProbe,
     ProbeRequest,
     ProbeWork,
@@ -50,7 +54,7 @@ from edgeweave.device.messages import (
 from edgeweave.device.pacing import UnitMemory
 from edgeweave.device.probe_cache import ProbeCache
 from edgeweave.device.probing import BASES_BYTES, probe_link
-from edgeweave.device.running import Running, Workplace
+from edgeweave.device.running import Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
 from edgeweave.device.throttle import Throttle
@@ -105,8 +109,9 @@ class Agent:
         self._probes = ProbeCache(settings.name, None if cache is None else Path(cache))
         self._busy = threading.Lock()
         self._busy_with: str | None = None
-        self._running: Running | None = None
-        self._ending = threading.Lock()
+        self._membership: Membership | None = None
+        self._joining = threading.Lock()
+        self._forgetting: threading.Timer | None = None
         self._released: deque[str] = deque(maxlen=_REMEMBERED_RELEASES)
         self._stack = ExitStack()
 
@@ -121,6 +126,8 @@ class Agent:
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
+            "halt": (self._halt, REQUEST_BYTES),
+            "fetch": (self._fetch, REQUEST_BYTES),
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
@@ -141,11 +148,10 @@ class Agent:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-        self._end_run("the agent stops")
+        self._leave("the agent stops")
 
     def greeting(self) -> Greeting:
         """The facts of this device, now."""
-        running = self._running
         return Greeting(
             hello=hello_of(self._settings.name),
             machine=f"{platform.system()} {platform.machine()}",
@@ -155,7 +161,7 @@ class Agent:
             speed=self._place.throttle.speed,
             memory_bytes=psutil.virtual_memory().total,
             memory_limit_bytes=self._settings.memory_limit_bytes,
-            run=running.assignment.run if running else self._busy_with,
+            run=self._busy_with,
             clock_seconds=self._place.clock.now(),
             facts=self._facts,
         )
@@ -255,62 +261,86 @@ class Agent:
     def _deploy(self, payload: bytes) -> bytes:
         message = decode_message(payload, Deploy)
         assignment = message.assignment
-        self._take(assignment.run)
+        membership = self._joined(assignment.run)
         try:
-            self._running = Running(
-                message,
-                self._place,
-                on_coordinator_gone=lambda: self._coordinator_gone(assignment),
-            )
+            membership.deploy(message)
         except BaseException:
-            self._free()
+            if assignment.term == 0:
+                self._leave("it could not be deployed", assignment.run)
             raise
         self._check_wanted(assignment)
         _log.info(
-            "run %s: stage %d of %d is ready",
+            "run %s, term %d: stage %d of %d is ready",
             assignment.run,
+            assignment.term,
             assignment.stage,
             assignment.n_stages,
         )
         return b""
 
+    def _joined(self, run: str) -> Membership:
+        """The place of a run on this device, which is busy with it from now on."""
+        with self._joining:
+            membership = self._membership
+            if membership is not None and membership.run == run:
+                if self._busy_with != run:
+                    self._take(run)
+                self._remember()
+                return membership
+            self._take(run)
+            self._remember()
+            if membership is not None:
+                _log.info("run %s: what was kept of it makes room for %s", membership.run, run)
+                membership.close()
+            self._membership = Membership(run, self._place, on_orphaned=lambda: self._orphaned(run))
+            return self._membership
+
     def _check_wanted(self, assignment: Assignment) -> None:
         """End a run that was released, or whose coordinator vanished, while it was deployed."""
         if assignment.run in self._released:
-            self._end_run("it was released before it was ready")
+            self._leave("it was released before it was ready", assignment.run)
             raise FleetError(f"run {assignment.run} was released before it was ready.")
         alive = control_key(self._settings.fleet, assignment.coordinator, "alive")
         if not self._transport.alive(alive, timeout_seconds=self._place.timeouts.request):
-            self._end_run(f"its coordinator {assignment.coordinator} is not there")
+            self._leave(f"its coordinator {assignment.coordinator} is not there", assignment.run)
             raise FleetError(
                 f"{self._settings.name} works for coordinators that it sees "
                 f"({assignment.coordinator} is not there). Announce it before deploying."
             )
 
+    def _halt(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Halt)
+        membership = self._membership
+        if membership is None or membership.run != message.run:
+            return encode_message(Holdings({}, ()))
+        return encode_message(membership.halt(message))
+
+    def _fetch(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Fetch)
+        return self._require(message.run).fetch(message)
+
     def _state(self, payload: bytes) -> bytes:
         message = decode_message(payload, StateRequest)
-        return self._require(message.run).wait_state(message)
+        return self._require(message.run).running.wait_state(message)
 
     def _statistics(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
-        return encode_message(self._require(message.run).statistics())
+        return encode_message(self._require(message.run).running.statistics())
 
     def _release(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
         self._released.append(message.run)
-        running = self._running
-        if running is not None and running.assignment.run == message.run:
-            self._end_run("it was released")
+        self._leave("it was released", message.run)
         return b""
 
-    def _require(self, run: str) -> Running:
-        running = self._running
-        if running is None or running.assignment.run != run:
+    def _require(self, run: str) -> Membership:
+        membership = self._membership
+        if membership is None or membership.run != run:
             raise FleetError(
                 f"{self._settings.name} does not work for run {run} "
-                f"(it works for {running.assignment.run if running else 'none'})."
+                f"(it works for {membership.run if membership else 'none'})."
             )
-        return running
+        return membership
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
@@ -333,20 +363,36 @@ class Agent:
         self._busy_with = None
         self._busy.release()
 
-    def _coordinator_gone(self, assignment: Assignment) -> None:
-        running = self._running
-        if running is not None and running.assignment == assignment:
-            self._end_run(f"its coordinator {assignment.coordinator} vanished")
-
-    def _end_run(self, why: str) -> None:
-        with self._ending:
-            running, self._running = self._running, None
-        if running is None:
-            return
-        try:
-            running.close()
-        finally:
+    def _orphaned(self, run: str) -> None:
+        """Free for others; what is kept of the run stays until they come, or for a while."""
+        with self._joining:
+            if self._busy_with != run:
+                return
             self._free()
-        _log.info("run %s: ended, because %s", running.assignment.run, why)
-        del running
-        memory.release_freed()
+            self._remember()
+            seconds = self._place.timeouts.keep
+            timer = threading.Timer(seconds, self._leave, ("nobody came for it", run))
+            timer.daemon = True
+            timer.start()
+            self._forgetting = timer
+
+    def _remember(self) -> None:
+        """Forget nothing by itself any more."""
+        timer, self._forgetting = self._forgetting, None
+        if timer is not None:
+            timer.cancel()
+
+    def _leave(self, why: str, run: str | None = None) -> None:
+        """End a run here, whichever it is or only this one, and forget what was kept of it."""
+        with self._joining:
+            membership = self._membership
+            if membership is None or run not in (None, membership.run):
+                return
+            self._membership = None
+            self._remember()
+        try:
+            membership.close()
+        finally:
+            if self._busy_with == membership.run:
+                self._free()
+        _log.info("run %s: ended, because %s", membership.run, why)

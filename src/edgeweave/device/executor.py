@@ -29,6 +29,7 @@ from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.reduction import Reduction
+from edgeweave.device.snapshots import State
 from edgeweave.device.throttle import Throttle
 from edgeweave.device.timings import StepTimings
 from edgeweave.net import Frame
@@ -67,7 +68,11 @@ class Executor:
         throttle: Throttle,
         clock: Clock,
         on_fault: Callable[[BaseException], None],
+        on_snapshot: Callable[[int, State, bool], None],
     ) -> None:
+        """``on_snapshot(step, state, replicate)`` is called after steps that the coordinator asks
+        to keep the state of; ``replicate``: and to fetch the other stage's.
+        """
         self._assignment = assignment
         self._stage = stage
         self._optimizer = optimizer
@@ -75,6 +80,7 @@ class Executor:
         self._throttle = throttle
         self._clock = clock
         self._on_fault = on_fault
+        self._on_snapshot = on_snapshot
         self._thread = threading.Thread(
             target=self._run, name=f"edgeweave-stage-{assignment.stage}"
         )
@@ -142,6 +148,13 @@ class Executor:
 
         Raises an error at once if it never will.
         """
+        self.wait_rounds(rounds, timeout_seconds=timeout_seconds)
+        if part == "weights":
+            return encode_state(self._stage.state_dict())
+        return self._optimizer.state()
+
+    def wait_rounds(self, rounds: int, *, timeout_seconds: float) -> None:
+        """Return once so many rounds are finished; raises at once if they never will be."""
         me = self._assignment.peer(self._assignment.stage)
         with self._finished:
             self._finished.wait_for(lambda: self._rounds >= rounds or self._ended, timeout_seconds)
@@ -153,9 +166,14 @@ class Executor:
                     device=self._assignment.device,
                     stage=self._assignment.stage,
                 )
-        if part == "weights":
-            return encode_state(self._stage.state_dict())
-        return self._optimizer.state()
+
+    def state(self) -> State:
+        """A copy of what training changes, the optimizer's part included, in main memory.
+
+        Only on the stage's own thread, or while it computes nothing.
+        """
+        tensors = {**self._stage.trained_state(), **self._optimizer.tensors()}
+        return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
 
     def _run(self) -> None:
         try:
@@ -253,6 +271,11 @@ class Executor:
             else:
                 self._update(step, begin.header.scalars)
         self._timings.end_step(self._exchange.link_rates(number))
+        if begin.header.scalars.get("snapshot"):
+            with self._timed("compute", step, -1, shown="snapshot"):
+                state = self.state()
+            replicate = bool(begin.header.scalars.get("replicate"))
+            self._on_snapshot(step + 1, state, replicate)
 
     def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
         """The first choice whose frames are here; waits for one if none is."""

@@ -23,7 +23,10 @@ __all__ = [
     "Deploy",
     "Emulate",
     "Fault",
+    "Fetch",
     "Greeting",
+    "Halt",
+    "Holdings",
     "LinkProbe",
     "LinkTimings",
     "ProbeRequest",
@@ -148,13 +151,51 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Deploy(msgspec.Struct, frozen=True):
-    """Put a stage on a device. Answered when it is ready to compute."""
+    """Put a stage on a device. Answered when it is ready to compute.
+
+    In a later term of a run most of the state is on devices already, as it was after ``step``
+    steps: in ``own`` snapshots, or to be fetched from those of others.
+    """
 
     assignment: Assignment
     graph: bytes
     tensors: memoryview
     """Safetensors; a view of the message, which may be as large as the stage."""
     optimizer_state: memoryview | None
+    step: int = 0
+    own: tuple[str, ...] = ()
+    """Parameters, buffers and constants that the device has and that do not come along."""
+    elsewhere: dict[str, tuple[str, ...]] = {}
+    """Others' devices -> the parameters and buffers to be fetched there."""
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """Stop computing for a run, and keep what there is of it. Answered with ``Holdings``.
+
+    With ``rounds`` the stage finishes them first, and keeps its state as that after ``step`` steps.
+    """
+
+    run: str
+    rounds: int | None = None
+    step: int = 0
+
+
+class Holdings(msgspec.Struct, frozen=True):
+    """What a device keeps of a run: parameters and buffers by step, and what never changes."""
+
+    steps: dict[int, tuple[str, ...]]
+    fixed: tuple[str, ...]
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Ask for a state after ``step`` steps, with what the optimizer keeps. Answered as safetensors.
+
+    Without ``names`` it is that of the device's own stage, which is waited for.
+    """
+
+    run: str
+    step: int
+    names: tuple[str, ...] = ()
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -311,6 +352,7 @@ class Fault(msgspec.Struct, frozen=True):
     """A stage tells the coordinator that it cannot go on. ``error`` as ``net`` encodes errors."""
 
     run: str
+    term: int
     device: str
     stage: int
     error: bytes

@@ -154,6 +154,10 @@ class StageOptimizer:
 
     def state(self) -> bytes:
         """The optimizer's state as safetensors, keyed ``<parameter>|<entry>``."""
+        return encode_state(self.tensors())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state by ``<parameter>|<entry>``; not copies."""
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():
             entries = {} if self._optimizer is None else self._optimizer.state[parameter]
@@ -161,7 +165,7 @@ class StageOptimizer:
                 if value is not None:
                     tensor = value if torch.is_tensor(value) else torch.tensor(value)
                     tensors[f"{name}|{key}"] = tensor
-        return encode_state(tensors)
+        return tensors
 
     def load_state(self, data: bytes | memoryview) -> None:
         """Take over what ``state`` returned, here or on another device."""
@@ -169,6 +173,10 @@ class StageOptimizer:
             tensors = safetensors.torch.load(bytes(data))
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FormatError(f"the optimizer's state is not safetensors ({error}).") from error
+        self.load_tensors(tensors)
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what ``tensors`` returned. They are trained in place from now on."""
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("|")
             parameter = self._parameters.get(name)

@@ -25,6 +25,7 @@ from edgeweave.device.messages import (
     Assignment,
     Deploy,
     Fault,
+    Fetch,
     StageStatistics,
     StateRequest,
     Weigh,
@@ -32,9 +33,11 @@ from edgeweave.device.messages import (
 )
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.replicator import Replicator
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.snapshots import Snapshots, State, of_parameter, received_state
 from edgeweave.device.throttle import Throttle
-from edgeweave.net import Transport, control_key
+from edgeweave.net import Priority, Transport, control_key
 from edgeweave.net.remote import encode_error
 from edgeweave.plan import in_flight
 from edgeweave.program import Program, StageProgram, decode
@@ -69,19 +72,20 @@ class Running:
     """A stage that is deployed, from construction to ``close``.
 
     Raises what makes it impossible: ``PlanError`` if the stage does not fit, ``WireError`` if the
-    program is unsound. A stage that fails later tells the coordinator. ``on_coordinator_gone`` is
-    called when the coordinator vanishes, and should close this.
+    program is unsound, ``FleetError`` if a state is not where it should be. A stage that fails
+    later tells the coordinator. Its states go to ``snapshots``, which outlive it.
     """
 
-    def __init__(
-        self, message: Deploy, place: Workplace, *, on_coordinator_gone: Callable[[], None]
-    ) -> None:
+    def __init__(self, message: Deploy, place: Workplace, snapshots: Snapshots) -> None:
         self.assignment = assignment = message.assignment
         self._place = place
-        program, stage = self._load(message)
+        self._snapshots = snapshots
+        known = self._known(message)
+        program, stage = self._load(message, known)
         optimizer = StageOptimizer(assignment.optimizer, stage.parameters)
         if message.optimizer_state is not None:
             optimizer.load_state(message.optimizer_state)
+        optimizer.load_tensors({n: t.clone() for n, t in known.items() if n != of_parameter(n)})
         self._exchange = StageExchange(
             assignment,
             program,
@@ -99,16 +103,21 @@ class Running:
             throttle=place.throttle,
             clock=place.clock,
             on_fault=self._report_fault,
+            on_snapshot=self._keep,
+        )
+        self._replicator = Replicator(
+            self._fetch_before, snapshots, stop_seconds=place.timeouts.stop
         )
         self._rehearse(program)
+        snapshots.fixed = stage.fixed_state()
+        snapshots.forget_after(message.step)
+        if assignment.term > 0:
+            snapshots.add(message.step, self._executor.state())
+        known.clear()
         memory.release_freed()
         with ExitStack() as stack:
+            stack.enter_context(self._replicator)
             stack.enter_context(self._executor)
-            watched = control_key(place.settings.fleet, assignment.coordinator, "alive")
-            watch = place.transport.watch(
-                watched, lambda _key, alive: None if alive else on_coordinator_gone()
-            )
-            stack.callback(watch.close)
             self._moved_before = place.transport.statistics()
             self._stack = stack.pop_all()
 
@@ -117,6 +126,14 @@ class Running:
         return self._executor.wait_state(
             message.rounds, message.part, timeout_seconds=self._place.timeouts.work
         )
+
+    def wait_rounds(self, rounds: int) -> None:
+        """Return once so many rounds are finished."""
+        self._executor.wait_rounds(rounds, timeout_seconds=self._place.timeouts.work)
+
+    def state(self) -> State:
+        """A copy of what training changed so far. Only while no round is under way."""
+        return self._executor.state()
 
     def statistics(self) -> StageStatistics:
         """Where the stage's time went, what it moved and what it used."""
@@ -140,9 +157,44 @@ class Running:
         """End the run's threads and subscriptions."""
         self._stack.close()
 
-    def _load(self, message: Deploy) -> tuple[Program, StageProgram]:
+    def _keep(self, step: int, state: State, replicate: bool) -> None:
+        """The stage has a new state. Runs on its thread."""
+        self._snapshots.add(step, state)
+        if replicate:
+            self._replicator.replicate(step)
+
+    def _fetch_before(self, step: int) -> State:
+        """The state of the stage before this one; the last one's is kept by the first."""
+        device = self.assignment.devices[self.assignment.stage - 1]
+        return self._fetch(device, Fetch(self.assignment.run, step), Priority.BACKGROUND)
+
+    def _fetch(self, device: str, message: Fetch, priority: Priority) -> State:
         place = self._place
-        captured = decode(message.graph, message.tensors, examine=self._examine)
+        answer = place.transport.request(
+            control_key(place.settings.fleet, device, "fetch"),
+            encode_message(message),
+            device=device,
+            timeout_seconds=place.timeouts.work,
+            priority=priority,
+        )
+        return received_state(answer, device)
+
+    def _known(self, message: Deploy) -> dict[str, torch.Tensor]:
+        """The state that does not come along: kept here, or fetched from others."""
+        run, step = message.assignment.run, message.step
+        found = dict(self._snapshots.take(step, message.own))
+        for device, names in message.elsewhere.items():
+            found.update(self._fetch(device, Fetch(run, step, names), Priority.DATA))
+        return found
+
+    def _load(self, message: Deploy, known: State) -> tuple[Program, StageProgram]:
+        place = self._place
+        captured = decode(
+            message.graph,
+            message.tensors,
+            examine=self._examine,
+            known={name: tensor for name, tensor in known.items() if name == of_parameter(name)},
+        )
         self._check_memory(captured.program)
         torch.set_num_threads(place.n_threads)
         memory.release_freed()
@@ -152,7 +204,7 @@ class Running:
             captured.state,
             device=place.torch_device,
             seed=message.assignment.seed,
-            take_over=True,
+            take_over=not known,
         )
         return captured.program, stage
 
@@ -177,6 +229,7 @@ class Running:
                 f"{assignment.peer(assignment.stage)} needs {format_bytes(needed)} "
                 f"(limit: {format_bytes(limit)}). Lower batch_size or add a device."
             )
+        self._snapshots.room_bytes = limit - needed
 
     def _rehearse(self, program: Program) -> None:
         """Learn how to pace an emulated device; a real one goes as fast as it can."""
@@ -194,7 +247,9 @@ class Running:
         assignment, place = self.assignment, self._place
         _log.error("run %s: stage %d failed: %s", assignment.run, assignment.stage, error)
         described = encode_error(_located(error, assignment))
-        fault = Fault(assignment.run, place.settings.name, assignment.stage, described)
+        fault = Fault(
+            assignment.run, assignment.term, place.settings.name, assignment.stage, described
+        )
         try:
             place.transport.request(
                 control_key(place.settings.fleet, assignment.coordinator, "fault"),

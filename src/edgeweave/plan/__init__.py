@@ -28,6 +28,7 @@ from edgeweave.plan.microbatching import (
 from edgeweave.plan.partition import best_plans, partition
 from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.replan import Monitor
+from edgeweave.plan.replication import Replication
 from edgeweave.plan.schedule import (
     SCHEDULES,
     Action,
@@ -43,6 +44,7 @@ from edgeweave.plan.schedule import (
 )
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
+from edgeweave.plan.takeover import taken_over
 from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "PlannedBatch",
     "Recoding",
     "Reduce",
+    "Replication",
     "Skip",
     "Stage",
     "StageSeconds",
@@ -93,6 +96,7 @@ __all__ = [
     "period_seconds_at_least",
     "simulate",
     "stage_memory_bytes",
+    "taken_over",
     "to_json",
     "window",
     "worthwhile_sizes",

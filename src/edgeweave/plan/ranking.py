@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil, inf
 
 from edgeweave.core.names import COORDINATOR_NAME
@@ -13,6 +14,7 @@ from edgeweave.plan.costs import (
     stage_seconds,
 )
 from edgeweave.plan.memory import stage_memory_bytes
+from edgeweave.plan.replication import replication_for
 from edgeweave.plan.routes import Route, routes
 from edgeweave.plan.simulate import with_simulated_step
 from edgeweave.plan.splits import Microbatching, Split
@@ -72,7 +74,9 @@ def plan_from_split(split: Split, costs: Costs, run: Microbatching) -> Plan:
         step_seconds=0.0,
         skips=run.skips,
     )
-    return with_simulated_step(draft, costs)
+    plan = with_simulated_step(draft, costs)
+    replication = replication_for(plan.devices, plan.bounds, plan.step_seconds, costs)
+    return replace(plan, replication=replication)
 
 
 def _stage(costs: Costs, place: tuple[str, int, int], *, in_flight: int) -> Stage:

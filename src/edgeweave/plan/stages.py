@@ -12,13 +12,15 @@ import msgspec
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan._checks import require_not_negative
 from edgeweave.plan.coding import LinkCodec
+from edgeweave.plan.replication import Replication
 from edgeweave.plan.routes import SKIPS, Skips
 from edgeweave.plan.schedule import SCHEDULES
 
 __all__ = ["Plan", "Stage", "from_json", "to_json"]
 
 _FORMAT = "edgeweave/plan"
-_VERSION = 3
+_VERSION = 4
+_USUAL_REPLICATION = Replication()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Plan:
     computing, the links' transfers, and the time that feeding a stage keeps a link busy.
     ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
     optimizer's step. With ``skips="direct"`` values go past the stages that do not use them. Links
-    that are not among ``codecs`` carry values as they are.
+    that are not among ``codecs`` carry values as they are. ``replication`` says how often states
+    are copied.
     """
 
     stages: tuple[Stage, ...]
@@ -63,6 +66,7 @@ class Plan:
     step_seconds: float
     skips: Skips = "relayed"
     codecs: tuple[LinkCodec, ...] = ()
+    replication: Replication = _USUAL_REPLICATION
 
     def __post_init__(self) -> None:
         self._check_stages()

@@ -12,7 +12,7 @@ owns a file or a socket reads and writes them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -61,9 +61,15 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 _program_decoder = msgspec.json.Decoder(Program)
 
 
-def encode(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[bytes, bytes]:
-    """The graph and the tensors as two byte strings, the first naming the digest of the second."""
-    tensors = encode_state({spec.name: state[spec.name] for spec in program.state})
+def encode(
+    program: Program, state: Mapping[str, torch.Tensor], *, without: Collection[str] = ()
+) -> tuple[bytes, bytes]:
+    """The graph and the tensors as two byte strings, the first naming the digest of the second.
+
+    ``without``: tensors that the reader has, and passes to ``decode`` as ``known``.
+    """
+    names = [spec.name for spec in program.state if spec.name not in without]
+    tensors = encode_state({name: state[name] for name in names})
     return _envelope(program, tensors), tensors
 
 
@@ -81,16 +87,24 @@ def _envelope(program: Program, tensors: bytes) -> bytes:
 
 
 def decode(
-    graph: bytes, tensors: bytes | memoryview, *, examine: Examine | None = None
+    graph: bytes,
+    tensors: bytes | memoryview,
+    *,
+    examine: Examine | None = None,
+    known: Mapping[str, torch.Tensor] | None = None,
 ) -> Captured:
     """Read what ``encode`` wrote. Raises ``FormatError`` for anything else; executes nothing.
 
-    ``examine`` replaces the check of the program, for callers that check in another process.
+    ``examine`` replaces the check of the program, for callers that check in another process;
+    ``known`` are the tensors that it was encoded without.
     """
     envelope, program = _decode_graph(graph, examine)
     if _digest(tensors) != envelope.state_sha256:
         raise FormatError("the tensors are damaged (SHA-256 differs). Fetch or write them again.")
-    return Captured(program, decode_state(tensors, program.state))
+    held = known or {}
+    sent = decode_state(tensors, tuple(s for s in program.state if s.name not in held))
+    _check_tensors(held, tuple(spec for spec in program.state if spec.name in held))
+    return Captured(program, {**sent, **held})
 
 
 def decode_program(graph: bytes, *, examine: Examine | None = None) -> Program:
@@ -141,6 +155,11 @@ def decode_state(
         state = safetensors.torch.load(bytes(tensors))
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise FormatError(f"the tensors are not safetensors ({error}).") from error
+    _check_tensors(state, specs)
+    return state
+
+
+def _check_tensors(state: Mapping[str, torch.Tensor], specs: tuple[StateSpec, ...]) -> None:
     declared = {spec.name: (DTYPES[spec.dtype], spec.shape) for spec in specs}
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     if declared != found:
@@ -148,7 +167,6 @@ def decode_state(
         raise FormatError(
             f"the tensors are not those of the program ({', '.join(names[:3])} differ)."
         )
-    return state
 
 
 def _digest(data: bytes | memoryview | msgspec.Raw) -> str:

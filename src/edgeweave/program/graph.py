@@ -155,6 +155,11 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def trainable(self) -> tuple[StateSpec, ...]:
         return tuple(spec for spec in self.state if spec.trainable)
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What a training step changes: parameters that train, and buffers with updates."""
+        return (*(spec.name for spec in self.trainable), *self.updates)
+
     def values(self) -> dict[str, Value]:
         """Every input and every node result, by name. State is not among them."""
         found = {value.name: value for value in self.inputs}

@@ -318,6 +318,15 @@ class StageProgram:
         kept = (spec.name for spec in self.program.state if spec.kind != "constant")
         return {name: self._state[name].detach() for name in kept}
 
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """What training changes, by the user's names; not copies."""
+        return {name: self._state[name].detach() for name in self.program.trained}
+
+    def fixed_state(self) -> dict[str, torch.Tensor]:
+        """What training never changes, constants included; not copies."""
+        trained = set(self.program.trained)
+        return {name: t.detach() for name, t in self._state.items() if name not in trained}
+
     def _replace_buffer(self, name: str, tensor: torch.Tensor) -> None:
         self._state[name] = tensor
         self._training.replace_state(name, tensor)

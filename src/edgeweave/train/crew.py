@@ -26,8 +26,9 @@ _BLAME_SECONDS = 3.0
 class Crew:
     """Those who hold the stages of ``run``. ``rounds`` is how many have begun, for messages."""
 
-    def __init__(self, fleet: Fleet, plan: Plan, run: str, inbox: Inbox) -> None:
+    def __init__(self, fleet: Fleet, plan: Plan, run: str, term: int, inbox: Inbox) -> None:
         self.rounds = 0
+        self._term = term
         self._fleet = fleet
         self._plan = plan
         self._run = run
@@ -61,6 +62,11 @@ class Crew:
                 self.release()  # or else the other stages answer when their deadline is over
                 raise cause from error
         return dict(zip(devices, (future.result() for future in asked), strict=True))
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """Those that vanished so far."""
+        return frozenset(device for device, event in self._lost.items() if event.is_set())
 
     def release(self) -> None:
         """Let the devices go; one that is gone or silent cannot be told, and need not be."""
@@ -97,7 +103,7 @@ class Crew:
     def on_fault(self, payload: bytes) -> bytes:
         """A stage says that it cannot go on."""
         fault = decode_message(payload, Fault)
-        if fault.run == self._run:
+        if (fault.run, fault.term) == (self._run, self._term):
             error = decode_error(fault.error, fault.device)
             self.fail(self.blamed(error))
         return b""
@@ -108,9 +114,9 @@ class Crew:
             return error
         if type(error) in (FleetError, DeviceTimeout):
             self._any_lost.wait(_BLAME_SECONDS)
-        lost = [device for device, event in self._lost.items() if event.is_set()]
-        if lost:
-            return self._lost_error(lost[0])
+        for device, event in self._lost.items():
+            if event.is_set():
+                return self._lost_error(device)
         return self._inbox.error or error
 
     def _wait_answers(self, asked: Sequence[Future[bytes]]) -> None:

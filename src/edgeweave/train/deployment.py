@@ -21,6 +21,7 @@ from edgeweave.program import (
     ways,
     without_outputs,
 )
+from edgeweave.train.holders import Origin
 
 __all__ = ["Deployment", "RunSettings", "check_place"]
 
@@ -68,16 +69,18 @@ class Deployment:
             optimizer_state,
         )
 
-    def message(self, device: str, *, run: str, coordinator: str) -> Deploy:
-        """The message that puts its stage on a device. As large as the stage."""
+    def message(
+        self, device: str, *, run: str, term: int, coordinator: str, origin: Origin
+    ) -> Deploy:
+        """The message that puts its stage on a device. As large as what comes along with it."""
         plan, settings = self.plan, self.settings
         index = plan.devices.index(device)
         stage = self.stages[index]
         way = ways(self.stages)[index]
-        graph, tensors = encode(stage, self.state)
+        graph, tensors = encode(stage, self.state, without=origin.absent)
         assignment = Assignment(
             run=run,
-            term=0,
+            term=term,
             coordinator=coordinator,
             stage=index,
             devices=plan.devices,
@@ -94,13 +97,21 @@ class Deployment:
             targets=way.targets,
             codec=settings.codec,
         )
-        return Deploy(assignment, graph, memoryview(tensors), self._optimizer_part(stage))
+        return Deploy(
+            assignment,
+            graph,
+            memoryview(tensors),
+            self._optimizer_part(stage, origin),
+            step=origin.step,
+            own=origin.own,
+            elsewhere=dict(origin.elsewhere),
+        )
 
-    def _optimizer_part(self, stage: Program) -> memoryview | None:
-        """The optimizer state of one stage's parameters, keyed ``<parameter>|<entry>``."""
+    def _optimizer_part(self, stage: Program, origin: Origin) -> memoryview | None:
+        """The optimizer state of those parameters that come along."""
         if self.optimizer_state is None:
             return None
-        names = {spec.name for spec in stage.trainable}
+        names = {spec.name for spec in stage.trainable} - origin.absent
         part = {
             key: tensor
             for key, tensor in self.optimizer_state.items()

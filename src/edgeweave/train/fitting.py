@@ -6,39 +6,20 @@ Knows steps and epochs; leaves data sets, plans and fleets to the trainer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-import torch
-
-from edgeweave.core.errors import CheckpointError, ConfigError, WireError
+from edgeweave.core.errors import CheckpointError, ConfigError
 from edgeweave.train import checkpoint as checkpoints
 from edgeweave.train.batches import Batch, Cursor
-from edgeweave.train.history import History
+from edgeweave.train.elastic import ElasticRun
+from edgeweave.train.history import History, Mark
 from edgeweave.train.learning_rate import LearningRate
 from edgeweave.train.report import EpochRecord, Evaluation
-from edgeweave.train.run import PipelineRun, RoundResult
+from edgeweave.train.run import RoundResult
+from edgeweave.train.weights import Weights
 
-__all__ = ["Fit", "Store", "Weights"]
-
-
-@dataclass(slots=True)
-class Weights:
-    """The coordinator's copy of what the devices hold, as of the last ``fetch``."""
-
-    state: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def fetch(self, run: PipelineRun) -> None:
-        """Take weights, buffers and optimizer state over from the devices."""
-        weights, optimizers = run.fetch_state()
-        for device, data in weights.items():
-            self.state.update(_tensors(data, device))
-        self.optimizer = {}
-        for device, data in optimizers.items():
-            self.optimizer.update(_tensors(data, device))
+__all__ = ["Fit", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +46,24 @@ class Fit:
         self._weights = weights
         self._store = store
         self._settings = settings
+        self._marks: dict[int, tuple[Mark, int]] = {}
+
+    def mark(self) -> None:
+        """Remember this step, in case it is where the run goes on after a loss."""
+        self._marks[self.history.step] = self.history.mark(), len(self.rate.calls)
+        for step in [step for step in self._marks if step < self._weights.step]:
+            del self._marks[step]
+
+    def rewind(self, step: int) -> None:
+        """Return to where it stood after ``step`` steps: no further back than the weights here."""
+        mark, n_calls = self._marks[step]
+        self.history.rewind(step, mark)
+        self.rate.rewind(n_calls)
+        self._marks = {each: found for each, found in self._marks.items() if each <= step}
 
     def train_epoch(
         self,
-        run: PipelineRun,
+        run: ElasticRun,
         batches: Iterable[Batch],
         batch_size: int,
         *,
@@ -85,9 +80,10 @@ class Fit:
             result = run.train_step(self.history.step, batch, self.rate.hyperparameters())
             self.rate.advance("step")
             self.history.end_step(result, full=batch.n_samples == batch_size)
+            self.mark()
             on_step(result)
 
-    def end_epoch(self, run: PipelineRun, validation: Evaluation | None) -> EpochRecord:
+    def end_epoch(self, run: ElasticRun, validation: Evaluation | None) -> EpochRecord:
         """Close the epoch, and write its checkpoint."""
         self.rate.advance("epoch", None if validation is None else validation.loss)
         record = self.history.end_epoch(validation)
@@ -119,6 +115,7 @@ class Fit:
             progress.epochs,
             progress.open_epoch,
         )
+        self._weights.step = self.history.step
 
     def _check_same(self, directory: Path, theirs: dict[str, str]) -> None:
         differing = [
@@ -138,10 +135,10 @@ class Fit:
         every = None if store is None else store.every_steps
         return every is not None and step > saved_at and step % every == 0
 
-    def _save(self, run: PipelineRun) -> None:
+    def _save(self, run: ElasticRun) -> None:
         if self._store is None:
             return
-        self._weights.fetch(run)
+        self._weights.fetch(run, self.history.step)
         history = self.history
         progress = checkpoints.Progress(
             step=history.step,
@@ -157,11 +154,3 @@ class Fit:
             self._store.directory,
             checkpoints.Checkpoint(progress, self._weights.state, self._weights.optimizer),
         )
-
-
-def _tensors(data: bytes, device: str) -> dict[str, torch.Tensor]:
-    """What a device sent as safetensors."""
-    try:
-        return dict(safetensors.torch.load(data))
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise WireError(f"the state that {device} sent is not safetensors ({error}).") from error

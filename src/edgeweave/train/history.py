@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgeweave.plan import Plan
 from edgeweave.train.batches import Cursor
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, OpenEpoch, Report
 from edgeweave.train.run import RoundResult
 
-__all__ = ["History"]
+__all__ = ["History", "Mark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a history stood, to return there."""
+
+    cursor: Cursor
+    n_samples: int
+    n_full_steps: int
+    n_epochs: int
+    open_epoch: OpenEpoch
 
 
 class History:
@@ -53,6 +66,22 @@ class History:
             step_seconds=tuple(self.step_seconds),
             devices=devices,
         )
+
+    def mark(self) -> Mark:
+        """Where it stands."""
+        return Mark(
+            self.cursor, self.n_samples, len(self.step_seconds), len(self.epochs), self._open
+        )
+
+    def rewind(self, step: int, mark: Mark) -> None:
+        """Return to where it stood after ``step`` steps. The time that was spent stays spent."""
+        self.step = step
+        self.cursor = mark.cursor
+        self.n_samples = mark.n_samples
+        del self.step_losses[step:]
+        del self.step_seconds[mark.n_full_steps :]
+        del self.epochs[mark.n_epochs :]
+        self._open = mark.open_epoch
 
     def open_epoch(self) -> OpenEpoch:
         """The sums of the epoch in progress."""

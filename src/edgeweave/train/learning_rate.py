@@ -50,9 +50,14 @@ class LearningRate:
 
     def __init__(self, optimizer: Optimizer, schedule: LRSchedule | None) -> None:
         self._schedule = schedule
-        self._optimizer = build(optimizer, [nn.Parameter(torch.zeros(1))])
-        self._scheduler = None if schedule is None else _scheduler(schedule, self._optimizer)
+        self._named = optimizer
         self.calls: list[float | None] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._optimizer = build(self._named, [nn.Parameter(torch.zeros(1))])
+        schedule = self._schedule
+        self._scheduler = None if schedule is None else _scheduler(schedule, self._optimizer)
 
     def hyperparameters(self) -> dict[str, float]:
         """``lr``, and the momentum or betas that some schedules move along with it."""
@@ -84,6 +89,14 @@ class LearningRate:
         """Repeat what another scheduler was told, to resume where it was."""
         for loss in calls:
             self._tell(loss)
+
+    def rewind(self, n_calls: int) -> None:
+        """Return to where it stood after its first ``n_calls`` calls."""
+        if n_calls == len(self.calls):
+            return
+        calls, self.calls = self.calls[:n_calls], []
+        self._begin()
+        self.replay(calls)
 
     def _tell(self, loss: float | None) -> None:
         assert self._scheduler is not None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 
-from edgeweave.plan import Decision, DeviceCosts, Monitor
+from edgeweave.plan import Costs, Decision, DeviceCosts, Monitor, Plan, partition, taken_over
 from edgeweave.train.run import RoundResult
 
-__all__ = ["PlanWatch"]
+__all__ = ["PlanWatch", "replanned"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +28,15 @@ class PlanWatch:
         """What was decided so far, to keep the plan or to change it."""
         return tuple(self._decisions)
 
+    @property
+    def costs(self) -> Costs | None:
+        """The costs as they are believed to be now, if any are known."""
+        return None if self._monitor is None else self._monitor.costs
+
     def devices(self) -> tuple[DeviceCosts, ...]:
         """The costs of all devices as they are believed to be now; none if nothing is known."""
-        return () if self._monitor is None else self._monitor.costs.devices
+        costs = self.costs
+        return () if costs is None else costs.devices
 
     def step(self, step: int, result: RoundResult, *, steps_left: int) -> None:
         """Step number ``step`` is done."""
@@ -50,3 +56,14 @@ class PlanWatch:
             _log.warning("%s This run goes on with the plan it has.", decision.line())
         else:
             _log.info("%s", decision.line())
+
+
+def replanned(plan: Plan, costs: Costs | None, left: tuple[str, ...]) -> Plan:
+    """The plan for the devices that are left: the best by what is known of them.
+
+    If nothing is, those of the old plan take over what the lost ones held.
+    """
+    known = set() if costs is None else {each.device for each in costs.devices} & set(left)
+    if costs is None or not known:
+        return taken_over(plan, left)
+    return partition(costs.only(known), n_microbatches=plan.n_microbatches, schedule=plan.schedule)

@@ -58,6 +58,10 @@ class TrainingProgress:
         status = f"loss {result.loss:.4f}  {result.n_samples / result.seconds:.0f} samples/s"
         self._bar.update(self._task, advance=1, status=status)
 
+    def rewind(self, step: int) -> None:
+        """Steps after ``step`` are done again."""
+        self._bar.update(self._task, completed=step)
+
     def epoch(self, record: EpochRecord) -> None:
         """An epoch is done."""
         if not self._shown:

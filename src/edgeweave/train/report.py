@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -12,6 +12,7 @@ from edgeweave.device import StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Decision, Plan
 from edgeweave.train.codec_watch import CodecChange
+from edgeweave.train.elastic import Recovery
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
 
@@ -109,6 +110,8 @@ class Report:
     """What was decided whenever a device had left its prediction: to keep the plan or change it."""
     codec_changes: tuple[CodecChange, ...] = ()
     """When links began to code in other bits than before, and why."""
+    recoveries: tuple[Recovery, ...] = ()
+    """Devices that were lost, and how the run went on."""
 
     @property
     def samples_per_second(self) -> float:
@@ -128,7 +131,7 @@ class Report:
 
 
 def device_reports(
-    statistics: dict[str, StageStatistics],
+    statistics: Mapping[str, StageStatistics],
     plan: Plan,
     *,
     clock_offsets: dict[str, float],

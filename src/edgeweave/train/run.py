@@ -1,5 +1,7 @@
 """A plan at work: stages deployed, microbatches in, losses out. Knows no epochs and no files.
 
+It serves one term of a run; ``ElasticRun`` begins another where devices are lost or plans change.
+
 One round is a training step or an evaluation pass. The coordinator keeps a window of microbatches
 under way and learns of each from the last stage's result; the devices' schedules do the rest.
 """
@@ -46,6 +48,7 @@ from edgeweave.program import (
 from edgeweave.train.batches import Batch
 from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
+from edgeweave.train.holders import Origin, Term
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
 
@@ -70,7 +73,7 @@ class PipelineRun:
     """Deploys on entering, releases the devices on leaving, whatever happened in between.
 
     A device that vanishes, fails or stays silent makes the method in progress raise; the run is
-    then over.
+    then over. As a ``term`` of a longer run it leaves the releasing to others.
     """
 
     def __init__(
@@ -82,20 +85,35 @@ class PipelineRun:
         settings: RunSettings,
         *,
         optimizer_state: Mapping[str, torch.Tensor] | None = None,
+        term: Term | None = None,
     ) -> None:
         self._fleet = fleet
         self._plan = plan
         self._settings = settings
-        self._name = f"run-{secrets.token_hex(4)}"
+        self._term = term
+        self._name = f"run-{secrets.token_hex(4)}" if term is None else term.run
+        self._number = 0 if term is None else term.number
         self._deployment = Deployment.of(program, plan, settings, state, optimizer_state)
         self._stages = self._deployment.stages
         self._inbox = Inbox(capacity=4 * plan.n_microbatches + 8 * len(plan.stages) + 16)
-        self._crew = Crew(fleet, plan, self._name, self._inbox)
+        self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
         self._stack = ExitStack()
         self.codecs: Sequence[LinkCodec] = plan.codecs
         """Of the next training steps; evaluation is exact."""
         self.link_rates: Mapping[tuple[str, str], float] = {}
         """Bytes per second that links are believed to carry, by source and target."""
+        self.last_heard_seconds = fleet.clock.now()
+        """When the last result came, or when the term began."""
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """Devices of the plan that vanished."""
+        return self._crew.lost
+
+    @property
+    def rounds(self) -> int:
+        """Rounds begun so far."""
+        return self._crew.rounds
 
     @property
     def plan(self) -> Plan:
@@ -104,12 +122,13 @@ class PipelineRun:
     def __enter__(self) -> Self:
         fleet, transport = self._fleet, self._fleet.transport
         with ExitStack() as stack:
-            stack.callback(self._crew.release)
+            if self._term is None:
+                stack.callback(self._crew.release)
             fault_key = control_key(fleet.name, transport.name, "fault")
             stack.callback(transport.serve(fault_key, self._crew.on_fault).close)
             stack.callback(fleet.watch(self._crew.on_lost).close)
             results = transport.subscribe(
-                frame_pattern(fleet.name, self._name, 0, COORDINATOR),
+                frame_pattern(fleet.name, self._name, self._number, COORDINATOR),
                 self._receive,
                 on_error=self._crew.fail,
                 expect=self._expect,
@@ -129,17 +148,25 @@ class PipelineRun:
         self._stack.close()
 
     def train_step(
-        self, step: int, batch: Batch, hyperparameters: Mapping[str, float]
+        self,
+        step: int,
+        batch: Batch,
+        hyperparameters: Mapping[str, float],
+        *,
+        snapshot: bool = False,
+        replicate: bool = False,
     ) -> RoundResult:
         """One optimizer step: the gradient is the mean over the batch's samples.
 
         Returns when the last loss is here; the last backward passes may still be under way, which
-        the next step's inputs overlap.
+        the next step's inputs overlap. With ``snapshot`` each stage keeps a copy of its state
+        after the step, with ``replicate`` one of the stage before it too.
         """
         self._fleet.step_begins(step)
         parts = batch.microbatches(self._settings.microbatch_size)
         scalars = {f"hp:{name}": value for name, value in hyperparameters.items()}
         scalars |= {"train": 1.0, "total_samples": float(batch.n_samples)}
+        scalars |= {"snapshot": float(snapshot), "replicate": float(replicate)}
         return self._round(step, parts, len(parts), scalars, self.codecs)
 
     def compare(self, step: int, batch: Batch) -> Agreement:
@@ -243,14 +270,14 @@ class PipelineRun:
             kind,
             transport.name,
             COORDINATOR,
-            0,
+            self._number,
             round=number,
             microbatch=microbatch,
             tensors=tensors,
             scalars=scalars,
         )
         try:
-            key = frame_key(self._fleet.name, self._name, 0, stage, kind)
+            key = frame_key(self._fleet.name, self._name, self._number, stage, kind)
             transport.send(key, frame, device=self._plan.devices[stage])
         except EdgeweaveError as error:
             raise self._crew.blamed(error) from error
@@ -261,16 +288,21 @@ class PipelineRun:
     def _heard(self, kind: str, stage: int, number: int, microbatch: int) -> FrameHeader:
         key = FrameId(kind, stage, number, microbatch)
         timeout = self._fleet.timeouts.frame
-        return self._inbox.wait(key, timeout_seconds=timeout, late=self._late).header
+        header = self._inbox.wait(key, timeout_seconds=timeout, late=self._late).header
+        self.last_heard_seconds = self._fleet.clock.now()
+        return header
 
     def _deploy(self, device: str) -> bytes:
-        coordinator = self._fleet.transport.name
-        return self._fleet.ask(
+        stage = self._stages[self._plan.devices.index(device)]
+        message = self._deployment.message(
             device,
-            "deploy",
-            self._deployment.message(device, run=self._name, coordinator=coordinator),
-            timeout_seconds=self._fleet.timeouts.work,
+            run=self._name,
+            term=self._number,
+            coordinator=self._fleet.transport.name,
+            origin=Origin() if self._term is None else self._term.origin(stage, device),
         )
+        seconds = self._fleet.timeouts.work
+        return self._fleet.ask(device, "deploy", message, timeout_seconds=seconds)
 
     def _receive(self, frame: Frame) -> None:
         try:

@@ -5,8 +5,7 @@ Knows data sets, epochs, checkpoints; leaves computing to ``PipelineRun`` and cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 
 from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError, PlanError
-from edgeweave.device import Optimizer
+from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
 from edgeweave.plan import (
     SCHEDULES,
@@ -30,27 +29,23 @@ from edgeweave.plan import (
     best_microbatching,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
-from edgeweave.train.batches import (
-    Batch,
-    epoch_batches,
-    example,
-    n_batches,
-    ordered_batches,
-    prefetched,
-)
+from edgeweave.train.batches import example, n_batches
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_place
+from edgeweave.train.elastic import ElasticRun
 from edgeweave.train.experience import Experience
-from edgeweave.train.fitting import Fit, Store, Weights
+from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.measurements import Measure, Measurements
 from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
-from edgeweave.train.plan_watch import PlanWatch
+from edgeweave.train.plan_watch import PlanWatch, replanned
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import DeviceReport, Evaluation, Report, device_reports
-from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
+from edgeweave.train.run import PipelineRun, RunSettings
+from edgeweave.train.training import Data, Training, Watches, evaluated
+from edgeweave.train.weights import Weights
 
 __all__ = ["PipelineTrainer"]
 
@@ -112,6 +107,7 @@ class PipelineTrainer:
         measure: Measure = "profile",
         codec: Codec | Literal["auto"] = _EXACT,
         plan: Plan | None = None,
+        recover: bool = True,
         experience: Experience | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
@@ -137,6 +133,7 @@ class PipelineTrainer:
         self._measure = measure
         self._compression = Compression.of(codec)
         self._plan = plan
+        self._recover = recover
         self._experience = experience
         self._teacher = Teacher(experience, fleet)
         self._chosen: Chosen | None = None
@@ -218,7 +215,7 @@ class PipelineTrainer:
         if resume and checkpoint is None:
             raise ConfigError("resume needs a checkpoint directory. Pass checkpoint=.")
         plan = self.prepare(train_set, batch_size=batch_size, resume=checkpoint if resume else None)
-        self._weights.optimizer = {}
+        self._weights.optimizer, self._weights.step = {}, 0
         store = None if checkpoint is None else Store(Path(checkpoint), checkpoint_every)
         fit = Fit(
             weights=self._weights,
@@ -229,44 +226,37 @@ class PipelineTrainer:
         fit.rate.check(validated=validate is not None)
         if resume:
             fit.resume()
-        n_steps = epochs * n_batches(train_set, batch_size)
-        watch, codecs = self._watches(plan, batch_size)
-        timings = RunTimings()
+        data = Data(
+            train_set,
+            validate,
+            batch_size,
+            self._microbatch_size(batch_size),
+            epochs,
+            self._seed,
+            self._fleet.timeouts.stop,
+        )
         with (
-            self._run(plan, batch_size) as run,
-            TrainingProgress(n_steps, done=fit.history.step, shown=progress) as bar,
+            self._elastic(plan, batch_size) as elastic,
+            TrainingProgress(data.n_steps, done=fit.history.step, shown=progress) as bar,
         ):
-
-            def on_step(result: RoundResult) -> None:
-                bar.step(result)
-                timings.step(result.timings)
-                n_done = fit.history.step
-                watch.step(n_done - 1, result, steps_left=n_steps - n_done)
-                codecs.after(run, n_done - 1, result, watch.devices)
-
-            def before_step(step: int, batch: Batch) -> None:
-                codecs.before(run, step, batch)
-
             started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
-            while fit.history.cursor.epoch < epochs:
-                batches = epoch_batches(
-                    train_set, batch_size, seed=self._seed, cursor=fit.history.cursor
-                )
-                with self._prefetched(run, batches) as ahead:
-                    fit.train_epoch(
-                        run, ahead, batch_size, before_step=before_step, on_step=on_step
-                    )
-                validation = None
-                if validate is not None:
-                    validation = self._evaluated(run, validate, fit.history.step, batch_size)
-                bar.epoch(fit.end_epoch(run, validation))
-            self._weights.fetch(run)
-            self._teach(plan, batch_size, timings)
+            training = Training(
+                elastic,
+                fit,
+                data,
+                watches=lambda plan: self._watches(plan, batch_size),
+                replan=lambda watch, left: replanned(elastic.plan, watch.costs, left),
+                bar=bar,
+            )
+            training.run(self._weights.fetch)
+            self._teach(elastic.plan, batch_size, training.timings)
+            devices = self._device_reports(training.statistics, elastic.plan, started)
             return replace(
-                fit.history.report(plan, self._device_reports(run, plan, started)),
+                fit.history.report(elastic.plan, devices),
                 chaos=self._fleet.chaos_log[n_before:],
-                replans=watch.decisions,
-                codec_changes=codecs.changes,
+                replans=training.decisions,
+                codec_changes=training.codec_changes,
+                recoveries=tuple(training.recoveries),
             )
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
@@ -276,8 +266,15 @@ class PipelineTrainer:
         assert self._captured is not None
         check_place(plan, self._fleet, self._captured.program)
         self._weights.optimizer = {}
-        with self._run(plan, batch_size) as run:
-            return self._evaluated(run, dataset, 0, batch_size)
+        size, stop_seconds = self._microbatch_size(batch_size), self._fleet.timeouts.stop
+        with PipelineRun(
+            self._fleet,
+            self._captured.program,
+            self._weights.state,
+            plan,
+            self._run_settings(batch_size),
+        ) as run:
+            return evaluated(run, dataset, 0, size, stop_seconds)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained weights and buffers under the names of the user's model.
@@ -290,16 +287,6 @@ class PipelineTrainer:
             for name, tensor in self._model.state_dict().items()
         }
 
-    def _evaluated(
-        self, run: PipelineRun, dataset: Dataset[Any], step: int, batch_size: int
-    ) -> Evaluation:
-        size = self._microbatch_size(batch_size)
-        if n_batches(dataset, 1) < 1:
-            raise ConfigError("evaluation needs at least one sample (the data set has none).")
-        with self._prefetched(run, ordered_batches(dataset, size)) as ahead:
-            result = run.evaluate(step, ahead, n_batches(dataset, size))
-        return Evaluation(result.loss, result.metrics, result.n_samples)
-
     def _capture(self, dataset: Dataset[Any]) -> None:
         if self._captured is not None:
             return
@@ -308,29 +295,29 @@ class PipelineTrainer:
         state = {name: t.detach().clone() for name, t in self._captured.state.items()}
         self._weights = Weights(state)
 
-    def _prefetched(
-        self, run: PipelineRun, batches: Iterator[Batch]
-    ) -> AbstractContextManager[Iterator[Batch]]:
-        stop_seconds = self._fleet.timeouts.stop
-        return prefetched(batches, check=run.check, stop_seconds=stop_seconds)
-
-    def _run(self, plan: Plan, batch_size: int) -> PipelineRun:
+    def _elastic(self, plan: Plan, batch_size: int) -> ElasticRun:
         assert self._captured is not None
         compression = self._compression or (Compression.of("auto") if plan.codecs else None)
-        settings = RunSettings(
+        costs = self._costs
+        return ElasticRun(
+            self._fleet,
+            self._captured.program,
+            self._weights,
+            plan if compression is None else compression.given(plan),
+            self._run_settings(batch_size, compression),
+            replicates=self._recover,
+            link_seconds=lambda source, target: (
+                0.0 if costs is None else 1 / costs.link(source, target).bytes_per_second
+            ),
+        )
+
+    def _run_settings(self, batch_size: int, compression: Compression | None = None) -> RunSettings:
+        return RunSettings(
             optimizer=self._optimizer,
             microbatch_size=self._microbatch_size(batch_size),
             seed=self._seed,
             clip_grad_norm=self._clip_grad_norm,
             codec=None if compression is None else compression.codec,
-        )
-        return PipelineRun(
-            self._fleet,
-            self._captured.program,
-            self._weights.state,
-            plan if compression is None else compression.given(plan),
-            settings,
-            optimizer_state=self._weights.optimizer or None,
         )
 
     def _settings(self, train_set: Dataset[Any], batch_size: int) -> dict[str, str]:
@@ -350,7 +337,7 @@ class PipelineTrainer:
         size = self._microbatch_size(batch_size)
         self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
 
-    def _watches(self, plan: Plan, batch_size: int) -> tuple[PlanWatch, CodecWatch]:
+    def _watches(self, plan: Plan, batch_size: int) -> Watches:
         """Without costs of microbatches of this size there is nothing to compare with.
 
         Nor are there any if a plan was given that has codecs, and measuring knew of none.
@@ -361,16 +348,16 @@ class PipelineTrainer:
             or self._measured_size != self._microbatch_size(batch_size)
             or (plan.codecs and costs.coding is None)
         ):
-            return PlanWatch(None), CodecWatch(None)
+            return Watches(PlanWatch(None), CodecWatch(None))
         recoding = None if costs.coding is None else Recoding(plan, costs)
-        return PlanWatch(Monitor(plan, costs)), CodecWatch(recoding)
+        return Watches(PlanWatch(Monitor(plan, costs)), CodecWatch(recoding))
 
     def _device_reports(
-        self, run: PipelineRun, plan: Plan, started_seconds: float
+        self, statistics: Mapping[str, StageStatistics], plan: Plan, started_seconds: float
     ) -> tuple[DeviceReport, ...]:
         offsets = {device: self._fleet.clock_offset(device) for device in plan.devices}
         return device_reports(
-            run.statistics(), plan, clock_offsets=offsets, started_seconds=started_seconds
+            statistics, plan, clock_offsets=offsets, started_seconds=started_seconds
         )
 
     def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:

@@ -1,0 +1,114 @@
+"""What a device has of one run, from its first ``Deploy`` until it is released.
+
+    working --halt, stage failed--> halted --deploy of a later term--> working
+       |                               |
+       +------coordinator gone---------+----> orphaned --deploy of a later term--> working
+
+A stage is at work for one term. What is kept of its states outlives it, because a later term may
+begin with them, here or on another device.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from edgeweave.core.errors import FleetError
+from edgeweave.device import memory
+from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings
+from edgeweave.device.running import Running, Workplace
+from edgeweave.device.snapshots import Snapshots
+from edgeweave.net import Subscription, control_key
+from edgeweave.program import encode_state
+
+__all__ = ["Membership"]
+
+_log = logging.getLogger(__name__)
+
+
+class Membership:
+    """One run's place on this device. ``on_orphaned`` is called when its coordinator vanishes."""
+
+    def __init__(self, run: str, place: Workplace, *, on_orphaned: Callable[[], None]) -> None:
+        self.run = run
+        self._place = place
+        self._on_orphaned = on_orphaned
+        self._snapshots = Snapshots()
+        self._changing = threading.RLock()
+        self._running: Running | None = None
+        self._coordinator: str | None = None
+        self._watch: Subscription | None = None
+
+    @property
+    def running(self) -> Running:
+        """The stage at work; ``FleetError`` if there is none."""
+        running = self._running
+        if running is None:
+            raise FleetError(
+                f"{self._place.settings.name} has no stage of run {self.run} at work (it was "
+                "halted). Deploy one."
+            )
+        return running
+
+    def deploy(self, message: Deploy) -> None:
+        """Put a stage to work, in place of the one before."""
+        with self._changing:
+            self._stop()
+            self._snapshots.reopen()
+            self._running = Running(message, self._place, self._snapshots)
+            self._look_after(message.assignment.coordinator)
+
+    def halt(self, message: Halt) -> Holdings:
+        """Stop the stage, after some rounds or at once, and tell what is kept."""
+        with self._changing:
+            running = self._running
+            if running is not None and message.rounds is not None:
+                running.wait_rounds(message.rounds)
+            self._stop()
+            if running is not None and message.rounds is not None:
+                self._snapshots.add(message.step, running.state())
+            return Holdings(self._snapshots.held(), tuple(sorted(self._snapshots.fixed)))
+
+    def fetch(self, message: Fetch) -> bytes:
+        """A state after some step, as safetensors."""
+        if message.names:
+            return encode_state(self._snapshots.take(message.step, message.names))
+        seconds = self._place.timeouts.work
+        return encode_state(self._snapshots.own(message.step, timeout_seconds=seconds))
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._snapshots.end()
+        with self._changing:
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.close()
+            self._stop()
+        memory.release_freed()
+
+    def _stop(self) -> None:
+        self._snapshots.end()
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def _look_after(self, coordinator: str) -> None:
+        if coordinator == self._coordinator:
+            return
+        if self._watch is not None:
+            self._watch.close()
+        self._coordinator = coordinator
+        place = self._place
+        key = control_key(place.settings.fleet, coordinator, "alive")
+        self._watch = place.transport.watch(
+            key, lambda _key, alive: None if alive else self._orphan(coordinator)
+        )
+
+    def _orphan(self, coordinator: str) -> None:
+        with self._changing:
+            if coordinator != self._coordinator:
+                return
+            self._stop()
+        _log.info("run %s: its coordinator %s vanished; states are kept", self.run, coordinator)
+        self._on_orphaned()

@@ -1,0 +1,64 @@
+"""Keep a replica of another stage: fetch its state once in a while, beside everything else."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from edgeweave.core.errors import EdgeweaveError
+from edgeweave.device.snapshots import Snapshots, State
+
+__all__ = ["Replicator"]
+
+_log = logging.getLogger(__name__)
+
+
+class Replicator:
+    """A thread that ``fetch``es the state after a step, as told. Owned by ``with``.
+
+    While one is on its way, only the newest of those asked for meanwhile is fetched after it.
+    """
+
+    def __init__(
+        self, fetch: Callable[[int], State], snapshots: Snapshots, *, stop_seconds: float
+    ) -> None:
+        self._fetch = fetch
+        self._snapshots = snapshots
+        self._stop_seconds = stop_seconds
+        self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        # A daemon: an answer on a slow link may be long in coming, and nobody waits for it.
+        self._thread = threading.Thread(target=self._run, name="edgeweave-replicas", daemon=True)
+
+    def replicate(self, step: int) -> None:
+        """Fetch the state after ``step`` steps soon."""
+        self._steps.put(step)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._steps.put(None)
+        self._thread.join(self._stop_seconds)
+
+    def _run(self) -> None:
+        while (step := self._newest()) is not None:
+            try:
+                self._snapshots.add_replica(step, self._fetch(step))
+            except EdgeweaveError as error:
+                _log.warning("no replica of the state after step %d: %s", step, error)
+
+    def _newest(self) -> int | None:
+        step = self._steps.get()
+        while step is not None and not self._steps.empty():
+            step = self._steps.get()
+        return step

@@ -1,0 +1,330 @@
+"""A run that outlives its devices: term after term, each with a plan for those who are there.
+
+    term 0 -- a device is lost --> halt the others -> who holds what -> newest whole state -> plan
+           -- a plan is better --> finish the step --> everyone holds its own ------------> plan
+                                            -> each device fetches what it lacks -> next term
+
+Numbers are those of a run in which nothing happened: states, the optimizer's part included, are
+exact copies, randomness is drawn from (seed, step, microbatch), and splits change no number.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_all
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from edgeweave.core.errors import DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.device import (
+    Fetch,
+    Halt,
+    Holdings,
+    Release,
+    StageStatistics,
+    decode_message,
+    encode_message,
+    received_state,
+)
+from edgeweave.fleet import Fleet
+from edgeweave.net import Priority, control_key
+from edgeweave.plan import Plan
+from edgeweave.program import Program
+from edgeweave.train.batches import Batch
+from edgeweave.train.holders import Holders, Term
+from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
+from edgeweave.train.weights import Weights
+
+__all__ = ["ElasticRun", "Recovery", "Replan"]
+
+_log = logging.getLogger(__name__)
+
+Replan = Callable[[tuple[str, ...]], Plan]
+"""The plan for the devices that are left; ``PlanError`` if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Devices were lost in step ``step``, and the run went on without them. ``line()`` says it."""
+
+    step: int
+    lost: tuple[str, ...]
+    plan: Plan
+    """The one it went on with."""
+    resumed_step: int
+    """After so many steps it stood when it went on; those up to ``step`` were computed again."""
+    silent_seconds: float
+    """From the last result before the loss to its being noticed."""
+    seconds: float
+    """From there until the next step could begin."""
+
+    @property
+    def recomputed_steps(self) -> int:
+        """Whole steps that were done and had to be done again."""
+        return self.step - self.resumed_step
+
+    def line(self) -> str:
+        """One sentence for a person."""
+        return (
+            f"step {self.step}: {', '.join(self.lost)} lost (noticed after "
+            f"{self.silent_seconds:.2f} s); goes on after step {self.resumed_step} with "
+            f"{', '.join(self.plan.devices)}, {self.seconds:.2f} s later."
+        )
+
+
+class ElasticRun:
+    """Trains by one ``PipelineRun`` after another. Releases all devices on leaving.
+
+    ``weights`` are the coordinator's copy of the state, which is brought up to date now and then.
+    Without ``replicates`` no state is copied anywhere, and the first loss ends the run.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        program: Program,
+        weights: Weights,
+        plan: Plan,
+        settings: RunSettings,
+        *,
+        replicates: bool = True,
+        link_seconds: Callable[[str, str], float] = lambda _source, _target: 0.0,
+    ) -> None:
+        self._fleet = fleet
+        self._program = program
+        self._weights = weights
+        self._settings = settings
+        self._replicates = replicates
+        self._link_seconds = link_seconds
+        self._name = f"run-{secrets.token_hex(4)}"
+        self._number = 0
+        self._members: set[str] = set()
+        self._run = self._term(plan, weights.step, Holders({}, weights.step))
+        self._stack = ExitStack()
+        self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
+        self._copying: tuple[int, Mapping[str, Future[bytes]]] | None = None
+        self._copy_soon = False
+
+    @property
+    def run(self) -> PipelineRun:
+        """The present term."""
+        return self._run
+
+    @property
+    def plan(self) -> Plan:
+        return self._run.plan
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._end_copies)
+            stack.callback(self._release, self._members)
+            stack.callback(self._leave_term)
+            self._begin(self._run)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def train_step(
+        self, step: int, batch: Batch, hyperparameters: Mapping[str, float]
+    ) -> RoundResult:
+        """One step, as ``PipelineRun`` does it, with copies of the state after it where due."""
+        self._take_copies()
+        every, done = self.plan.replication, step + 1
+        whole = self._replicates and (self._copy_soon or done % every.whole_every == 0)
+        chain = self._replicates and (self._copy_soon or done % every.chain_every == 0)
+        result = self._run.train_step(
+            step,
+            batch,
+            hyperparameters,
+            snapshot=whole or chain,
+            replicate=chain and len(self.plan.stages) > 1,
+        )
+        if whole and self._copying is None:
+            self._copy_soon = False
+            self._begin_copies(done)
+        return result
+
+    def evaluate(self, step: int, parts: Iterable[Batch], n_parts: int) -> RoundResult:
+        return self._run.evaluate(step, parts, n_parts)
+
+    def check(self) -> None:
+        """Raise the error that ended the term, if one did."""
+        self._run.check()
+
+    def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        return self._run.fetch_state()
+
+    def statistics(self) -> dict[str, StageStatistics]:
+        return self._run.statistics()
+
+    def recover(self, step: int, error: DeviceLost, replan: Replan) -> Recovery:
+        """Go on without what was lost in step number ``step``; says from where.
+
+        Raises ``error`` itself if the run is not to be recovered or nobody is left, ``PlanError``
+        if those who are left cannot hold the model.
+        """
+        if not self._replicates:
+            raise error
+        noticed = self._fleet.clock.now()
+        silent_seconds = noticed - self._run.last_heard_seconds
+        lost = {error.device, *self._run.lost}
+        self._leave_term()
+        self._take_copies()
+        while True:
+            holders = self._survivors(lost)
+            if not holders.devices:
+                raise error
+            resumed = holders.newest_step(self._program.trained)
+            plan = replan(tuple(holders.devices))
+            try:
+                self._begin(self._term(plan, resumed, holders))
+            except (FleetError, DeviceTimeout) as failure:
+                if isinstance(failure, DeviceLost):
+                    lost.add(failure.device)
+                elif not self._run.lost:
+                    raise
+                lost |= self._run.lost
+                _log.warning("recovery begins anew: %s", failure)
+                continue
+            break
+        self._copy_soon = True
+        recovery = Recovery(
+            step,
+            tuple(sorted(lost)),
+            plan,
+            resumed,
+            silent_seconds,
+            self._fleet.clock.now() - noticed,
+        )
+        _log.warning("%s", recovery.line())
+        return recovery
+
+    def move(self, step: int, plan: Plan) -> None:
+        """Go on with another plan after ``step`` steps; only units that change hands travel.
+
+        If the new plan cannot be deployed, the old one goes on and the error is raised.
+        """
+        old, rounds = self.plan, self._run.rounds
+        asked = Halt(self._name, rounds, step)
+        holders = Holders(self._halted(self._members, asked, strict=True), self._weights.step)
+        self._leave_term()
+        try:
+            self._begin(self._term(plan, step, holders))
+        except EdgeweaveError:
+            if not self._run.lost:
+                self._leave_term()
+                self._begin(self._term(old, step, holders))
+            raise
+        self._copy_soon = True
+
+    def _term(self, plan: Plan, step: int, holders: Holders) -> PipelineRun:
+        number, self._number = self._number, self._number + 1
+        return PipelineRun(
+            self._fleet,
+            self._program,
+            self._weights.state,
+            plan,
+            self._settings,
+            optimizer_state=self._weights.optimizer or None,
+            term=Term(self._name, number, step, holders, self._link_seconds),
+        )
+
+    def _begin(self, run: PipelineRun) -> None:
+        """Deploy a term, and let those go that have no part in it."""
+        self._run = run
+        self._members |= set(run.plan.devices)
+        run.__enter__()
+        idle = self._members - set(run.plan.devices)
+        self._release(idle)
+        self._members -= idle
+
+    def _leave_term(self) -> None:
+        self._run.__exit__(None, None, None)
+
+    def _survivors(self, lost: set[str]) -> Holders:
+        """Those that are there and answer, halted, with what they keep."""
+        there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
+        held = self._halted(there, Halt(self._name), strict=False)
+        for device in self._members - held.keys():
+            lost.add(device)
+        self._members &= held.keys()
+        return Holders(held, self._weights.step)
+
+    def _halted(self, devices: Iterable[str], asked: Halt, *, strict: bool) -> dict[str, Holdings]:
+        """What devices keep, asked at once; without ``strict`` those that answer."""
+        timeouts = self._fleet.timeouts
+        seconds = timeouts.stop if asked.rounds is None else timeouts.work
+        futures = {
+            device: self._pool.submit(
+                self._fleet.ask, device, "halt", asked, timeout_seconds=seconds
+            )
+            for device in sorted(devices)
+        }
+        held = {}
+        for device, future in futures.items():
+            try:
+                held[device] = decode_message(future.result(), Holdings)
+            except EdgeweaveError as error:
+                if strict:
+                    self._run.check()
+                    raise
+                _log.warning("%s does not answer, and counts as lost: %s", device, error)
+        return held
+
+    def _release(self, devices: Iterable[str]) -> None:
+        """Let devices go; one that is gone or silent cannot be told, and need not be."""
+        there = set(self._fleet.present()) & set(devices)
+        for device in sorted(there):
+            seconds = self._fleet.timeouts.stop
+            try:
+                self._fleet.ask(device, "release", Release(self._name), timeout_seconds=seconds)
+            except EdgeweaveError as error:
+                _log.warning("%s was not released: %s", device, error)
+
+    def _begin_copies(self, step: int) -> None:
+        """Fetch the whole state after ``step`` steps, behind all that training sends."""
+        fleet = self._fleet
+        message = encode_message(Fetch(self._name, step))
+        self._copying = (
+            step,
+            {
+                device: self._pool.submit(
+                    fleet.transport.request,
+                    control_key(fleet.name, device, "fetch"),
+                    message,
+                    device=device,
+                    timeout_seconds=fleet.timeouts.work,
+                    priority=Priority.BACKGROUND,
+                )
+                for device in self.plan.devices
+            },
+        )
+
+    def _take_copies(self) -> None:
+        """Take over the whole state, once it is here."""
+        if self._copying is None or not all(each.done() for each in self._copying[1].values()):
+            return
+        (step, futures), self._copying = self._copying, None
+        try:
+            state = {d: received_state(future.result(), d) for d, future in futures.items()}
+        except EdgeweaveError as error:
+            _log.warning("the state after step %d was not copied here: %s", step, error)
+            return
+        self._weights.take(step, state.values())
+
+    def _end_copies(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._copying is not None:
+            wait_all(self._copying[1].values(), self._fleet.timeouts.stop)

@@ -1,0 +1,164 @@
+"""One call of ``fit`` at work: epochs, watching, and going on where a device is lost.
+
+Leaves the state of the run to ``Fit``, the devices to ``ElasticRun``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from edgeweave.core.errors import ConfigError, DeviceLost
+from edgeweave.device import StageStatistics
+from edgeweave.plan import Decision, Plan
+from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
+from edgeweave.train.codec_watch import CodecChange, CodecWatch
+from edgeweave.train.elastic import ElasticRun, Recovery
+from edgeweave.train.fitting import Fit
+from edgeweave.train.lessons import RunTimings
+from edgeweave.train.plan_watch import PlanWatch
+from edgeweave.train.progress import TrainingProgress
+from edgeweave.train.report import Evaluation
+from edgeweave.train.run import PipelineRun, RoundResult
+
+__all__ = ["Data", "Training", "Watches", "evaluated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What is learnt from, and in which pieces."""
+
+    train_set: Dataset[Any]
+    validate: Dataset[Any] | None
+    batch_size: int
+    microbatch_size: int
+    epochs: int
+    seed: int
+    stop_seconds: float
+    """How long a data set may take to return once nobody wants its samples."""
+
+    @property
+    def n_steps(self) -> int:
+        return self.epochs * n_batches(self.train_set, self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Watches:
+    """Who listens while a plan is at work."""
+
+    plan: PlanWatch
+    codecs: CodecWatch
+
+
+class Training:
+    """Trains to the end of the last epoch. ``watches`` makes new ones for every plan."""
+
+    def __init__(
+        self,
+        elastic: ElasticRun,
+        fit: Fit,
+        data: Data,
+        *,
+        watches: Callable[[Plan], Watches],
+        replan: Callable[[PlanWatch, tuple[str, ...]], Plan],
+        bar: TrainingProgress,
+    ) -> None:
+        self._elastic = elastic
+        self._fit = fit
+        self._data = data
+        self._new_watches = watches
+        self._replan = replan
+        self._bar = bar
+        self._watches: list[Watches] = [watches(elastic.plan)]
+        self.timings = RunTimings()
+        """Of the plan in use."""
+        self.recoveries: list[Recovery] = []
+        self.statistics: Mapping[str, StageStatistics] = {}
+        """Of the devices that were there at the end."""
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Whether to change the plan, as often as that was asked."""
+        return tuple(each for watches in self._watches for each in watches.plan.decisions)
+
+    @property
+    def codec_changes(self) -> tuple[CodecChange, ...]:
+        return tuple(each for watches in self._watches for each in watches.codecs.changes)
+
+    def run(self, fetch: Callable[[ElasticRun, int], None]) -> None:
+        """Train, and ``fetch`` the weights at the end."""
+        self._fit.mark()
+        while True:
+            try:
+                self._train()
+                fetch(self._elastic, self._fit.history.step)
+                self.statistics = self._elastic.statistics()
+            except DeviceLost as error:
+                self._recover(error)
+            else:
+                return
+
+    def _train(self) -> None:
+        fit, data = self._fit, self._data
+        while fit.history.cursor.epoch < data.epochs:
+            batches = epoch_batches(
+                data.train_set, data.batch_size, seed=data.seed, cursor=fit.history.cursor
+            )
+            check, stop_seconds = self._elastic.check, data.stop_seconds
+            with prefetched(batches, check=check, stop_seconds=stop_seconds) as ahead:
+                fit.train_epoch(
+                    self._elastic,
+                    ahead,
+                    data.batch_size,
+                    before_step=self._before_step,
+                    on_step=self._on_step,
+                )
+            validation = None
+            if data.validate is not None:
+                validation = evaluated(
+                    self._elastic.run,
+                    data.validate,
+                    fit.history.step,
+                    data.microbatch_size,
+                    stop_seconds,
+                )
+            self._bar.epoch(fit.end_epoch(self._elastic, validation))
+
+    def _recover(self, error: DeviceLost) -> None:
+        watch, fit = self._watches[-1].plan, self._fit
+        recovery = self._elastic.recover(
+            fit.history.step, error, lambda left: self._replan(watch, left)
+        )
+        self.recoveries.append(recovery)
+        fit.rewind(recovery.resumed_step)
+        self._bar.rewind(recovery.resumed_step)
+        self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        self._watches.append(self._new_watches(self._elastic.plan))
+        self.timings = RunTimings()
+
+    def _before_step(self, step: int, batch: Batch) -> None:
+        self._watches[-1].codecs.before(self._elastic.run, step, batch)
+
+    def _on_step(self, result: RoundResult) -> None:
+        self._bar.step(result)
+        self.timings.step(result.timings)
+        watches, n_done = self._watches[-1], self._fit.history.step
+        watches.plan.step(n_done - 1, result, steps_left=self._data.n_steps - n_done)
+        watches.codecs.after(self._elastic.run, n_done - 1, result, watches.plan.devices)
+
+
+def evaluated(
+    run: PipelineRun, dataset: Dataset[Any], step: int, microbatch_size: int, stop_seconds: float
+) -> Evaluation:
+    """Mean loss and metrics over a data set, with what the devices hold now."""
+    if n_batches(dataset, 1) < 1:
+        raise ConfigError("evaluation needs at least one sample (the data set has none).")
+    parts = ordered_batches(dataset, microbatch_size)
+    with prefetched(parts, check=run.check, stop_seconds=stop_seconds) as ahead:
+        result = run.evaluate(step, ahead, n_batches(dataset, microbatch_size))
+    return Evaluation(result.loss, result.metrics, result.n_samples)

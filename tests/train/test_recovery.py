@@ -1,0 +1,91 @@
+"""Devices vanish, and the run ends with the numbers of one in which none did, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import edgeweave as ew
+from edgeweave.plan import Replication
+from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of
+from tests.models import Example
+from tests.train.interrupted import Interrupted
+from tests.train.reference import Job, assert_equal_runs, job_of, train_eagerly
+from tests.train.test_trainer_equality import BOUNDARIES, SGD, torch_optimizer
+from tests.train.trained_models import CNN, MLP, TIED, UNET, n_units
+
+OFTEN = Replication(chain_every=2, whole_every=4)
+ADAM = ew.Optimizer("AdamW", lr=0.01)
+
+
+def recovering(
+    world: MemoryFleet,
+    job: Job,
+    example: Example,
+    *,
+    devices: tuple[str, ...] = ("a", "b", "c"),
+    optimizer: ew.Optimizer = SGD,
+    replication: Replication = OFTEN,
+    **options: Any,
+) -> ew.PipelineTrainer:
+    """A trainer with a plan made by hand, whose states are copied often."""
+    plan = plan_of(
+        devices,
+        BOUNDARIES[example.name][: len(devices) - 1],
+        n_units(example),
+        n_microbatches=job.n_microbatches,
+    )
+    return ew.PipelineTrainer(
+        copy.deepcopy(job.model),
+        job.loss,
+        optimizer=optimizer,
+        fleet=world.fleet,
+        plan=replace(plan, replication=replication),
+        n_microbatches=job.n_microbatches,
+        seed=job.seed,
+        clip_grad_norm=job.clip_grad_norm,
+        metrics=job.metrics,
+        **options,
+    )
+
+
+def trained(
+    trainer: ew.PipelineTrainer, job: Job, *, at: int, act: Callable[[], None], **options: Any
+) -> ew.Report:
+    """Train, and let something happen when batch ``at`` is read."""
+    return trainer.fit(
+        Interrupted(job.data, at=at, act=act),
+        batch_size=job.batch_size,
+        epochs=job.epochs,
+        validate=job.validation,
+        progress=False,
+        **options,
+    )
+
+
+def assert_as_undisturbed(
+    report: ew.Report, trainer: ew.PipelineTrainer, job: Job, optimizer: ew.Optimizer = SGD
+) -> None:
+    expected = train_eagerly(job, torch_optimizer(optimizer))
+    assert_equal_runs(report, trainer.state_dict(), expected)
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+@pytest.mark.parametrize("example", [MLP, CNN, UNET, TIED], ids=lambda example: example.name)
+def test_any_device_may_vanish(example: Example, victim: str) -> None:
+    job = job_of(example, 40, epochs=4)
+    with memory_fleet("a", "b", "c") as world:
+        trainer = recovering(world, job, example)
+        report = trained(trainer, job, at=11, act=lambda: world.fabric.kill(victim))
+        free = {world.fleet.greet(name).run for name in world.fleet.present()}
+    (recovery,) = report.recoveries
+    assert recovery.lost == (victim,)
+    assert set(report.plan.devices) == {"a", "b", "c"} - {victim}
+    assert 0 <= recovery.recomputed_steps <= OFTEN.whole_every + 2
+    assert recovery.resumed_step > 0
+    assert free == {None}
+    assert_as_undisturbed(report, trainer, job)
