@@ -16,7 +16,7 @@ from tests.models import Example
 from tests.train.interrupted import Interrupted
 from tests.train.reference import Job, assert_equal_runs, job_of, train_eagerly
 from tests.train.test_trainer_equality import BOUNDARIES, SGD, torch_optimizer
-from tests.train.trained_models import CNN, MLP, TIED, UNET, n_units
+from tests.train.trained_models import CNN, MLP, UNET, n_units
 
 OFTEN = Replication(chain_every=2, whole_every=4)
 ADAM = ew.Optimizer("AdamW", lr=0.01)
@@ -28,6 +28,7 @@ def recovering(
     example: Example,
     *,
     devices: tuple[str, ...] = ("a", "b", "c"),
+    boundaries: tuple[int, ...] | None = None,
     optimizer: ew.Optimizer = SGD,
     replication: Replication = OFTEN,
     **options: Any,
@@ -35,7 +36,7 @@ def recovering(
     """A trainer with a plan made by hand, whose states are copied often."""
     plan = plan_of(
         devices,
-        BOUNDARIES[example.name][: len(devices) - 1],
+        boundaries or BOUNDARIES[example.name][: len(devices) - 1],
         n_units(example),
         n_microbatches=job.n_microbatches,
     )
@@ -75,7 +76,7 @@ def assert_as_undisturbed(
 
 
 @pytest.mark.parametrize("victim", ["a", "b", "c"])
-@pytest.mark.parametrize("example", [MLP, CNN, UNET, TIED], ids=lambda example: example.name)
+@pytest.mark.parametrize("example", [MLP, CNN, UNET], ids=lambda example: example.name)
 def test_any_device_may_vanish(example: Example, victim: str) -> None:
     job = job_of(example, 40, epochs=4)
     with memory_fleet("a", "b", "c") as world:
@@ -88,4 +89,24 @@ def test_any_device_may_vanish(example: Example, victim: str) -> None:
     assert 0 <= recovery.recomputed_steps <= OFTEN.whole_every + 2
     assert recovery.resumed_step > 0
     assert free == {None}
+    assert_as_undisturbed(report, trainer, job)
+
+
+def kill_all(world: MemoryFleet, *victims: str) -> Callable[[], None]:
+    def act() -> None:
+        for victim in victims:
+            world.fabric.kill(victim)
+
+    return act
+
+
+@pytest.mark.parametrize("victims", ["ab", "bc", "cd", "ad", "abc", "bcd", "acd"])
+def test_several_devices_may_vanish_at_once_and_all_but_one(victims: str) -> None:
+    job = job_of(UNET, 40, epochs=4)
+    with memory_fleet("a", "b", "c", "d") as world:
+        trainer = recovering(world, job, UNET, boundaries=(2, 4, 5), devices=("a", "b", "c", "d"))
+        report = trained(trainer, job, at=11, act=kill_all(world, *victims))
+    lost = {device for recovery in report.recoveries for device in recovery.lost}
+    assert lost == set(victims)
+    assert set(report.plan.devices) == set("abcd") - lost
     assert_as_undisturbed(report, trainer, job)

@@ -46,6 +46,7 @@ from edgeweave.device.messages import (
     ProbeWork,
     Profile,
     Release,
+    Replicate,
     StateRequest,
     UnitTimings,
     decode_message,
@@ -128,6 +129,7 @@ class Agent:
             "deploy": (self._deploy, most),
             "halt": (self._halt, REQUEST_BYTES),
             "fetch": (self._fetch, REQUEST_BYTES),
+            "replicate": (self._replicate, REQUEST_BYTES),
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
@@ -318,6 +320,10 @@ class Agent:
     def _fetch(self, payload: bytes) -> bytes:
         message = decode_message(payload, Fetch)
         return self._require(message.run).fetch(message)
+
+    def _replicate(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Replicate)
+        return self._require(message.run).replicate(message)
 
     def _state(self, payload: bytes) -> bytes:
         message = decode_message(payload, StateRequest)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from edgeweave.core.errors import FleetError
 from edgeweave.device import memory
-from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings
+from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings, Replicate
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.snapshots import Snapshots
 from edgeweave.net import Subscription, control_key
@@ -71,9 +71,17 @@ class Membership:
             return Holdings(self._snapshots.held(), tuple(sorted(self._snapshots.fixed)))
 
     def fetch(self, message: Fetch) -> bytes:
-        """A state after some step, as safetensors."""
-        if message.names:
-            return encode_state(self._snapshots.take(message.step, message.names))
+        """A part of a state, as safetensors."""
+        return encode_state(self._snapshots.take(message.step, message.names))
+
+    def replicate(self, message: Replicate) -> bytes:
+        """The state of the stage at work, as safetensors, once it has come so far."""
+        running = self.running
+        if running.assignment.term != message.term:
+            raise FleetError(
+                f"{self._place.settings.name} works in term {running.assignment.term} of run "
+                f"{self.run} (a state of term {message.term} was asked for). It is another's now."
+            )
         seconds = self._place.timeouts.work
         return encode_state(self._snapshots.own(message.step, timeout_seconds=seconds))
 

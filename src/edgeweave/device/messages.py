@@ -33,6 +33,7 @@ __all__ = [
     "ProbeWork",
     "Profile",
     "Release",
+    "Replicate",
     "StageStatistics",
     "StateRequest",
     "TraceEvent",
@@ -188,14 +189,23 @@ class Holdings(msgspec.Struct, frozen=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """Ask for a state after ``step`` steps, with what the optimizer keeps. Answered as safetensors.
-
-    Without ``names`` it is that of the device's own stage, which is waited for.
+    """Ask for the state of parameters and buffers after ``step`` steps, with what the optimizer
+    keeps of them. Answered as safetensors, at once.
     """
 
     run: str
     step: int
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
+
+
+class Replicate(msgspec.Struct, frozen=True):
+    """Ask for the state of a whole stage after ``step`` steps of a term. Answered as safetensors,
+    once the stage has come so far.
+    """
+
+    run: str
+    term: int
+    step: int
 
 
 class Profile(msgspec.Struct, frozen=True):

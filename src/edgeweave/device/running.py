@@ -26,6 +26,7 @@ from edgeweave.device.messages import (
     Deploy,
     Fault,
     Fetch,
+    Replicate,
     StageStatistics,
     StateRequest,
     Weigh,
@@ -106,7 +107,7 @@ class Running:
             on_snapshot=self._keep,
         )
         self._replicator = Replicator(
-            self._fetch_before, snapshots, stop_seconds=place.timeouts.stop
+            self._replica_before, snapshots, stop_seconds=place.timeouts.stop
         )
         self._rehearse(program)
         snapshots.fixed = stage.fixed_state()
@@ -163,15 +164,20 @@ class Running:
         if replicate:
             self._replicator.replicate(step)
 
-    def _fetch_before(self, step: int) -> State:
+    def _replica_before(self, step: int) -> State:
         """The state of the stage before this one; the last one's is kept by the first."""
-        device = self.assignment.devices[self.assignment.stage - 1]
-        return self._fetch(device, Fetch(self.assignment.run, step), Priority.BACKGROUND)
+        assignment = self.assignment
+        device = assignment.devices[assignment.stage - 1]
+        message = Replicate(assignment.run, assignment.term, step)
+        return self._asked(device, "replicate", message, Priority.BACKGROUND)
 
-    def _fetch(self, device: str, message: Fetch, priority: Priority) -> State:
+    def _asked(
+        self, device: str, verb: str, message: Fetch | Replicate, priority: Priority
+    ) -> dict[str, torch.Tensor]:
+        """What another device keeps."""
         place = self._place
         answer = place.transport.request(
-            control_key(place.settings.fleet, device, "fetch"),
+            control_key(place.settings.fleet, device, verb),
             encode_message(message),
             device=device,
             timeout_seconds=place.timeouts.work,
@@ -184,7 +190,7 @@ class Running:
         run, step = message.assignment.run, message.step
         found = dict(self._snapshots.take(step, message.own))
         for device, names in message.elsewhere.items():
-            found.update(self._fetch(device, Fetch(run, step, names), Priority.DATA))
+            found.update(self._asked(device, "fetch", Fetch(run, step, names), Priority.DATA))
         return found
 
     def _load(self, message: Deploy, known: State) -> tuple[Program, StageProgram]:

@@ -45,10 +45,12 @@ from edgeweave.plan.schedule import (
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 from edgeweave.plan.takeover import taken_over
+from edgeweave.plan.trial import TRIAL_STEPS, Trial
 from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
     "SCHEDULES",
+    "TRIAL_STEPS",
     "Action",
     "Agenda",
     "Backward",
@@ -79,6 +81,7 @@ __all__ = [
     "Stage",
     "StageSeconds",
     "Timeline",
+    "Trial",
     "TriedSize",
     "UnitFacts",
     "Update",

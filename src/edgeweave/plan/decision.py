@@ -20,7 +20,8 @@ from edgeweave.plan.stages import Plan
 
 __all__ = ["Caution", "Decision", "Departure", "decide"]
 
-Verdict = Literal["change", "none better", "small gain", "too late"]
+Verdict = Literal["change", "none better", "small gain", "too late", "worse"]
+"""``"worse"``: the new plan of an earlier change was tried and is left again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Decision:
     @property
     def changes(self) -> bool:
         """Whether the plan should be changed."""
-        return self.verdict == "change"
+        return self.verdict in ("change", "worse")
 
     @property
     def gain_seconds(self) -> float:
@@ -118,6 +119,11 @@ class Decision:
     def _consequence(self) -> str:
         if self.verdict == "none better":
             return "the plan stays, no other is faster."
+        if self.verdict == "worse":
+            return (
+                f"a step takes {format_seconds(self.old_step_seconds)} with the new plan and took "
+                f"{format_seconds(self.new_step_seconds)} with the old one: back to that."
+            )
         shorter = (
             f"another plan would shorten a step from {format_seconds(self.old_step_seconds)} to "
             f"{format_seconds(self.new_step_seconds)} ({self.gain:.0%})"

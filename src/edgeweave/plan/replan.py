@@ -100,7 +100,14 @@ class Monitor:
         return decision
 
     def take_up(self, decision: Decision) -> None:
-        """Go on with the decision's new plan, and with the costs it was made from."""
+        """Go on with the decision's new plan, and with the costs as they are believed to be.
+
+        After one that turned out to be worse, the next change has to wait for twice as long.
+        """
+        if decision.verdict == "worse":
+            self._last_change = None
+            self._pause_steps *= 2
+            self._no_change_before = decision.step + self._pause_steps
         self._watch(decision.new, self.costs)
 
     def _watch(self, plan: Plan, costs: Costs) -> None:

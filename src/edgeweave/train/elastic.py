@@ -22,10 +22,10 @@ from typing import Self
 
 from edgeweave.core.errors import DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
 from edgeweave.device import (
-    Fetch,
     Halt,
     Holdings,
     Release,
+    Replicate,
     StageStatistics,
     decode_message,
     encode_message,
@@ -54,6 +54,8 @@ class Recovery:
 
     step: int
     lost: tuple[str, ...]
+    left: tuple[str, ...]
+    """All that were there then, whether they have a part in the plan or not."""
     plan: Plan
     """The one it went on with."""
     resumed_step: int
@@ -203,6 +205,7 @@ class ElasticRun:
         recovery = Recovery(
             step,
             tuple(sorted(lost)),
+            tuple(sorted(holders.devices)),
             plan,
             resumed,
             silent_seconds,
@@ -296,13 +299,13 @@ class ElasticRun:
     def _begin_copies(self, step: int) -> None:
         """Fetch the whole state after ``step`` steps, behind all that training sends."""
         fleet = self._fleet
-        message = encode_message(Fetch(self._name, step))
+        message = encode_message(Replicate(self._name, self._run.number, step))
         self._copying = (
             step,
             {
                 device: self._pool.submit(
                     fleet.transport.request,
-                    control_key(fleet.name, device, "fetch"),
+                    control_key(fleet.name, device, "replicate"),
                     message,
                     device=device,
                     timeout_seconds=fleet.timeouts.work,

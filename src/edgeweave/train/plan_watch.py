@@ -1,14 +1,24 @@
 """Whether the plan is still the right one: feeds what each step took to ``plan.Monitor``.
 
-A change that is worth it is said and kept for the report. The run goes on with the plan it has,
-because no weights move while it runs.
+A change that is carried out is on trial for some steps, and taken back if they got longer.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 
-from edgeweave.plan import Costs, Decision, DeviceCosts, Monitor, Plan, partition, taken_over
+from edgeweave.plan import (
+    TRIAL_STEPS,
+    Costs,
+    Decision,
+    DeviceCosts,
+    Monitor,
+    Plan,
+    Trial,
+    partition,
+    taken_over,
+)
 from edgeweave.train.run import RoundResult
 
 __all__ = ["PlanWatch", "replanned"]
@@ -22,6 +32,8 @@ class PlanWatch:
     def __init__(self, monitor: Monitor | None) -> None:
         self._monitor = monitor
         self._decisions: list[Decision] = []
+        self._recent: deque[float] = deque(maxlen=TRIAL_STEPS)
+        self._trial: Trial | None = None
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -38,24 +50,41 @@ class PlanWatch:
         costs = self.costs
         return () if costs is None else costs.devices
 
-    def step(self, step: int, result: RoundResult, *, steps_left: int) -> None:
-        """Step number ``step`` is done."""
+    def step(self, step: int, result: RoundResult, *, steps_left: int) -> Decision | None:
+        """Step number ``step`` is done. Returns a decision to change the plan, if there is one."""
         if self._monitor is None:
-            return
-        seconds = {device: timing.seconds for device, timing in result.timings.items()}
-        decision = self._monitor.observe(
+            return None
+        self._recent.append(result.seconds / result.n_samples)
+        decision = self._judged(step, steps_left) or self._monitor.observe(
             step,
-            seconds,
+            {device: timing.seconds for device, timing in result.timings.items()},
             steps_left=steps_left,
             link_bytes_per_second=result.link_bytes_per_second,
         )
         if decision is None:
-            return
+            return None
         self._decisions.append(decision)
-        if decision.changes:
-            _log.warning("%s This run goes on with the plan it has.", decision.line())
-        else:
+        if not decision.changes:
             _log.info("%s", decision.line())
+            return None
+        _log.warning("%s", decision.line())
+        return decision
+
+    def take_up(self, decision: Decision) -> None:
+        """The run goes on with the decision's new plan."""
+        assert self._monitor is not None, "who decided"
+        self._monitor.take_up(decision)
+        is_new = decision.verdict == "change"
+        self._trial = Trial(decision, self._recent) if is_new else None
+        self._recent.clear()
+
+    def _judged(self, step: int, steps_left: int) -> Decision | None:
+        if self._trial is None:
+            return None
+        decision = self._trial.observe(step, self._recent[-1], steps_left=steps_left)
+        if self._trial.is_over:
+            self._trial = None
+        return decision
 
 
 def replanned(plan: Plan, costs: Costs | None, left: tuple[str, ...]) -> Plan:

@@ -106,6 +106,11 @@ class PipelineRun:
         """When the last result came, or when the term began."""
 
     @property
+    def number(self) -> int:
+        """Of the term."""
+        return self._number
+
+    @property
     def lost(self) -> frozenset[str]:
         """Devices of the plan that vanished."""
         return self._crew.lost

@@ -244,9 +244,10 @@ class PipelineTrainer:
                 elastic,
                 fit,
                 data,
-                watches=lambda plan: self._watches(plan, batch_size),
+                watches=lambda plan, costs: self._watches(plan, costs, batch_size),
                 replan=lambda watch, left: replanned(elastic.plan, watch.costs, left),
                 bar=bar,
+                costs=self._costs,
             )
             training.run(self._weights.fetch)
             self._teach(elastic.plan, batch_size, training.timings)
@@ -337,12 +338,11 @@ class PipelineTrainer:
         size = self._microbatch_size(batch_size)
         self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
 
-    def _watches(self, plan: Plan, batch_size: int) -> Watches:
+    def _watches(self, plan: Plan, costs: Costs | None, batch_size: int) -> Watches:
         """Without costs of microbatches of this size there is nothing to compare with.
 
         Nor are there any if a plan was given that has codecs, and measuring knew of none.
         """
-        costs = self._costs
         if (
             costs is None
             or self._measured_size != self._microbatch_size(batch_size)

@@ -5,15 +5,16 @@ Leaves the state of the run to ``Fit``, the devices to ``ElasticRun``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from edgeweave.core.errors import ConfigError, DeviceLost
+from edgeweave.core.errors import ConfigError, DeviceLost, EdgeweaveError
 from edgeweave.device import StageStatistics
-from edgeweave.plan import Decision, Plan
+from edgeweave.plan import Costs, Decision, Plan
 from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
 from edgeweave.train.codec_watch import CodecChange, CodecWatch
 from edgeweave.train.elastic import ElasticRun, Recovery
@@ -25,6 +26,8 @@ from edgeweave.train.report import Evaluation
 from edgeweave.train.run import PipelineRun, RoundResult
 
 __all__ = ["Data", "Training", "Watches", "evaluated"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,10 @@ class Training:
         fit: Fit,
         data: Data,
         *,
-        watches: Callable[[Plan], Watches],
+        watches: Callable[[Plan, Costs | None], Watches],
         replan: Callable[[PlanWatch, tuple[str, ...]], Plan],
         bar: TrainingProgress,
+        costs: Costs | None,
     ) -> None:
         self._elastic = elastic
         self._fit = fit
@@ -72,7 +76,7 @@ class Training:
         self._new_watches = watches
         self._replan = replan
         self._bar = bar
-        self._watches: list[Watches] = [watches(elastic.plan)]
+        self._watches: list[Watches] = [watches(elastic.plan, costs)]
         self.timings = RunTimings()
         """Of the plan in use."""
         self.recoveries: list[Recovery] = []
@@ -82,7 +86,8 @@ class Training:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """Whether to change the plan, as often as that was asked."""
-        return tuple(each for watches in self._watches for each in watches.plan.decisions)
+        watched = dict.fromkeys(watches.plan for watches in self._watches)
+        return tuple(each for watch in watched for each in watch.decisions)
 
     @property
     def codec_changes(self) -> tuple[CodecChange, ...]:
@@ -135,10 +140,10 @@ class Training:
         self.recoveries.append(recovery)
         fit.rewind(recovery.resumed_step)
         self._bar.rewind(recovery.resumed_step)
-        self._watch_anew()
-
-    def _watch_anew(self) -> None:
-        self._watches.append(self._new_watches(self._elastic.plan))
+        costs = watch.costs
+        known = set() if costs is None else {each.device for each in costs.devices}
+        costs = costs.only(known & set(recovery.left)) if costs and known else None
+        self._watches.append(self._new_watches(self._elastic.plan, costs))
         self.timings = RunTimings()
 
     def _before_step(self, step: int, batch: Batch) -> None:
@@ -148,8 +153,24 @@ class Training:
         self._bar.step(result)
         self.timings.step(result.timings)
         watches, n_done = self._watches[-1], self._fit.history.step
-        watches.plan.step(n_done - 1, result, steps_left=self._data.n_steps - n_done)
+        decision = watches.plan.step(n_done - 1, result, steps_left=self._data.n_steps - n_done)
         watches.codecs.after(self._elastic.run, n_done - 1, result, watches.plan.devices)
+        if decision is not None:
+            self._move(decision)
+
+    def _move(self, decision: Decision) -> None:
+        watch = self._watches[-1].plan
+        try:
+            self._elastic.move(self._fit.history.step, decision.new)
+        except (DeviceLost, ConfigError):
+            raise
+        except EdgeweaveError as error:
+            _log.warning("the plan stays, because another cannot be deployed: %s", error)
+            return
+        watch.take_up(decision)
+        renewed = self._new_watches(self._elastic.plan, watch.costs)
+        self._watches.append(Watches(watch, renewed.codecs))
+        self.timings = RunTimings()
 
 
 def evaluated(
