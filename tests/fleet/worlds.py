@@ -32,6 +32,8 @@ class MemoryFleet:
     fleet: Fleet
     fabric: MemoryFabric
     agents: dict[str, Agent]
+    start: Callable[[str], None]
+    """Start an agent of that name, which may have been killed before."""
 
 
 @contextlib.contextmanager
@@ -45,15 +47,19 @@ def memory_fleet(
     limits = memory_limits or {}
     with contextlib.ExitStack() as stack:
         fabric = stack.enter_context(MemoryFabric(timeouts=timeouts))
-        agents = {}
-        for name in names:
+        agents: dict[str, Agent] = {}
+
+        def start(name: str) -> None:
             settings = AgentSettings(name, memory_limit_bytes=limits.get(name), threads=1)
             run_task = _one_at_a_time(tasks(settings))
             agent = Agent(settings, wrap(fabric.join(name)), timeouts=timeouts, run_task=run_task)
             agents[name] = stack.enter_context(agent)
+
+        for name in names:
+            start(name)
         net = NetSettings(timeouts=timeouts)
         fleet = stack.enter_context(Fleet.over(fabric.join, net, devices=names))
-        yield MemoryFleet(fleet, fabric, agents)
+        yield MemoryFleet(fleet, fabric, agents, start)
 
 
 _TASK = threading.Lock()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import edgeweave as ew
 from edgeweave.plan import Replication
@@ -109,4 +111,35 @@ def test_several_devices_may_vanish_at_once_and_all_but_one(victims: str) -> Non
     lost = {device for recovery in report.recoveries for device in recovery.lost}
     assert lost == set(victims)
     assert set(report.plan.devices) == set("abcd") - lost
+    assert_as_undisturbed(report, trainer, job)
+
+
+class Script:
+    """The same samples; things happen when batches are read, by how many were read before."""
+
+    def __init__(self, job: Job, acts: dict[int, Callable[[], None]]) -> None:
+        self._data = job.data
+        self._acts = acts
+        self._n_read = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batch(self, indices: torch.Tensor) -> Any:
+        self._acts.get(self._n_read, lambda: None)()
+        self._n_read += 1
+        return self._data[indices]
+
+
+def test_a_device_that_restarted_takes_its_place_again() -> None:
+    job = job_of(UNET, 40, epochs=12)
+    with memory_fleet("a", "b", "c") as world:
+        trainer = recovering(world, job, UNET)
+        script = {11: lambda: world.fabric.kill("b"), 24: lambda: world.start("b")}
+        script |= dict.fromkeys(range(25, 50), lambda: time.sleep(0.05))  # meanwhile it is met
+        report = trainer.fit(
+            Script(job, script), batch_size=job.batch_size, epochs=job.epochs, progress=False
+        )
+    assert [recovery.lost for recovery in report.recoveries] == [("b",)]
+    assert report.plan.devices == ("a", "b", "c")
     assert_as_undisturbed(report, trainer, job)

@@ -310,12 +310,21 @@ class Fleet:
             pool.shutdown(wait=False, cancel_futures=True)  # the first error is not held up
         return {device: answers[device] for device in devices}
 
-    def watch(self, on_lost: Callable[[str], None]) -> Subscription:
-        """Call ``on_lost(device)`` when a device's liveliness token vanishes."""
+    def watch(
+        self,
+        on_lost: Callable[[str], None],
+        on_there: Callable[[str], None] = lambda _device: None,
+    ) -> Subscription:
+        """Call ``on_lost(device)`` when a device's liveliness token vanishes, and ``on_there`` for
+        those that are there and that come.
+        """
 
         def changed(key: str, alive: bool) -> None:
+            device = device_of(key)
             if not alive:
-                on_lost(device_of(key))
+                on_lost(device)
+            elif not device.startswith(COORDINATOR_PREFIX):
+                on_there(device)
 
         return self.transport.watch(control_pattern(self.name, "alive"), changed)
 

@@ -8,7 +8,7 @@ together therefore shows more memory than it uses.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from edgeweave.core.errors import ConfigError
@@ -218,6 +218,15 @@ class Costs:
             self.device(name)
         kept = tuple(device for device in self.devices if device.device in names)
         return replace(self, devices=kept)
+
+    def with_device(self, device: DeviceCosts, links: Mapping[tuple[str, str], Link]) -> Costs:
+        """The same costs with one more device, or with other costs of one, and its links."""
+        known = {each.device: each for each in self.devices}
+        joined = {source: dict(targets) for source, targets in self.links.items()}
+        for (source, target), link in links.items():
+            joined.setdefault(source, {})[target] = link
+        devices = tuple({**known, device.device: device}.values())
+        return replace(self, devices=devices, links=joined)
 
     def _check_unit_counts(self, device: DeviceCosts) -> None:
         counts = (len(device.forward_seconds), len(device.backward_seconds))

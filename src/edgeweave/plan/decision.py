@@ -90,6 +90,8 @@ class Decision:
     move_seconds: float
     steps_left: int
     """How many steps may pay for it: those to come, or the horizon."""
+    arrivals: tuple[str, ...] = ()
+    """Devices that have joined."""
 
     @property
     def changes(self) -> bool:
@@ -113,7 +115,8 @@ class Decision:
 
     def line(self) -> str:
         """One sentence for a person."""
-        noticed = " and ".join(str(departure) for departure in self.departures)
+        joined = (f"{device} has joined" for device in self.arrivals)
+        noticed = " and ".join((*(str(departure) for departure in self.departures), *joined))
         return f"step {self.step}: {noticed}; {self._consequence()}"
 
     def _consequence(self) -> str:
@@ -147,6 +150,7 @@ def decide(
     step: int,
     steps_left: int,
     caution: Caution,
+    arrivals: tuple[str, ...] = (),
 ) -> Decision:
     """Plan anew for what ``costs`` say now, and weigh that plan against the one in use.
 
@@ -170,6 +174,7 @@ def decide(
         move_bytes=move_bytes,
         move_seconds=transfer_seconds + old_step_seconds,
         steps_left=min(steps_left, caution.horizon_steps or steps_left),
+        arrivals=arrivals,
     )
     if decision.gain_seconds == 0:
         return replace(decision, verdict="none better")

@@ -17,6 +17,7 @@ from edgeweave.plan.coding import Ends, with_link_rates
 from edgeweave.plan.costs import Costs, DeviceCosts, stage_seconds
 from edgeweave.plan.decision import Caution, Decision, Departure, decide
 from edgeweave.plan.drift import Drift
+from edgeweave.plan.links import Link
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["Monitor", "corrected_costs"]
@@ -37,6 +38,7 @@ class Monitor:
         self._pause_steps = self._caution.least_steps_between
         self._last_change: Decision | None = None
         self._no_change_before = 0
+        self._costs = costs
         self._watch(plan, costs)
 
     @property
@@ -94,6 +96,30 @@ class Monitor:
         decision = self._decision(step, steps_left)
         self._undecided.clear()
         self._undecided_links.clear()
+        if decision.changes:
+            self._last_change = decision
+            self._no_change_before = step + self._pause_steps
+        return decision
+
+    def join(
+        self,
+        step: int,
+        device: DeviceCosts,
+        links: Mapping[Ends, Link],
+        *,
+        steps_left: int,
+    ) -> Decision:
+        """A device has come, or come back: decide whether it is worth taking it in."""
+        self._costs = self._costs.with_device(device, links)
+        decision = decide(
+            self._plan,
+            self.costs,
+            (),
+            step=step,
+            steps_left=steps_left,
+            caution=self._caution,
+            arrivals=(device.device,),
+        )
         if decision.changes:
             self._last_change = decision
             self._no_change_before = step + self._pause_steps

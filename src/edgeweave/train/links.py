@@ -12,7 +12,7 @@ from edgeweave.fleet import Fleet
 from edgeweave.net import control_key
 from edgeweave.plan import Link
 
-__all__ = ["measure_links"]
+__all__ = ["measure_links", "measure_links_of"]
 
 _PROBE_BYTES = 1 << 20
 _FIRST_PROBE_BYTES = 60_000
@@ -33,6 +33,19 @@ def measure_links(fleet: Fleet, names: Sequence[str]) -> dict[str, dict[str, Lin
         link = _link(functools.partial(_probed_from_here, fleet, target))
         links[COORDINATOR_NAME][target] = links[target][COORDINATOR_NAME] = link
     return links
+
+
+def measure_links_of(
+    fleet: Fleet, device: str, others: Sequence[str]
+) -> dict[tuple[str, str], Link]:
+    """The links of one device: from and to each of the others, and the coordinator's."""
+    found = {}
+    for other in others:
+        for source, target in ((device, other), (other, device)):
+            found[source, target] = _link(functools.partial(_probed, fleet, source, target))
+    link = _link(functools.partial(_probed_from_here, fleet, device))
+    found[COORDINATOR_NAME, device] = found[device, COORDINATOR_NAME] = link
+    return found
 
 
 def _link(probe: Callable[[int], LinkTimings]) -> Link:

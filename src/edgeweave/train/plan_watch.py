@@ -19,6 +19,7 @@ from edgeweave.plan import (
     partition,
     taken_over,
 )
+from edgeweave.train.newcomers import Newcomer
 from edgeweave.train.run import RoundResult
 
 __all__ = ["PlanWatch", "replanned"]
@@ -61,8 +62,17 @@ class PlanWatch:
             steps_left=steps_left,
             link_bytes_per_second=result.link_bytes_per_second,
         )
-        if decision is None:
+        return None if decision is None else self._decided(decision)
+
+    def join(self, step: int, newcomer: Newcomer, *, steps_left: int) -> Decision | None:
+        """A device has come. Returns a decision to take it in, if that is worth it."""
+        if self._monitor is None or newcomer.costs is None:
             return None
+        return self._decided(
+            self._monitor.join(step, newcomer.costs, newcomer.links, steps_left=steps_left)
+        )
+
+    def _decided(self, decision: Decision) -> Decision | None:
         self._decisions.append(decision)
         if not decision.changes:
             _log.info("%s", decision.line())

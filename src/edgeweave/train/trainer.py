@@ -38,8 +38,10 @@ from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
-from edgeweave.train.measurements import Measure, Measurements
+from edgeweave.train.links import measure_links_of
+from edgeweave.train.measurements import Measure, Measurements, measure_costs
 from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
+from edgeweave.train.newcomers import Newcomer, Newcomers
 from edgeweave.train.plan_watch import PlanWatch, replanned
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import DeviceReport, Evaluation, Report, device_reports
@@ -237,6 +239,11 @@ class PipelineTrainer:
         )
         with (
             self._elastic(plan, batch_size) as elastic,
+            Newcomers(
+                self._fleet,
+                {*self._fleet.devices, *plan.devices},
+                lambda device: self._met(device, elastic.plan, batch_size),
+            ) as newcomers,
             TrainingProgress(data.n_steps, done=fit.history.step, shown=progress) as bar,
         ):
             started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
@@ -246,6 +253,7 @@ class PipelineTrainer:
                 data,
                 watches=lambda plan, costs: self._watches(plan, costs, batch_size),
                 replan=lambda watch, left: replanned(elastic.plan, watch.costs, left),
+                newcomers=newcomers,
                 bar=bar,
                 costs=self._costs,
             )
@@ -311,6 +319,25 @@ class PipelineTrainer:
                 0.0 if costs is None else 1 / costs.link(source, target).bytes_per_second
             ),
         )
+
+    def _met(self, device: str, plan: Plan, batch_size: int) -> Newcomer:
+        """What is known of a device that came, or what it measures now."""
+        costs, captured = self._costs, self._captured
+        if costs is None or captured is None:
+            return Newcomer(device)
+        if device in {each.device for each in costs.devices}:
+            return Newcomer(device, costs.device(device))
+        measured = measure_costs(
+            self._fleet,
+            captured,
+            microbatch_size=self._microbatch_size(batch_size),
+            optimizer=self._optimizer,
+            measure=self._measure,
+            compression=self._compression,
+            devices=[device],
+        )
+        links = measure_links_of(self._fleet, device, plan.devices)
+        return Newcomer(device, measured.device(device), links)
 
     def _run_settings(self, batch_size: int, compression: Compression | None = None) -> RunSettings:
         return RunSettings(

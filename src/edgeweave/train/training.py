@@ -14,12 +14,13 @@ from torch.utils.data import Dataset
 
 from edgeweave.core.errors import ConfigError, DeviceLost, EdgeweaveError
 from edgeweave.device import StageStatistics
-from edgeweave.plan import Costs, Decision, Plan
+from edgeweave.plan import Costs, Decision, Plan, taken_over
 from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
 from edgeweave.train.codec_watch import CodecChange, CodecWatch
 from edgeweave.train.elastic import ElasticRun, Recovery
 from edgeweave.train.fitting import Fit
 from edgeweave.train.lessons import RunTimings
+from edgeweave.train.newcomers import Newcomer, Newcomers
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import Evaluation
@@ -67,6 +68,7 @@ class Training:
         *,
         watches: Callable[[Plan, Costs | None], Watches],
         replan: Callable[[PlanWatch, tuple[str, ...]], Plan],
+        newcomers: Newcomers,
         bar: TrainingProgress,
         costs: Costs | None,
     ) -> None:
@@ -75,7 +77,9 @@ class Training:
         self._data = data
         self._new_watches = watches
         self._replan = replan
+        self._newcomers = newcomers
         self._bar = bar
+        self._first_plan = elastic.plan
         self._watches: list[Watches] = [watches(elastic.plan, costs)]
         self.timings = RunTimings()
         """Of the plan in use."""
@@ -153,19 +157,41 @@ class Training:
         self._bar.step(result)
         self.timings.step(result.timings)
         watches, n_done = self._watches[-1], self._fit.history.step
-        decision = watches.plan.step(n_done - 1, result, steps_left=self._data.n_steps - n_done)
+        steps_left = self._data.n_steps - n_done
+        decision = watches.plan.step(n_done - 1, result, steps_left=steps_left)
         watches.codecs.after(self._elastic.run, n_done - 1, result, watches.plan.devices)
         if decision is not None:
             self._move(decision)
+        for newcomer in self._newcomers.ready():
+            self._welcome(newcomer, n_done, steps_left)
 
-    def _move(self, decision: Decision) -> None:
+    def _welcome(self, newcomer: Newcomer, step: int, steps_left: int) -> None:
+        """Take a device in if that is worth it; without costs, if the plan had it at first."""
         watch = self._watches[-1].plan
+        if newcomer.costs is not None:
+            decision = watch.join(step - 1, newcomer, steps_left=steps_left)
+            if decision is not None:
+                self._move(decision)
+            return
+        there = {newcomer.device, *self._elastic.plan.devices}
+        plan = taken_over(self._first_plan, there)
+        if watch.costs is None and plan.devices != self._elastic.plan.devices:
+            self._moved(plan)
+
+    def _moved(self, plan: Plan) -> bool:
+        """Whether the run goes on with that plan now."""
         try:
-            self._elastic.move(self._fit.history.step, decision.new)
+            self._elastic.move(self._fit.history.step, plan)
         except (DeviceLost, ConfigError):
             raise
         except EdgeweaveError as error:
             _log.warning("the plan stays, because another cannot be deployed: %s", error)
+            return False
+        return True
+
+    def _move(self, decision: Decision) -> None:
+        watch = self._watches[-1].plan
+        if not self._moved(decision.new):
             return
         watch.take_up(decision)
         renewed = self._new_watches(self._elastic.plan, watch.costs)
