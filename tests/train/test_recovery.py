@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import edgeweave as ew
+from edgeweave.net import NetSettings
 from edgeweave.plan import Replication
-from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of
+from edgeweave.train.checkpoint import latest, load
+from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of, wait_until
 from tests.models import Example
 from tests.train.interrupted import Interrupted
 from tests.train.reference import Job, assert_equal_runs, job_of, train_eagerly
@@ -143,3 +147,47 @@ def test_a_device_that_restarted_takes_its_place_again() -> None:
     assert [recovery.lost for recovery in report.recoveries] == [("b",)]
     assert report.plan.devices == ("a", "b", "c")
     assert_as_undisturbed(report, trainer, job)
+
+
+def test_a_run_whose_coordinator_was_killed_goes_on_with_what_its_devices_keep(
+    tmp_path: Path,
+) -> None:
+    job = job_of(UNET, 120, epochs=3)  # steps 0 to 29, checkpoints after 10 and 20
+    often = Replication(chain_every=2, whole_every=1000)
+    left = tmp_path / "left"
+    with memory_fleet("a", "b", "c") as world:
+
+        def kill() -> None:
+            shutil.copytree(tmp_path / "run", left)  # a killed process has no time to clean up
+            world.fabric.kill(world.fleet.transport.name)
+
+        data = Script(job, {18: kill})
+        trainer = recovering(world, job, UNET, replication=often)
+        with pytest.raises(ew.EdgeweaveError):
+            trainer.fit(
+                data,
+                batch_size=job.batch_size,
+                epochs=job.epochs,
+                checkpoint=tmp_path / "run",
+                progress=False,
+            )
+        wait_until(lambda: free(world) == {"a", "b", "c"}, "they let go")
+        step = load(latest(left)).progress.step
+        with ew.Fleet.over(world.fabric.join, NetSettings(), devices=("a", "b", "c")) as fleet:
+            again = recovering(replace(world, fleet=fleet), job, UNET, replication=often)
+            resumed = again.fit(
+                job.data,
+                batch_size=job.batch_size,
+                epochs=job.epochs,
+                checkpoint=left,
+                resume=True,
+                progress=False,
+            )
+    assert step == 10
+    assert len(resumed.step_seconds) < 30 - step  # steps that are not done again
+    assert_as_undisturbed(resumed, again, job)
+
+
+def free(world: MemoryFleet) -> set[str]:
+    """The devices that work for nobody."""
+    return {name for name, agent in world.agents.items() if agent.greeting().run is None}

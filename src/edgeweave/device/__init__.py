@@ -39,6 +39,7 @@ from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_timings
+from edgeweave.device.whole_files import write_whole
 
 __all__ = [
     "COORDINATOR",
@@ -82,4 +83,5 @@ __all__ = [
     "told_products",
     "told_rates",
     "told_timings",
+    "write_whole",
 ]

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from edgeweave.core.errors import FleetError
+from edgeweave.core.errors import DeviceBusy, FleetError
 from edgeweave.device import memory
 from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings, Replicate
 from edgeweave.device.running import Running, Workplace
@@ -60,9 +60,18 @@ class Membership:
             self._look_after(message.assignment.coordinator)
 
     def halt(self, message: Halt) -> Holdings:
-        """Stop the stage, after some rounds or at once, and tell what is kept."""
+        """Stop the stage, after some rounds or at once, and tell what is kept.
+
+        ``DeviceBusy`` if it works for another coordinator, which is there.
+        """
         with self._changing:
             running = self._running
+            if running is not None and message.coordinator != self._coordinator:
+                raise DeviceBusy(
+                    f"{self._place.settings.name} works for run {self.run} of "
+                    f"{self._coordinator}, which is there. Stop that process first.",
+                    device=self._place.settings.name,
+                )
             if running is not None and message.rounds is not None:
                 running.wait_rounds(message.rounds)
             self._stop()

@@ -177,6 +177,7 @@ class Halt(msgspec.Struct, frozen=True):
     """
 
     run: str
+    coordinator: str
     rounds: int | None = None
     step: int = 0
 

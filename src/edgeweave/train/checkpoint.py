@@ -26,7 +26,16 @@ import torch
 from edgeweave.core.errors import CheckpointError
 from edgeweave.train.report import EpochRecord, OpenEpoch
 
-__all__ = ["Checkpoint", "Progress", "latest", "load", "load_progress", "save"]
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "latest",
+    "load",
+    "load_progress",
+    "progress_from_json",
+    "progress_to_json",
+    "save",
+]
 
 _FORMAT = "edgeweave/checkpoint"
 _VERSION = 1
@@ -77,7 +86,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
         partial.mkdir()
         for name, tensors in (("model", checkpoint.state), ("optimizer", checkpoint.optimizer)):
             _write(partial / f"{name}.safetensors", _as_bytes(tensors))
-        _write(partial / "trainer.json", _as_json(checkpoint.progress))
+        _write(partial / "trainer.json", progress_to_json(checkpoint.progress))
         _sync_directory(partial)
         _replace(final, partial)
         _sync_directory(directory)
@@ -117,8 +126,17 @@ def load(path: Path) -> Checkpoint:
 def load_progress(path: Path) -> Progress:
     """Where the run of a checkpoint directory is, without its tensors."""
     try:
-        progress = msgspec.convert(json.loads((path / "trainer.json").read_bytes()), Progress)
-    except (OSError, *_DAMAGED) as error:
+        data = (path / "trainer.json").read_bytes()
+    except OSError as error:
+        raise _not_whole(path, error) from error
+    return progress_from_json(data, path)
+
+
+def progress_from_json(data: bytes, path: Path) -> Progress:
+    """Read what ``progress_to_json`` wrote; ``CheckpointError`` naming ``path`` for all else."""
+    try:
+        progress = msgspec.convert(json.loads(data), Progress)
+    except _DAMAGED as error:
         raise _not_whole(path, error) from error
     if (progress.format, progress.version) != (_FORMAT, _VERSION):
         raise CheckpointError(
@@ -134,7 +152,7 @@ def _not_whole(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _as_json(progress: Progress) -> bytes:
+def progress_to_json(progress: Progress) -> bytes:
     """With NaN and Infinity as Python's json knows them: a diverged run has such losses."""
     return json.dumps(msgspec.to_builtins(progress)).encode()
 

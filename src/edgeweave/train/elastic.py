@@ -40,12 +40,22 @@ from edgeweave.train.holders import Holders, Term
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
 from edgeweave.train.weights import Weights
 
-__all__ = ["ElasticRun", "Recovery", "Replan"]
+__all__ = ["Adopted", "ElasticRun", "Recovery", "Replan", "halted"]
 
 _log = logging.getLogger(__name__)
 
 Replan = Callable[[tuple[str, ...]], Plan]
 """The plan for the devices that are left; ``PlanError`` if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A run whose coordinator vanished: its name, its next term, and who keeps what of it."""
+
+    run: str
+    term: int
+    step: int
+    holders: Holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +106,24 @@ class ElasticRun:
         *,
         replicates: bool = True,
         link_seconds: Callable[[str, str], float] = lambda _source, _target: 0.0,
+        adopted: Adopted | None = None,
+        on_term: Callable[[str, int], None] = lambda _run, _term: None,
     ) -> None:
+        """``on_term(run, number)`` is called before a term is deployed."""
         self._fleet = fleet
         self._program = program
         self._weights = weights
         self._settings = settings
         self._replicates = replicates
         self._link_seconds = link_seconds
-        self._name = f"run-{secrets.token_hex(4)}"
-        self._number = 0
-        self._members: set[str] = set()
-        self._run = self._term(plan, weights.step, Holders({}, weights.step))
+        self._on_term = on_term
+        self._snapshot_step = weights.step
+        begin = adopted or Adopted(
+            f"run-{secrets.token_hex(4)}", 0, weights.step, Holders({}, weights.step)
+        )
+        self._name, self._number = begin.run, begin.term
+        self._members = set(begin.holders.devices)
+        self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
         self._copying: tuple[int, Mapping[str, Future[bytes]]] | None = None
@@ -120,6 +137,11 @@ class ElasticRun:
     @property
     def plan(self) -> Plan:
         return self._run.plan
+
+    @property
+    def snapshot_step(self) -> int:
+        """The last step after which devices were told to keep their states."""
+        return self._snapshot_step
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -153,6 +175,8 @@ class ElasticRun:
             snapshot=whole or chain,
             replicate=chain and len(self.plan.stages) > 1,
         )
+        if whole or chain:
+            self._snapshot_step = done
         if whole and self._copying is None:
             self._copy_soon = False
             self._begin_copies(done)
@@ -220,7 +244,7 @@ class ElasticRun:
         If the new plan cannot be deployed, the old one goes on and the error is raised.
         """
         old, rounds = self.plan, self._run.rounds
-        asked = Halt(self._name, rounds, step)
+        asked = Halt(self._name, self._fleet.transport.name, rounds, step)
         holders = Holders(self._halted(self._members, asked, strict=True), self._weights.step)
         self._leave_term()
         try:
@@ -248,6 +272,7 @@ class ElasticRun:
         """Deploy a term, and let those go that have no part in it."""
         self._run = run
         self._members |= set(run.plan.devices)
+        self._on_term(self._name, run.number)
         run.__enter__()
         idle = self._members - set(run.plan.devices)
         self._release(idle)
@@ -259,31 +284,20 @@ class ElasticRun:
     def _survivors(self, lost: set[str]) -> Holders:
         """Those that are there and answer, halted, with what they keep."""
         there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
-        held = self._halted(there, Halt(self._name), strict=False)
+        held = self._halted(there, Halt(self._name, self._fleet.transport.name), strict=False)
         for device in self._members - held.keys():
             lost.add(device)
         self._members &= held.keys()
         return Holders(held, self._weights.step)
 
     def _halted(self, devices: Iterable[str], asked: Halt, *, strict: bool) -> dict[str, Holdings]:
-        """What devices keep, asked at once; without ``strict`` those that answer."""
-        timeouts = self._fleet.timeouts
-        seconds = timeouts.stop if asked.rounds is None else timeouts.work
-        futures = {
-            device: self._pool.submit(
-                self._fleet.ask, device, "halt", asked, timeout_seconds=seconds
-            )
-            for device in sorted(devices)
-        }
-        held = {}
-        for device, future in futures.items():
-            try:
-                held[device] = decode_message(future.result(), Holdings)
-            except EdgeweaveError as error:
-                if strict:
-                    self._run.check()
-                    raise
-                _log.warning("%s does not answer, and counts as lost: %s", device, error)
+        """What devices keep; without ``strict`` those that answer."""
+        held, failed = halted(self._fleet, devices, asked)
+        for device, error in failed.items():
+            if strict:
+                self._run.check()
+                raise error
+            _log.warning("%s does not answer, and counts as lost: %s", device, error)
         return held
 
     def _release(self, devices: Iterable[str]) -> None:
@@ -331,3 +345,24 @@ class ElasticRun:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._copying is not None:
             wait_all(self._copying[1].values(), self._fleet.timeouts.stop)
+
+
+def halted(
+    fleet: Fleet, devices: Iterable[str], asked: Halt
+) -> tuple[dict[str, Holdings], dict[str, EdgeweaveError]]:
+    """What devices keep of a run for which they stop computing, asked at once; and who fails."""
+    seconds = fleet.timeouts.stop if asked.rounds is None else fleet.timeouts.work
+    held: dict[str, Holdings] = {}
+    failed: dict[str, EdgeweaveError] = {}
+
+    def ask(device: str) -> None:
+        try:
+            answer = fleet.ask(device, "halt", asked, timeout_seconds=seconds)
+            held[device] = decode_message(answer, Holdings)
+        except EdgeweaveError as error:
+            failed[device] = error
+
+    names = sorted(devices)
+    with ThreadPoolExecutor(max_workers=max(len(names), 1)) as pool:
+        list(pool.map(ask, names))
+    return held, failed

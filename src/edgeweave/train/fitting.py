@@ -5,21 +5,29 @@ Knows steps and epochs; leaves data sets, plans and fleets to the trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeweave.core.errors import CheckpointError, ConfigError
+from edgeweave.core.errors import CheckpointError, ConfigError, DeviceBusy
+from edgeweave.device import Halt
+from edgeweave.fleet import Fleet
 from edgeweave.train import checkpoint as checkpoints
 from edgeweave.train.batches import Batch, Cursor
-from edgeweave.train.elastic import ElasticRun
+from edgeweave.train.checkpoint import Progress
+from edgeweave.train.elastic import Adopted, ElasticRun, halted
 from edgeweave.train.history import History, Mark
+from edgeweave.train.holders import Holders
+from edgeweave.train.journal import Journal
 from edgeweave.train.learning_rate import LearningRate
 from edgeweave.train.report import EpochRecord, Evaluation
 from edgeweave.train.run import RoundResult
 from edgeweave.train.weights import Weights
 
 __all__ = ["Fit", "Store"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,13 @@ class Fit:
         self._weights = weights
         self._store = store
         self._settings = settings
+        self._journal = None if store is None else Journal(store.directory)
         self._marks: dict[int, tuple[Mark, int]] = {}
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where the run leaves what a later process needs to go on with its devices."""
+        return self._journal
 
     def mark(self) -> None:
         """Remember this step, in case it is where the run goes on after a loss."""
@@ -81,6 +95,7 @@ class Fit:
             self.rate.advance("step")
             self.history.end_step(result, full=batch.n_samples == batch_size)
             self.mark()
+            self._note(run)
             on_step(result)
 
     def end_epoch(self, run: ElasticRun, validation: Evaluation | None) -> EpochRecord:
@@ -89,6 +104,30 @@ class Fit:
         record = self.history.end_epoch(validation)
         self._save(run)
         return record
+
+    def adopted(self, fleet: Fleet, trained: Collection[str]) -> Adopted | None:
+        """What devices keep of the run that this one resumes, if it is newer than its checkpoint;
+        then stands where that was noted.
+        """
+        journal = self._journal
+        record = None if journal is None else journal.record()
+        if journal is None or record is None:
+            return None
+        noted = journal.progress()
+        asked = Halt(record.run, fleet.transport.name)
+        held, failed = halted(fleet, fleet.devices, asked)
+        for device, error in failed.items():
+            if isinstance(error, DeviceBusy):
+                raise error
+            _log.warning("%s does not say what it keeps of %s: %s", device, record.run, error)
+        holders = Holders(held, self._weights.step)
+        step = holders.newest_step(trained, of=noted)
+        if step == self._weights.step:
+            _log.info("devices keep nothing of %s that is newer than its checkpoint", record.run)
+            return None
+        self._check_same(journal.directory, noted[step].settings)
+        self._stand(noted[step])
+        return Adopted(record.run, record.term + 1, step, holders)
 
     def resume(self) -> None:
         """Stand where the newest checkpoint was written."""
@@ -108,6 +147,12 @@ class Fit:
             )
         self._weights.state = loaded.state
         self._weights.optimizer = loaded.optimizer
+        self._stand(progress)
+        self._weights.step = self.history.step
+
+    def _stand(self, progress: Progress) -> None:
+        """At the point of a run that was written down."""
+        self.rate.rewind(0)
         self.rate.replay(progress.lr_calls)
         self.history.restore(
             Cursor(progress.epoch, progress.batch),
@@ -115,7 +160,6 @@ class Fit:
             progress.epochs,
             progress.open_epoch,
         )
-        self._weights.step = self.history.step
 
     def _check_same(self, directory: Path, theirs: dict[str, str]) -> None:
         differing = [
@@ -139,8 +183,14 @@ class Fit:
         if self._store is None:
             return
         self._weights.fetch(run, self.history.step)
+        checkpoints.save(
+            self._store.directory,
+            checkpoints.Checkpoint(self._progress(), self._weights.state, self._weights.optimizer),
+        )
+
+    def _progress(self) -> Progress:
         history = self.history
-        progress = checkpoints.Progress(
+        return Progress(
             step=history.step,
             epoch=history.cursor.epoch,
             batch=history.cursor.batch,
@@ -150,7 +200,12 @@ class Fit:
             epochs=tuple(history.epochs),
             open_epoch=history.open_epoch(),
         )
-        checkpoints.save(
-            self._store.directory,
-            checkpoints.Checkpoint(progress, self._weights.state, self._weights.optimizer),
-        )
+
+    def _note(self, run: ElasticRun) -> None:
+        """Write down where the run is whenever devices keep their states."""
+        if self._journal is None or run.snapshot_step != self.history.step:
+            return
+        try:
+            self._journal.note(self._progress())
+        except CheckpointError as error:
+            _log.warning("step %d is not written down: %s", self.history.step, error)

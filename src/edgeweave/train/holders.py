@@ -37,9 +37,14 @@ class Holders:
     devices: Mapping[str, Holdings]
     here: int
 
-    def newest_step(self, trained: Collection[str]) -> int:
-        """The latest step whose state is whole. That of ``here`` always is."""
-        steps = {step for holdings in self.devices.values() for step in holdings.steps}
+    @property
+    def steps(self) -> set[int]:
+        """The steps of which a device keeps something."""
+        return {step for holdings in self.devices.values() for step in holdings.steps}
+
+    def newest_step(self, trained: Collection[str], of: Collection[int] | None = None) -> int:
+        """The latest step whose state is whole, of all or of some. That of ``here`` always is."""
+        steps = self.steps if of is None else self.steps & set(of)
         whole = (step for step in steps if self._held(step) >= set(trained))
         return max((self.here, *whole))
 

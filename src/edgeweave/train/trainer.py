@@ -5,7 +5,7 @@ Knows data sets, epochs, checkpoints; leaves computing to ``PipelineRun`` and cu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,9 +33,10 @@ from edgeweave.train.batches import example, n_batches
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_place
-from edgeweave.train.elastic import ElasticRun
+from edgeweave.train.elastic import Adopted, ElasticRun
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store
+from edgeweave.train.journal import noted
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
 from edgeweave.train.links import measure_links_of
@@ -226,8 +227,11 @@ class PipelineTrainer:
             settings=self._settings(train_set, batch_size),
         )
         fit.rate.check(validated=validate is not None)
+        adopted = None
         if resume:
             fit.resume()
+            assert self._captured is not None, "prepared"
+            adopted = fit.adopted(self._fleet, self._captured.program.trained)
         data = Data(
             train_set,
             validate,
@@ -238,7 +242,8 @@ class PipelineTrainer:
             self._fleet.timeouts.stop,
         )
         with (
-            self._elastic(plan, batch_size) as elastic,
+            noted(fit.journal) as on_term,
+            self._elastic(plan, batch_size, adopted, on_term) as elastic,
             Newcomers(
                 self._fleet,
                 {*self._fleet.devices, *plan.devices},
@@ -304,7 +309,13 @@ class PipelineTrainer:
         state = {name: t.detach().clone() for name, t in self._captured.state.items()}
         self._weights = Weights(state)
 
-    def _elastic(self, plan: Plan, batch_size: int) -> ElasticRun:
+    def _elastic(
+        self,
+        plan: Plan,
+        batch_size: int,
+        adopted: Adopted | None,
+        on_term: Callable[[str, int], None],
+    ) -> ElasticRun:
         assert self._captured is not None
         compression = self._compression or (Compression.of("auto") if plan.codecs else None)
         costs = self._costs
@@ -318,6 +329,8 @@ class PipelineTrainer:
             link_seconds=lambda source, target: (
                 0.0 if costs is None else 1 / costs.link(source, target).bytes_per_second
             ),
+            adopted=adopted,
+            on_term=on_term,
         )
 
     def _met(self, device: str, plan: Plan, batch_size: int) -> Newcomer:

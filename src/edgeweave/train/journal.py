@@ -1,0 +1,104 @@
+"""What a run leaves beside its checkpoints, so that a later process can go on with its devices.
+
+    DIRECTORY/run.json              the run's name and how many terms it had
+    DIRECTORY/progress-XXXXXXXX.json    where it was after a step whose state devices keep
+
+The devices of a coordinator that vanished keep their last states for ``Timeouts.keep``; together
+with the progress of the same step that is a checkpoint nobody had to move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeweave.core.errors import CheckpointError
+from edgeweave.device import write_whole
+from edgeweave.train.checkpoint import Progress, progress_from_json, progress_to_json
+
+__all__ = ["Journal", "RunRecord", "noted"]
+
+_KEPT = 4
+"""Devices keep two states each, one of which may not be everywhere yet."""
+_RUN = "run.json"
+
+
+class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Under which name devices know a run, and the number of its newest term."""
+
+    run: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The files of one directory. Each is written whole or not at all."""
+
+    directory: Path
+
+    def begin_term(self, record: RunRecord) -> None:
+        """A term begins: from now on devices answer to its number. What is left of another run,
+        which nobody went on with, goes.
+        """
+        if record.term == 0:
+            self.end()
+        self._write(_RUN, msgspec.json.encode(record))
+
+    def note(self, progress: Progress) -> None:
+        """Devices keep their states after this step."""
+        self._write(f"progress-{progress.step:08d}.json", progress_to_json(progress))
+        for path in self._noted()[:-_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Nobody keeps anything of the run any more."""
+        for path in (self.directory / _RUN, *self._noted()):
+            path.unlink(missing_ok=True)
+
+    def record(self) -> RunRecord | None:
+        """The run that was under way when its process ended, if it did not end by itself."""
+        try:
+            return msgspec.json.decode((self.directory / _RUN).read_bytes(), type=RunRecord)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise CheckpointError(
+                f"{self.directory / _RUN} cannot be read ({error}). Delete it to resume from the "
+                "last checkpoint."
+            ) from error
+
+    def progress(self) -> dict[int, Progress]:
+        """What was noted, by step."""
+        found = (progress_from_json(path.read_bytes(), path) for path in self._noted())
+        return {progress.step: progress for progress in found}
+
+    def _noted(self) -> Sequence[Path]:
+        return sorted(self.directory.glob("progress-*.json"))
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.directory / name
+        try:
+            write_whole(path, data)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written ({error.strerror or error}). Earlier checkpoints there "
+                "are whole; free space or choose another directory."
+            ) from error
+
+
+@contextmanager
+def noted(journal: Journal | None) -> Iterator[Callable[[str, int], None]]:
+    """Notes the terms of a run. At its end, good or bad, the devices were let go, and all notes go;
+    they stay only where the process had no time for an end.
+    """
+    if journal is None:
+        yield lambda _run, _term: None
+        return
+    try:
+        yield lambda run, term: journal.begin_term(RunRecord(run, term))
+    finally:
+        journal.end()
