@@ -12,7 +12,7 @@ import msgspec
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.plan import Costs, Decision, Explanation, Plan, TriedSize
 from edgeweave.predict.probe import Probe
-from edgeweave.train import DeviceReport, Report
+from edgeweave.train import DeviceReport, Recovery, Report
 
 __all__ = [
     "accuracies_document",
@@ -76,6 +76,7 @@ def report_document(report: Report) -> dict[str, object]:
         "devices": [_device(device) for device in report.devices],
         "chaos": msgspec.to_builtins(report.chaos),
         "replans": [_decision(decision) for decision in report.replans],
+        "recoveries": [_recovery(recovery) for recovery in report.recoveries],
         "codec_changes": [
             {**msgspec.to_builtins(change), "line": change.line()}
             for change in report.codec_changes
@@ -101,6 +102,19 @@ def _decision(decision: Decision) -> dict[str, object]:
         "move_seconds": decision.move_seconds,
         "break_even_steps": decision.break_even_steps,
         "steps_left": decision.steps_left,
+    }
+
+
+def _recovery(recovery: Recovery) -> dict[str, object]:
+    return {
+        "line": recovery.line(),
+        "step": recovery.step,
+        "lost": list(recovery.lost),
+        "devices": list(recovery.plan.devices),
+        "resumed_step": recovery.resumed_step,
+        "recomputed_steps": recovery.recomputed_steps,
+        "silent_seconds": recovery.silent_seconds,
+        "seconds": recovery.seconds,
     }
 
 

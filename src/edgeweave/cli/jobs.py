@@ -126,6 +126,7 @@ def _trainer(
         measure=job.train.measure,
         codec=chosen_codec(job.train.codec),
         plan=plan,
+        recover=job.train.recover,
         experience=experience,
     )
 

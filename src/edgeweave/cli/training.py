@@ -83,6 +83,8 @@ def _show(report: Report, options: TrainOptions, output: Output) -> None:
         output.say(decision.line())
     for change in report.codec_changes:
         output.say(change.line())
+    for recovery in report.recoveries:
+        output.say(recovery.line())
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
         facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]

@@ -1,5 +1,6 @@
 """Pipeline-parallel training: data, runs, checkpoints, reports."""
 
+from edgeweave.train.elastic import Recovery
 from edgeweave.train.experience import Experience
 from edgeweave.train.learning_rate import LRSchedule
 from edgeweave.train.measurements import measure_costs
@@ -15,6 +16,7 @@ __all__ = [
     "Experience",
     "LRSchedule",
     "PipelineTrainer",
+    "Recovery",
     "Report",
     "device_latencies",
     "measure_costs",

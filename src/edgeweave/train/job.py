@@ -157,6 +157,9 @@ class TrainSection:
         default="none",
         metadata=key('"none", "auto" (where links are slow) or a codec', "uniform(8)"),
     )
+    recover: bool = field(
+        default=True, metadata=key("whether a run goes on without devices that vanish", False)
+    )
 
 
 class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -82,11 +82,18 @@ class PipelineTrainer:
 
     ``measure="probe"`` predicts what units take from two seconds of probing, so that no device has
     to run the model before there is a plan; ``plan`` skips measuring. While training, a device or a
-    link that leaves what was measured is noticed; whether another plan would be worth it is logged
-    and stands in ``Report.replans``, and the run goes on with the plan it has. ``experience`` notes
-    what profiles and steady runs take on real devices, for later predictions. Raises
-    ``CaptureError`` for a model that cannot be captured, ``PlanError`` if nothing fits,
-    ``DeviceLost`` if a device vanishes.
+    link that leaves what was measured is noticed, and the run moves to another plan where that is
+    worth it (``Report.replans``). ``experience`` notes what profiles and steady runs take on real
+    devices, for later predictions.
+
+    A run goes on without devices that vanish, from the last step whose state is still whole, and
+    ends with the same numbers (``Report.recoveries``). For that, states are copied from device to
+    device and here, every so many steps as the plan says, behind all that training sends, and
+    devices keep two of their own and two of a neighbour's; ``recover=False`` spares the memory.
+    One that comes back, or comes anew, is taken in where that is worth it.
+
+    Raises ``CaptureError`` for a model that cannot be captured, ``PlanError`` if nothing fits, or
+    no longer; ``DeviceLost`` if a device vanishes and nobody is left or ``recover`` is off.
 
     >>> trainer = PipelineTrainer(model, loss_fn, optimizer=ew.Optimizer("SGD", lr=0.1),
     ...                           fleet=fleet)  # doctest: +SKIP
