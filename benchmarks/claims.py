@@ -368,6 +368,30 @@ _CONVERGENCE = Claim(
     drawn_unit="what is tested on the way, and gradients beside exact ones",
 )
 
+_FAULTS = Claim(
+    name="faults",
+    title="Devices vanish, the run goes on",
+    metrics=(
+        Metric("detect_seconds_p99", "a killed device is noticed after, s, largest", most=1.5),
+        Metric(
+            "detect_stopped_over_limit",
+            "a stopped one, over three steps and 1 s, largest",
+            most=1.0,
+        ),
+        Metric("recover_seconds_p99", "from there until the next step, s, largest", most=5.0),
+        Metric("recover_seconds_median", "the same, median"),
+        Metric(
+            "recomputed_over_interval", "steps computed again / interval of copies", most=1.0
+        ),
+        Metric("bit_equal", "losses are those of the undisturbed run (1 is yes)", 1, 1),
+        Metric("replication_cost", "throughput that copies take, 100 Mbit/s", most=0.03),
+        Metric("vs_takeover", "time with one kill, neighbour takes over / ours", least=1.0),
+        Metric("vs_restart", "time with one kill, restart from checkpoint / ours", least=1.0),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
     for claim in (
@@ -384,5 +408,6 @@ CLAIMS: Mapping[str, Claim] = {
         _CONVERGENCE,
         _ACCEPT,
         _ADAPTIVE,
+        _FAULTS,
     )
 }

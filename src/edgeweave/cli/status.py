@@ -1,6 +1,8 @@
-"""``edgeweave status``: who is in a fleet, and what each works for."""
+"""``edgeweave status``: who is in a fleet, what each works for, and how runs are doing."""
 
 from __future__ import annotations
+
+import logging
 
 import msgspec
 
@@ -8,10 +10,12 @@ from edgeweave.cli.network import Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.cli.tables import fleet_table
 from edgeweave.core.errors import EdgeweaveError
-from edgeweave.device import Greeting
+from edgeweave.device import Greeting, RunStatus
 from edgeweave.fleet import Fleet
 
 __all__ = ["status"]
+
+_log = logging.getLogger(__name__)
 
 
 def status(network: Network, output: Output, *, wait_seconds: float) -> None:
@@ -20,12 +24,24 @@ def status(network: Network, output: Output, *, wait_seconds: float) -> None:
         with output.doing(f"looking for devices for {wait_seconds:g} s"):
             fleet.clock.sleep(wait_seconds)
         found = [(name, _greeting(fleet, name)) for name in fleet.present()]
+        runs = [each for name in fleet.coordinators() if (each := _run(fleet, name)) is not None]
     if found:
         output.show(fleet_table(network.fleet, found))
     else:
         output.say(f"Nobody is in the fleet {network.fleet!r} here.{_hint(network)}")
+    for run in runs:
+        output.say(
+            f"{run.run}: {run.step} steps done, on {', '.join(run.devices)}; states were kept by "
+            f"devices {run.devices_age_steps} steps ago, by the coordinator {run.here_age_steps}."
+        )
+        for line in run.recoveries:
+            output.say(f"  {line}")
     output.finish(
-        {"fleet": network.fleet, "devices": [_document(name, each) for name, each in found]}
+        {
+            "fleet": network.fleet,
+            "devices": [_document(name, each) for name, each in found],
+            "runs": [msgspec.to_builtins(run) for run in runs],
+        }
     )
 
 
@@ -35,6 +51,15 @@ def _greeting(fleet: Fleet, name: str) -> Greeting | str:
         return fleet.greet(name)
     except EdgeweaveError as error:
         return f"does not answer: {error}"
+
+
+def _run(fleet: Fleet, coordinator: str) -> RunStatus | None:
+    """Where a run is; None from those that only look, or that have just gone."""
+    try:
+        return fleet.run_status(coordinator)
+    except EdgeweaveError as error:
+        _log.info("%s tells of no run: %s", coordinator, error)
+        return None
 
 
 def _hint(network: Network) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "Profile",
     "Release",
     "Replicate",
+    "RunStatus",
     "StageStatistics",
     "StateRequest",
     "TraceEvent",
@@ -326,6 +327,23 @@ class Release(msgspec.Struct, frozen=True):
     """End a run on a device. Harmless if it is not there."""
 
     run: str
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """Where a run is; its coordinator answers with it to whoever asks."""
+
+    run: str
+    term: int
+    step: int
+    """Steps done."""
+    devices: tuple[str, ...]
+    """Those that hold a stage, in the order of the pipeline."""
+    devices_age_steps: int
+    """Steps since devices last kept their states."""
+    here_age_steps: int
+    """Steps since the coordinator's own copy of all of them."""
+    recoveries: tuple[str, ...]
+    """What was lost so far and how the run went on, a sentence each."""
 
 
 class TraceEvent(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import FleetError
 from edgeweave.core.names import COORDINATOR_PREFIX
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.device import Emulate, Greeting, decode_message, encode_message
+from edgeweave.device import Emulate, Greeting, RunStatus, decode_message, encode_message
 from edgeweave.fleet.chaos import Chaos
 from edgeweave.fleet.chaos_runner import ChaosRecord, ChaosRunner
 from edgeweave.fleet.description import FleetDescription
@@ -290,6 +290,16 @@ class Fleet:
         )
         return decode_message(answer, Greeting)
 
+    def run_status(self, coordinator: str) -> RunStatus:
+        """Ask a coordinator where its run is; ``FleetError`` if it has none."""
+        answer = self.transport.request(
+            control_key(self.name, coordinator, "run"),
+            b"",
+            device=coordinator,
+            timeout_seconds=self._timeouts.request,
+        )
+        return decode_message(answer, RunStatus)
+
     def clock_offset(self, device: str) -> float:
         """How far a device's clock is ahead of ours, to half a round trip."""
         before = self.clock.now()
@@ -330,11 +340,18 @@ class Fleet:
 
     def present(self) -> tuple[str, ...]:
         """The devices there now, by name."""
+        return tuple(n for n in self._names() if not n.startswith(COORDINATOR_PREFIX))
+
+    def coordinators(self) -> tuple[str, ...]:
+        """The other coordinators there now, by name."""
+        names = (name for name in self._names() if name.startswith(COORDINATOR_PREFIX))
+        return tuple(name for name in names if name != self.transport.name)
+
+    def _names(self) -> list[str]:
         keys = self.transport.alive(
             control_pattern(self.name, "alive"), timeout_seconds=self._timeouts.request
         )
-        names = (device_of(key) for key in keys)
-        return tuple(sorted(name for name in names if not name.startswith(COORDINATOR_PREFIX)))
+        return sorted(device_of(key) for key in keys)
 
     def _joined(self, name: str, stack: ExitStack) -> Transport:
         """The coordinator's transport; in kernel mode on the network of the layout."""

@@ -26,6 +26,7 @@ from edgeweave.device import (
     Holdings,
     Release,
     Replicate,
+    RunStatus,
     StageStatistics,
     decode_message,
     encode_message,
@@ -117,7 +118,8 @@ class ElasticRun:
         self._replicates = replicates
         self._link_seconds = link_seconds
         self._on_term = on_term
-        self._snapshot_step = weights.step
+        self._done = self._snapshot_step = weights.step if adopted is None else adopted.step
+        self._recoveries: list[Recovery] = []
         begin = adopted or Adopted(
             f"run-{secrets.token_hex(4)}", 0, weights.step, Holders({}, weights.step)
         )
@@ -148,6 +150,8 @@ class ElasticRun:
             stack.callback(self._end_copies)
             stack.callback(self._release, self._members)
             stack.callback(self._leave_term)
+            asked = control_key(self._fleet.name, self._fleet.transport.name, "run")
+            stack.callback(self._fleet.transport.serve(asked, self._status).close)
             self._begin(self._run)
             self._stack = stack.pop_all()
         return self
@@ -175,6 +179,7 @@ class ElasticRun:
             snapshot=whole or chain,
             replicate=chain and len(self.plan.stages) > 1,
         )
+        self._done = done
         if whole or chain:
             self._snapshot_step = done
         if whole and self._copying is None:
@@ -226,6 +231,7 @@ class ElasticRun:
                 continue
             break
         self._copy_soon = True
+        self._done = self._snapshot_step = resumed
         recovery = Recovery(
             step,
             tuple(sorted(lost)),
@@ -235,6 +241,7 @@ class ElasticRun:
             silent_seconds,
             self._fleet.clock.now() - noticed,
         )
+        self._recoveries.append(recovery)
         _log.warning("%s", recovery.line())
         return recovery
 
@@ -255,6 +262,20 @@ class ElasticRun:
                 self._begin(self._term(old, step, holders))
             raise
         self._copy_soon = True
+
+    def _status(self, _payload: bytes) -> bytes:
+        done = self._done
+        return encode_message(
+            RunStatus(
+                run=self._name,
+                term=self._run.number,
+                step=done,
+                devices=self.plan.devices,
+                devices_age_steps=done - self._snapshot_step,
+                here_age_steps=done - self._weights.step,
+                recoveries=tuple(recovery.line() for recovery in self._recoveries),
+            )
+        )
 
     def _term(self, plan: Plan, step: int, holders: Holders) -> PipelineRun:
         number, self._number = self._number, self._number + 1
