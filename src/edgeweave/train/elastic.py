@@ -125,6 +125,8 @@ class ElasticRun:
         )
         self._name, self._number = begin.run, begin.term
         self._members = set(begin.holders.devices)
+        self._left_behind: set[str] = set()
+        """Lost, and perhaps only silent: told at the end, if they are there then."""
         self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
@@ -148,7 +150,7 @@ class ElasticRun:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._end_copies)
-            stack.callback(self._release, self._members)
+            stack.callback(lambda: self._release(self._members | self._left_behind))
             stack.callback(self._leave_term)
             asked = control_key(self._fleet.name, self._fleet.transport.name, "run")
             stack.callback(self._fleet.transport.serve(asked, self._status).close)
@@ -182,8 +184,8 @@ class ElasticRun:
         self._done = done
         if whole or chain:
             self._snapshot_step = done
+        self._copy_soon = False
         if whole and self._copying is None:
-            self._copy_soon = False
             self._begin_copies(done)
         return result
 
@@ -213,6 +215,7 @@ class ElasticRun:
         lost = {error.device, *self._run.lost}
         self._leave_term()
         self._take_copies()
+        self._copying = None
         while True:
             holders = self._survivors(lost)
             if not holders.devices:
@@ -245,23 +248,35 @@ class ElasticRun:
         _log.warning("%s", recovery.line())
         return recovery
 
-    def move(self, step: int, plan: Plan) -> None:
+    def move(self, step: int, plan: Plan) -> bool:
         """Go on with another plan after ``step`` steps; only units that change hands travel.
 
-        If the new plan cannot be deployed, the old one goes on and the error is raised.
+        False if it could not be deployed: then the old one goes on. ``DeviceLost`` if a device is
+        lost on the way, from which ``recover`` leads on.
         """
         old, rounds = self.plan, self._run.rounds
         asked = Halt(self._name, self._fleet.transport.name, rounds, step)
-        holders = Holders(self._halted(self._members, asked, strict=True), self._weights.step)
+        held, failed = halted(self._fleet, self._members, asked)
+        for device, error in failed.items():
+            self._run.check()
+            raise DeviceLost(
+                f"{device} did not stop for another plan after step {step} ({error}). The others "
+                "go on without it.",
+                device=device,
+            ) from error
+        holders = Holders(held, self._weights.step)
         self._leave_term()
+        self._copying = None
         try:
             self._begin(self._term(plan, step, holders))
-        except EdgeweaveError:
-            if not self._run.lost:
-                self._leave_term()
-                self._begin(self._term(old, step, holders))
-            raise
+        except EdgeweaveError as error:
+            if self._run.lost:
+                raise
+            _log.warning("the plan stays, because another cannot be deployed: %s", error)
+            self._begin(self._term(old, step, holders))
+            return False
         self._copy_soon = True
+        return True
 
     def _status(self, _payload: bytes) -> bytes:
         done = self._done
@@ -305,21 +320,14 @@ class ElasticRun:
     def _survivors(self, lost: set[str]) -> Holders:
         """Those that are there and answer, halted, with what they keep."""
         there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
-        held = self._halted(there, Halt(self._name, self._fleet.transport.name), strict=False)
-        for device in self._members - held.keys():
-            lost.add(device)
+        held, failed = halted(self._fleet, there, Halt(self._name, self._fleet.transport.name))
+        for device, error in failed.items():
+            _log.warning("%s does not answer, and counts as lost: %s", device, error)
+        gone = self._members - held.keys()
+        lost |= gone
+        self._left_behind |= gone
         self._members &= held.keys()
         return Holders(held, self._weights.step)
-
-    def _halted(self, devices: Iterable[str], asked: Halt, *, strict: bool) -> dict[str, Holdings]:
-        """What devices keep; without ``strict`` those that answer."""
-        held, failed = halted(self._fleet, devices, asked)
-        for device, error in failed.items():
-            if strict:
-                self._run.check()
-                raise error
-            _log.warning("%s does not answer, and counts as lost: %s", device, error)
-        return held
 
     def _release(self, devices: Iterable[str]) -> None:
         """Let devices go; one that is gone or silent cannot be told, and need not be."""

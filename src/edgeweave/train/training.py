@@ -5,14 +5,13 @@ Leaves the state of the run to ``Fit``, the devices to ``ElasticRun``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from edgeweave.core.errors import ConfigError, DeviceLost, EdgeweaveError
+from edgeweave.core.errors import ConfigError, DeviceLost
 from edgeweave.device import StageStatistics
 from edgeweave.plan import Costs, Decision, Plan, taken_over
 from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
@@ -27,8 +26,6 @@ from edgeweave.train.report import Evaluation
 from edgeweave.train.run import PipelineRun, RoundResult
 
 __all__ = ["Data", "Training", "Watches", "evaluated"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,22 +173,11 @@ class Training:
         there = {newcomer.device, *self._elastic.plan.devices}
         plan = taken_over(self._first_plan, there)
         if watch.costs is None and plan.devices != self._elastic.plan.devices:
-            self._moved(plan)
-
-    def _moved(self, plan: Plan) -> bool:
-        """Whether the run goes on with that plan now."""
-        try:
-            self._elastic.move(self._fit.history.step, plan)
-        except (DeviceLost, ConfigError):
-            raise
-        except EdgeweaveError as error:
-            _log.warning("the plan stays, because another cannot be deployed: %s", error)
-            return False
-        return True
+            self._elastic.move(step, plan)
 
     def _move(self, decision: Decision) -> None:
         watch = self._watches[-1].plan
-        if not self._moved(decision.new):
+        if not self._elastic.move(self._fit.history.step, decision.new):
             return
         watch.take_up(decision)
         renewed = self._new_watches(self._elastic.plan, watch.costs)
