@@ -41,6 +41,7 @@ from edgeweave.device.messages import (
     ProbeRequest,
     ProbeWork,
     Profile,
+    Pulse,
     Release,
     StateRequest,
     UnitTimings,
@@ -123,6 +124,7 @@ class Agent:
             "deploy": (self._deploy, most),
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
+            "pulse": (self._pulse, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
             "emulate": (self._emulate, REQUEST_BYTES),
         }
@@ -294,6 +296,11 @@ class Agent:
     def _statistics(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
         return encode_message(self._require(message.run).statistics())
+
+    def _pulse(self, _payload: bytes) -> bytes:
+        """Whoever asks learns that this process runs, and what its stage does."""
+        running = self._running
+        return encode_message(Pulse(None) if running is None else running.pulse())
 
     def _release(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)

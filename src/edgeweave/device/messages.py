@@ -29,6 +29,7 @@ __all__ = [
     "ProbeRequest",
     "ProbeWork",
     "Profile",
+    "Pulse",
     "Release",
     "StageStatistics",
     "StateRequest",
@@ -274,6 +275,25 @@ class Release(msgspec.Struct, frozen=True):
     """End a run on a device. Harmless if it is not there."""
 
     run: str
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """What a device does at this moment. Answered beside the compute thread, whatever that does."""
+
+    run: str | None
+    """The run it works for, if any; all else is about the stage in it."""
+    rounds: int = 0
+    """Rounds finished so far."""
+    doing: Literal["nothing", "idles", "waits", "works", "computes"] = "nothing"
+    """idles: until the coordinator begins a round; works: between two of the others."""
+    what: str = ""
+    """The frame it waits for, or the action it computes, in words."""
+    seconds: float = 0.0
+    """Since when it does that, on its clock."""
+    action: int = 0
+    """Of all that it computed, the how manieth that is."""
+    usual_seconds: float | None = None
+    """What such an action took before, if there was one."""
 
 
 class TraceEvent(msgspec.Struct, frozen=True, array_like=True):

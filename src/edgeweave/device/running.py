@@ -25,6 +25,7 @@ from edgeweave.device.messages import (
     Assignment,
     Deploy,
     Fault,
+    Pulse,
     StageStatistics,
     StateRequest,
     Weigh,
@@ -117,6 +118,10 @@ class Running:
         return self._executor.wait_state(
             message.rounds, message.part, timeout_seconds=self._place.timeouts.work
         )
+
+    def pulse(self) -> Pulse:
+        """What the stage does now."""
+        return self._executor.pulse()
 
     def statistics(self) -> StageStatistics:
         """Where the stage's time went, what it moved and what it used."""
