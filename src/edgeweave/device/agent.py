@@ -42,6 +42,7 @@ from edgeweave.device.messages import (
     ProbeWork,
     Profile,
     Pulse,
+    Relay,
     Release,
     StateRequest,
     UnitTimings,
@@ -55,7 +56,7 @@ from edgeweave.device.running import Running, Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
 from edgeweave.device.throttle import Throttle
-from edgeweave.net import Links, Transport, control_key, hello_of
+from edgeweave.net import Links, Priority, Transport, control_key, hello_of
 from edgeweave.net.transport import REQUEST_BYTES
 from edgeweave.predict.probe import Probe
 from edgeweave.program import decode_program
@@ -125,6 +126,7 @@ class Agent:
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
             "pulse": (self._pulse, REQUEST_BYTES),
+            "relay": (self._relay, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
             "emulate": (self._emulate, REQUEST_BYTES),
         }
@@ -301,6 +303,23 @@ class Agent:
         """Whoever asks learns that this process runs, and what its stage does."""
         running = self._running
         return encode_message(Pulse(None) if running is None else running.pulse())
+
+    def _relay(self, payload: bytes) -> bytes:
+        """Another device's pulse, as far as it reaches this one."""
+        message = decode_message(payload, Relay)
+        longest = self._place.timeouts.frame
+        if not 0 < message.timeout_seconds <= longest:
+            raise WireError(
+                f"a pulse is waited for up to {longest:.0f} s (asked for "
+                f"{message.timeout_seconds})."
+            )
+        return self._transport.request(
+            control_key(self._settings.fleet, message.device, "pulse"),
+            b"",
+            device=message.device,
+            timeout_seconds=message.timeout_seconds,
+            priority=Priority.CONTROL,
+        )
 
     def _release(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)

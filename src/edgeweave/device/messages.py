@@ -30,6 +30,7 @@ __all__ = [
     "ProbeWork",
     "Profile",
     "Pulse",
+    "Relay",
     "Release",
     "StageStatistics",
     "StateRequest",
@@ -294,6 +295,13 @@ class Pulse(msgspec.Struct, frozen=True):
     """Of all that it computed, the how manieth that is."""
     usual_seconds: float | None = None
     """What such an action took before, if there was one."""
+
+
+class Relay(msgspec.Struct, frozen=True):
+    """Ask another device for its pulse, for somebody whom it does not answer. Answered with it."""
+
+    device: str
+    timeout_seconds: float
 
 
 class TraceEvent(msgspec.Struct, frozen=True, array_like=True):

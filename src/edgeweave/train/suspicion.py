@@ -6,19 +6,22 @@
                                                          ... and computes one action for ever: stuck
 
 Any answer is a sign of life, also a late one to an early pulse: on a link that loses packets, a
-second pulse often overtakes nothing. A silence counts only while somebody looked: when whoever asks
-was itself held up (a laptop that slept, a host that swaps), that time proves nothing.
+second pulse overtakes nothing, as what is reliable comes in order. Therefore a device that does not
+answer at once is also asked over others, as in SWIM (Das et al., 2002, section 4.1): a burst of
+losses on one link, which may take longer than anybody can wait, is no death. A silence counts only
+while somebody looked: when whoever asks was itself held up (a laptop that slept, a host that
+swaps), that time proves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from edgeweave.device import Pulse
 
-__all__ = ["Suspicion", "Verdict"]
+__all__ = ["Ask", "Suspicion", "Verdict"]
 
 _LOOKS: Final = 32
 """How often one looks in the time that a silent device has."""
@@ -27,9 +30,21 @@ _LEAST_UNANSWERED: Final = 3
 _FIRST_RETRY: Final = 1 / 16
 """At the latest, of the time that a silent device has."""
 
+_MOST_RELAYS: Final = 2
+"""Others over whom one silent device is asked at once."""
+
 _STUCK_TIMES: Final = 10.0
 _STUCK_SECONDS: Final = 3.0
 """An action that takes longer than this, and than so many times what it took before, is stuck."""
+
+
+class Ask(NamedTuple):
+    """A pulse to be asked for, directly or over another device."""
+
+    device: str
+    via: str | None
+    timeout_seconds: float
+    """How long an answer is of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +98,20 @@ class Suspicion:
         """How long from one look to the next, at most."""
         return self._patience_seconds / _LOOKS
 
-    def due(self, now: float) -> Iterable[tuple[str, float]]:
-        """Who is to be asked for a pulse now, and how long an answer is of use.
-
-        Whoever is told counts as asked.
-        """
+    def due(self, now: float) -> list[Ask]:
+        """Who is to be asked for a pulse now; whoever is in it counts as asked."""
+        asks: list[Ask] = []
         for device, patient in self._patients.items():
-            if now >= patient.ask_at:
-                patient.ask_at = now + patient.retry_seconds
-                patient.retry_seconds *= 2
-                patient.n_unanswered += 1
-                left = self._patience_seconds - patient.silent_seconds
-                yield device, max(left, self.look_seconds)
+            if now < patient.ask_at:
+                continue
+            left = max(self._patience_seconds - patient.silent_seconds, self.look_seconds)
+            asks.append(Ask(device, None, left))
+            if patient.n_unanswered:
+                asks += [Ask(device, via, left) for via in self._relays(patient.n_unanswered)]
+            patient.ask_at = now + patient.retry_seconds
+            patient.retry_seconds *= 2
+            patient.n_unanswered += 1
+        return asks
 
     def answered(self, device: str, pulse: Pulse, now: float) -> None:
         """A pulse came, asked for at any time in this suspicion."""
@@ -121,6 +138,12 @@ class Suspicion:
     def _distance_seconds(self) -> float:
         """From a pulse that came to the next."""
         return self._patience_seconds / 4
+
+    def _relays(self, turn: int) -> list[str]:
+        """Devices that answer, other ones each turn if there are many."""
+        alive = [d for d, each in self._patients.items() if each.pulse and not each.n_unanswered]
+        start = turn * _MOST_RELAYS % max(len(alive), 1)
+        return (alive[start:] + alive[:start])[:_MOST_RELAYS]
 
     def _silent(self) -> Verdict | None:
         for device, patient in self._patients.items():

@@ -25,14 +25,14 @@ from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, FleetError
 from edgeweave.device import Pulse
 from edgeweave.train.deadlines import Deadline, Deadlines
-from edgeweave.train.suspicion import Suspicion, Verdict
+from edgeweave.train.suspicion import Ask, Suspicion, Verdict
 
 __all__ = ["Vigil", "VigilStatistics"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_OPEN: Final = 8
-"""Pulses of one device that may be under way at once."""
+_MOST_OPEN: Final = 16
+"""Pulses of one device that may be under way at once, those over others included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Wait:
 class Vigil:
     """Owns its thread and those that ask, from the first wait to the end of its ``with`` block.
 
-    ``ask(device, timeout_seconds)`` returns a pulse or raises ``EdgeweaveError``. ``on_verdict`` is
+    ``ask`` returns a pulse or raises ``EdgeweaveError``. ``on_verdict`` is
     called on the vigil's thread, with what was waited for, and ends the run; ``on_error`` too, if
     the vigil itself fails.
     """
@@ -66,7 +66,7 @@ class Vigil:
     def __init__(
         self,
         devices: Sequence[str],
-        ask: Callable[[str, float], Pulse],
+        ask: Callable[[Ask], Pulse],
         clock: Clock,
         deadlines: Deadlines,
         *,
@@ -153,7 +153,7 @@ class Vigil:
         try:
             with self._news:
                 for device in self._trips:  # learns how long an answer takes
-                    self._send(device, None, self._deadlines.slack_seconds)
+                    self._send(Ask(device, None, self._deadlines.slack_seconds), None)
                 while not self._closing:
                     self._watch()
         except Exception as error:  # noqa: BLE001 - a thread's boundary: reported, never lost
@@ -194,30 +194,30 @@ class Vigil:
             if verdict is not None:
                 self._on_verdict(verdict, wait.what)
                 return
-            for device, left_seconds in suspicion.due(now):
-                self._send(device, suspicion, left_seconds)
+            for ask in suspicion.due(now):
+                self._send(ask, suspicion)
             self._sleep(suspicion.look_seconds)
 
-    def _send(self, device: str, suspicion: Suspicion | None, timeout_seconds: float) -> None:
-        if self._open[device] < _MOST_OPEN:
-            self._open[device] += 1
+    def _send(self, ask: Ask, suspicion: Suspicion | None) -> None:
+        if self._open[ask.device] < _MOST_OPEN:
+            self._open[ask.device] += 1
             self._n_pulses += 1
-            self._pool.submit(self._take_pulse, device, suspicion, timeout_seconds)
+            self._pool.submit(self._take_pulse, ask, suspicion)
 
-    def _take_pulse(self, device: str, suspicion: Suspicion | None, timeout_seconds: float) -> None:
-        asked = self._clock.now()
+    def _take_pulse(self, ask: Ask, suspicion: Suspicion | None) -> None:
+        asked, pulse = self._clock.now(), None
         try:
-            pulse = self._ask(device, timeout_seconds)
+            pulse = self._ask(ask)
         except EdgeweaveError as error:
-            _log.debug("no pulse of %s: %s", device, error)
-            pulse = None
+            _log.debug("no pulse of %s: %s", ask.device, error)
         except Exception as error:  # noqa: BLE001 - a thread's boundary: reported, never lost
             self._fail(error)
-            pulse = None
         now = self._clock.now()
         with self._news:
-            self._open[device] -= 1
-            if pulse is not None:
-                self._trips[device] = self._trips[device].heard(max(now - asked, 0.0))
-                if suspicion is not None:
-                    suspicion.answered(device, pulse, now)
+            self._open[ask.device] -= 1
+            if pulse is None:
+                return
+            if ask.via is None:
+                self._trips[ask.device] = self._trips[ask.device].heard(max(now - asked, 0.0))
+            if suspicion is not None:
+                suspicion.answered(ask.device, pulse, now)
