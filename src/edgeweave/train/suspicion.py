@@ -109,7 +109,7 @@ class Suspicion:
             if patient.n_unanswered:
                 asks += [Ask(device, via, left) for via in self._relays(patient.n_unanswered)]
             patient.ask_at = now + patient.retry_seconds
-            patient.retry_seconds *= 2
+            patient.retry_seconds = min(2 * patient.retry_seconds, self._distance_seconds)
             patient.n_unanswered += 1
         return asks
 
@@ -136,7 +136,7 @@ class Suspicion:
 
     @property
     def _distance_seconds(self) -> float:
-        """From a pulse that came to the next."""
+        """From a pulse that came to the next, and the most between two that did not."""
         return self._patience_seconds / 4
 
     def _relays(self, turn: int) -> list[str]:

@@ -31,7 +31,7 @@ __all__ = ["Vigil", "VigilStatistics"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_OPEN: Final = 16
+_MOST_OPEN: Final = 24
 """Pulses of one device that may be under way at once, those over others included."""
 
 
