@@ -113,4 +113,4 @@ def test_half_of_what_there_is_remains_for_pulses(
     give_up = deadlines.give_up_seconds()
     assert 0 < deadlines.suspect_seconds("next") <= give_up / 2
     if deadlines.step_seconds is not None:
-        assert give_up == pytest.approx(2 * deadlines.step_seconds + 1.0)
+        assert give_up == pytest.approx(2 * deadlines.step_seconds + 0.9)

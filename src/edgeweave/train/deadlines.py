@@ -8,7 +8,7 @@ them, not with the next.
 
     |<- wait, learnt by its kind ->|<------ pulses, in doubling distances ------>|
     waits                          suspects                                      gives up
-    |<------------------ two steps and a slack, from the wait's beginning ------>|
+    |<---------- two steps and most of a slack, from the wait's beginning ------>|
 
 Who stops may have sent on what the others need for up to a step. So whoever stops is noticed within
 three steps and the slack.
@@ -33,6 +33,8 @@ _PATIENCE_KEPT: Final = 0.98
 
 _STEPS_OF_A_WAIT: Final = 2.0
 """Of the three in which a stopped device is noticed; see the drawing."""
+_SLACK_OF_A_WAIT: Final = 0.9
+"""Of the slack; the rest is for looking at the clock, ending the run and telling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class Deadlines:
         step = self.step_seconds
         if step is None:
             return max(self.unknown_seconds, self.slack_seconds)
-        return _STEPS_OF_A_WAIT * step + self.slack_seconds
+        return _STEPS_OF_A_WAIT * step + _SLACK_OF_A_WAIT * self.slack_seconds
 
     def _of(self, kind: str) -> Deadline:
         return self.kinds.get(kind, _UNKNOWN)
