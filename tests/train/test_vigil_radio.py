@@ -63,7 +63,7 @@ def test_in_an_hour_of_wifi_nobody_is_lost_who_lives_and_p99_of_the_stopped_is_i
         shares.append((stopped.now - moment) / budget)
         radio.suspect_now()
     assert radio.run_until(HOUR) is None
-    assert radio.n_suspicions > N_STOPS  # pulses were asked for in earnest
+    assert radio.n_suspicions > 0.9 * N_STOPS  # some moments were suspicious already
     assert radio.n_steps > 1000
     assert np.quantile(shares, 0.99) <= 1.0
 
