@@ -380,9 +380,7 @@ _FAULTS = Claim(
         ),
         Metric("recover_seconds_p99", "from there until the next step, s, largest", most=5.0),
         Metric("recover_seconds_median", "the same, median"),
-        Metric(
-            "recomputed_over_interval", "steps computed again / interval of copies", most=1.0
-        ),
+        Metric("recomputed_over_interval", "steps computed again / interval of copies", most=1.0),
         Metric("bit_equal", "losses are those of the undisturbed run (1 is yes)", 1, 1),
         Metric("replication_cost", "throughput that copies take, 100 Mbit/s", most=0.03),
         Metric("vs_takeover", "time with one kill, neighbour takes over / ours", least=1.0),

@@ -24,9 +24,10 @@ PUBLIC = {
     "edgeweave.device": """
         Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds Deploy
         Emulate Fault FrameId Greeting Inbox LinkProbe LinkTimings Optimizer ProbeRequest Profile
-        Release StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
-        coding_names decode_message encode_message probe_link state_bytes_per_trainable_byte
-        step_bytes_per_trainable_byte tensor_frame told_products told_rates told_timings
+        Pulse Relay Release StageStatistics StageTiming StateRequest TraceEvent UnitTimings
+        as_mapping build coding_names decode_message encode_message probe_link
+        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
+        told_products told_rates told_timings
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset

@@ -26,6 +26,8 @@ from edgeweave.device import (
     Optimizer,
     ProbeRequest,
     Profile,
+    Pulse,
+    Relay,
     Release,
     StageStatistics,
     StateRequest,
@@ -79,6 +81,9 @@ MESSAGES = [
     LinkTimings(0.001, 1e7, 0.01),
     StateRequest("run-1", 7, "weights"),
     Release("run-1"),
+    Pulse("run-1", 3, "computes", "the forward of microbatch 2", 0.5, 9, 0.1),
+    Pulse(None),
+    Relay("pi-b", 0.5),
     CodingProbe(blockfloat(16), (16, 8)),
     CodingSeconds(1e-9, 5e-10),
     StageStatistics(

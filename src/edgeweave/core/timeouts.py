@@ -12,7 +12,7 @@ class Timeouts:
     """Deadlines in seconds. Every wait in Edgeweave ends by one of these.
 
     They bound how long a fault stays unnoticed when nothing else reports it. A killed process is
-    noticed far earlier, by its liveliness token.
+    noticed far earlier, by its liveliness token, and one that stands still by its silence.
     """
 
     connect: float = 10.0
@@ -23,6 +23,9 @@ class Timeouts:
     """A request that computes or moves weights: deploy, profile, fetch the state of a stage."""
     frame: float = 120.0
     """The next activation, gradient or result that a run is waiting for."""
+    silence: float = 1.0
+    """What a device that answers no pulse gets beside three steps, before it is lost. Steps are
+    learnt; see ``edgeweave.train.deadlines``. Longer, it outlives longer holes in a bad link."""
     send: float = 10.0
     """Handing one piece of a frame to the network before the link counts as stuck."""
     idle: float = 3600.0

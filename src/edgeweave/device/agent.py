@@ -26,25 +26,23 @@ import psutil
 import torch
 
 from edgeweave.core.clock import Clock, SystemClock
-from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError, WireError
+from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.device.coding_speed import coding_seconds
 from edgeweave.device.facts import read_facts
+from edgeweave.device.inquiries import inquiries
 from edgeweave.device.membership import Membership
 from edgeweave.device.messages import (
     Assignment,
-    CodingProbe,
-    CodingSeconds,
     Deploy,
     Emulate,
     Fetch,
     Greeting,
     Halt,
     Holdings,
-    LinkProbe,
     ProbeRequest,
     ProbeWork,
     Profile,
+    Pulse,
     Release,
     Replicate,
     StateRequest,
@@ -54,7 +52,6 @@ from edgeweave.device.messages import (
 )
 from edgeweave.device.pacing import UnitMemory
 from edgeweave.device.probe_cache import ProbeCache
-from edgeweave.device.probing import BASES_BYTES, probe_link
 from edgeweave.device.running import Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
@@ -69,7 +66,6 @@ __all__ = ["Agent"]
 _log = logging.getLogger(__name__)
 
 _REMEMBERED_RELEASES = 64
-_LARGEST_PROBE_BYTES = 16 << 20
 
 
 class Agent:
@@ -121,9 +117,7 @@ class Agent:
         most = psutil.virtual_memory().total
         verbs: dict[str, tuple[Callable[[bytes], bytes], int]] = {
             "hello": (self._hello, REQUEST_BYTES),
-            "echo": (lambda payload: b"", _LARGEST_PROBE_BYTES),
-            "measure": (self._measure, REQUEST_BYTES),
-            "coding": (self._coding, REQUEST_BYTES),
+            **inquiries(self._place),
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
@@ -132,6 +126,7 @@ class Agent:
             "replicate": (self._replicate, REQUEST_BYTES),
             "state": (self._state, REQUEST_BYTES),
             "statistics": (self._statistics, REQUEST_BYTES),
+            "pulse": (self._pulse, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
             "emulate": (self._emulate, REQUEST_BYTES),
         }
@@ -170,37 +165,6 @@ class Agent:
 
     def _hello(self, _payload: bytes) -> bytes:
         return encode_message(self.greeting())
-
-    def _measure(self, payload: bytes) -> bytes:
-        message = decode_message(payload, LinkProbe)
-        in_range = 1 < message.size_bytes <= _LARGEST_PROBE_BYTES
-        if not in_range or message.size_bytes in BASES_BYTES:
-            raise WireError(
-                f"a link is probed with 2 to {_LARGEST_PROBE_BYTES} bytes, and not with "
-                f"{max(BASES_BYTES)} (asked for {message.size_bytes})."
-            )
-        key = control_key(self._settings.fleet, message.target, "echo")
-
-        def ask(payload: bytes) -> bytes:
-            return self._transport.request(
-                key,
-                payload,
-                device=message.target,
-                timeout_seconds=self._place.timeouts.request,
-            )
-
-        return encode_message(probe_link(ask, self._place.clock.now, message.size_bytes))
-
-    def _coding(self, payload: bytes) -> bytes:
-        message = decode_message(payload, CodingProbe)
-        throttle = self._place.throttle
-        taken = coding_seconds(message.codec, message.widths, throttle.stopwatch())
-        return encode_message(
-            CodingSeconds(
-                throttle.slowed(taken.encode_seconds_per_byte),
-                throttle.slowed(taken.decode_seconds_per_byte),
-            )
-        )
 
     def _profile(self, payload: bytes) -> bytes:
         message = decode_message(payload, Profile)
@@ -332,6 +296,11 @@ class Agent:
     def _statistics(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
         return encode_message(self._require(message.run).running.statistics())
+
+    def _pulse(self, _payload: bytes) -> bytes:
+        """Whoever asks learns that this process runs, and what its stage does."""
+        membership = self._membership
+        return encode_message(Pulse(None) if membership is None else membership.pulse())
 
     def _release(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)

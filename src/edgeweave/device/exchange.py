@@ -129,6 +129,8 @@ class StageExchange:
         n_peers = max(2, len(assignment.senders) + len(assignment.receivers))
         most, n_stages = assignment.max_microbatches, assignment.n_stages
         self.inbox = Inbox(capacity=(n_peers + 2) * most + 8 * n_stages + 16)
+        self.awaited: FrameId | None = None
+        """What the stage waits for at this moment; the first of several."""
         self._sender = Sender(
             transport,
             clock,
@@ -173,12 +175,20 @@ class StageExchange:
         idle = kind == "begin"
         seconds = self._timeouts.idle if idle else self._timeouts.frame
         key = FrameId(kind, sender, round, microbatch)
-        return self.inbox.wait(key, timeout_seconds=seconds, late=self._late)
+        self.awaited = key
+        try:
+            return self.inbox.wait(key, timeout_seconds=seconds, late=self._late)
+        finally:
+            self.awaited = None
 
     def first_of(self, options: Sequence[Sequence[FrameId]]) -> int:
         """Wait until all frames of one option are here, and say which; ``wait`` takes them."""
         seconds = self._timeouts.frame
-        return self.inbox.first_of(options, timeout_seconds=seconds, late=self._late)
+        self.awaited = next((key for keys in options for key in keys), None)
+        try:
+            return self.inbox.first_of(options, timeout_seconds=seconds, late=self._late)
+        finally:
+            self.awaited = None
 
     def send(
         self,

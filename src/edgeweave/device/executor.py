@@ -22,11 +22,12 @@ import torch
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.device.activity import Activity
 from edgeweave.device.comparison import gradient_products
 from edgeweave.device.exchange import StageExchange, as_mapping, coding_names
 from edgeweave.device.frame_codec import FrameCoding, message_seed
 from edgeweave.device.inbox import FrameId
-from edgeweave.device.messages import COORDINATOR, Assignment, TraceEvent
+from edgeweave.device.messages import COORDINATOR, Assignment, Pulse, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.reduction import Reduction
 from edgeweave.device.snapshots import State
@@ -90,6 +91,7 @@ class Executor:
         self._samples: dict[int, int] = {}
         self._codecs: dict[int, FrameCoding] = {}
         self._timings = StepTimings(assignment.stage, assignment.microbatch_size)
+        self._activity = Activity(assignment, clock, lambda: exchange.awaited)
         self._forward_senders: list[tuple[str, int]] = []
         if any(is_external(value.name) for value in stage.program.inputs):
             self._forward_senders.append(("input", COORDINATOR))
@@ -102,6 +104,10 @@ class Executor:
     def rounds(self) -> int:
         """Rounds finished so far."""
         return self._rounds
+
+    def pulse(self) -> Pulse:
+        """What the compute thread does now; it is not asked."""
+        return self._activity.pulse(self._rounds)
 
     def rehearse(self, known: StageSeconds | None) -> None:
         """Warm up, and learn how to pace an emulated device.
@@ -400,7 +406,8 @@ class Executor:
     ) -> Iterator[None]:
         started = self._clock.now()
         try:
-            yield
+            with self._activity.of(account, shown or account, microbatch):
+                yield
         finally:
             stopped = self._clock.now()
             self.seconds[account] += stopped - started

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from edgeweave.core.errors import DeviceBusy, FleetError
 from edgeweave.device import memory
-from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings, Replicate
+from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings, Pulse, Replicate
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.snapshots import Snapshots
 from edgeweave.net import Subscription, control_key
@@ -50,6 +50,11 @@ class Membership:
                 "halted). Deploy one."
             )
         return running
+
+    def pulse(self) -> Pulse:
+        """What the stage does now. Waits for nothing."""
+        running = self._running
+        return Pulse(None) if running is None else running.pulse()
 
     def deploy(self, message: Deploy) -> None:
         """Put a stage to work, in place of the one before."""

@@ -32,6 +32,8 @@ __all__ = [
     "ProbeRequest",
     "ProbeWork",
     "Profile",
+    "Pulse",
+    "Relay",
     "Release",
     "Replicate",
     "RunStatus",
@@ -344,6 +346,32 @@ class RunStatus(msgspec.Struct, frozen=True):
     """Steps since the coordinator's own copy of all of them."""
     recoveries: tuple[str, ...]
     """What was lost so far and how the run went on, a sentence each."""
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """What a device does at this moment. Answered beside the compute thread, whatever that does."""
+
+    run: str | None
+    """The run it works for, if any; all else is about the stage in it."""
+    rounds: int = 0
+    """Rounds finished so far."""
+    doing: Literal["nothing", "idles", "waits", "works", "computes"] = "nothing"
+    """idles: until the coordinator begins a round; works: between two of the others."""
+    what: str = ""
+    """The frame it waits for, or the action it computes, in words."""
+    seconds: float = 0.0
+    """Since when it does that, on its clock."""
+    action: int = 0
+    """Of all that it computed, the how manieth that is."""
+    usual_seconds: float | None = None
+    """What such an action took before, if there was one."""
+
+
+class Relay(msgspec.Struct, frozen=True):
+    """Ask another device for its pulse, for somebody whom it does not answer. Answered with it."""
+
+    device: str
+    timeout_seconds: float
 
 
 class TraceEvent(msgspec.Struct, frozen=True, array_like=True):

@@ -26,6 +26,7 @@ from edgeweave.device.messages import (
     Deploy,
     Fault,
     Fetch,
+    Pulse,
     Replicate,
     StageStatistics,
     StateRequest,
@@ -135,6 +136,10 @@ class Running:
     def state(self) -> State:
         """A copy of what training changed so far. Only while no round is under way."""
         return self._executor.state()
+
+    def pulse(self) -> Pulse:
+        """What the stage does now."""
+        return self._executor.pulse()
 
     def statistics(self) -> StageStatistics:
         """Where the stage's time went, what it moved and what it used."""

@@ -66,7 +66,9 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A device stands still, its links stay. Longer than its lease on the network, it is lost."""
+    """A device stands still, its links stay. Longer than its lease on the network, it is lost;
+    longer than three steps and a second, too, while results are waited for.
+    """
 
     device: str
 

@@ -35,6 +35,7 @@ class Crew:
         self._inbox = inbox
         self._lost: dict[str, threading.Event] = {d: threading.Event() for d in plan.devices}
         self._any_lost = threading.Event()
+        self._condemned: DeviceLost | None = None
         self._news = threading.Event()  # an answer came, or the run failed
 
     def for_each(self, work: Callable[[str], bytes]) -> None:
@@ -100,6 +101,14 @@ class Crew:
             self._any_lost.set()
             self.fail(self._lost_error(device))
 
+    def lose(self, error: DeviceLost, *, is_gone: bool) -> None:
+        """End the run as when a device vanished; one that is gone is asked nothing any more."""
+        self._condemned = error
+        self.fail(error)
+        if is_gone:
+            self._lost[error.device].set()
+            self._any_lost.set()
+
     def on_fault(self, payload: bytes) -> bytes:
         """A stage says that it cannot go on."""
         fault = decode_message(payload, Fault)
@@ -116,7 +125,7 @@ class Crew:
             self._any_lost.wait(_BLAME_SECONDS)
         for device, event in self._lost.items():
             if event.is_set():
-                return self._lost_error(device)
+                return self._condemned or self._lost_error(device)
         return self._inbox.error or error
 
     def _wait_answers(self, asked: Sequence[Future[bytes]]) -> None:

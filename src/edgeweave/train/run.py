@@ -48,6 +48,7 @@ from edgeweave.program import (
 from edgeweave.train.batches import Batch
 from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
+from edgeweave.train.device_watch import device_watch
 from edgeweave.train.holders import Origin, Term
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
@@ -97,6 +98,7 @@ class PipelineRun:
         self._stages = self._deployment.stages
         self._inbox = Inbox(capacity=4 * plan.n_microbatches + 8 * len(plan.stages) + 16)
         self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
+        self._vigil = device_watch(fleet, plan, self._crew)
         self._stack = ExitStack()
         self.codecs: Sequence[LinkCodec] = plan.codecs
         """Of the next training steps; evaluation is exact."""
@@ -141,6 +143,7 @@ class PipelineRun:
             )
             stack.callback(results.close)
             self._crew.for_each(self._deploy)
+            stack.enter_context(self._vigil)
             self._stack = stack.pop_all()
         return self
 
@@ -222,6 +225,7 @@ class PipelineRun:
     ) -> RoundResult:
         started = self._fleet.clock.now()
         number, self._crew.rounds = self._crew.rounds, self._crew.rounds + 1
+        self._vigil.round_begins(_kind_of(scalars))
         begin = {"step": float(step), "microbatches": float(n_parts), **scalars}
         devices = self._plan.devices
         for stage, device in enumerate(devices):
@@ -242,6 +246,7 @@ class PipelineRun:
         while len(results) < n_parts:
             results.append(self._result(number, len(results)))
         seconds = self._fleet.clock.now() - started
+        self._vigil.round_ends(seconds)
         timed = told_timings(results[0].scalars, len(self._stages))
         timings = {devices[stage]: timing for stage, timing in timed.items()}
         rates = {
@@ -293,7 +298,10 @@ class PipelineRun:
     def _heard(self, kind: str, stage: int, number: int, microbatch: int) -> FrameHeader:
         key = FrameId(kind, stage, number, microbatch)
         timeout = self._fleet.timeouts.frame
-        header = self._inbox.wait(key, timeout_seconds=timeout, late=self._late).header
+        place = "first" if microbatch == 0 else "next"
+        what = f"the {_missing(kind)} of microbatch {microbatch}"
+        with self._vigil.waiting(f"{place} {kind}", what):
+            header = self._inbox.wait(key, timeout_seconds=timeout, late=self._late).header
         self.last_heard_seconds = self._fleet.clock.now()
         return header
 
@@ -336,14 +344,22 @@ class PipelineRun:
     def _late(self, key: FrameId) -> EdgeweaveError:
         device = self._plan.devices[key.sender]
         seconds = self._fleet.timeouts.frame
-        missing = "comparison of gradients" if key.kind == "compared" else "result"
         return DeviceTimeout(
-            f"no {missing} of microbatch {key.microbatch} (round {key.round}) came from stage "
-            f"{key.sender} on {device} in {seconds:.0f} s. A stage is far slower than planned or "
-            "stuck; look at `edgeweave status`, or raise Timeouts.frame.",
+            f"no {_missing(key.kind)} of microbatch {key.microbatch} (round {key.round}) came "
+            f"from stage {key.sender} on {device} in {seconds:.0f} s. A stage is far slower than "
+            "planned or stuck; look at `edgeweave status`, or raise Timeouts.frame.",
             device=device,
             stage=key.sender,
         )
+
+
+def _missing(kind: str) -> str:
+    return "comparison of gradients" if kind == "compared" else "result"
+
+
+def _kind_of(scalars: Mapping[str, float]) -> str:
+    """What kind of round ``begin`` announces: the waits in each are of their own length."""
+    return "train" if scalars["train"] else "compare" if scalars.get("compare") else "evaluate"
 
 
 def _mean(
