@@ -22,18 +22,19 @@ PUBLIC = {
         Report Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
-        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds Deploy
-        Emulate Fault FrameId Greeting Inbox LinkProbe LinkTimings Optimizer ProbeRequest Profile
-        Pulse Relay Release StageStatistics StageTiming StateRequest TraceEvent UnitTimings
-        as_mapping build coding_names decode_message encode_message probe_link
+        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds
+        Deploy Emulate Fault Fetch FrameId Greeting Halt Holdings Inbox LinkProbe
+        LinkTimings Optimizer ProbeRequest Profile Pulse Relay Release Replicate RunStatus
+        StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
+        coding_names decode_message encode_message probe_link received_state
         state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
-        told_products told_rates told_timings
+        told_products told_rates told_timings write_whole
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
     """,
     "edgeweave.train": """
-        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Report
+        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Recovery Report
         device_latencies measure_costs predict_units probe_devices
     """,
 }

@@ -21,7 +21,7 @@ DEVICES = (ew.Device("a", speed=0.9), ew.Device("b"))
 FAST = ew.Links(default=ew.LinkShape(bytes_per_second=50e6, delay_seconds=0.0005), seed=3)
 
 
-def fit(fleet: ew.Fleet, *, steps: int) -> ew.Report:
+def fit(fleet: ew.Fleet, *, steps: int, recover: bool = True) -> ew.Report:
     trainer = ew.PipelineTrainer(
         MLP.model(),
         MLP.loss,
@@ -29,6 +29,7 @@ def fit(fleet: ew.Fleet, *, steps: int) -> ew.Report:
         fleet=fleet,
         plan=plan_of(("a", "b"), (1,), n_units(MLP)),
         n_microbatches=2,
+        recover=recover,
     )
     data = TensorDataset(*MLP.batch(4 * steps))
     return trainer.fit(data, batch_size=4, epochs=1, progress=False)
@@ -118,7 +119,7 @@ def test_a_killed_device_ends_the_run_by_its_name_and_leaves_nothing_behind() ->
             for name in fleet.devices:
                 family.extend(family_of(fleet.pid(name)))
             try:
-                fit(fleet, steps=50)
+                fit(fleet, steps=50, recover=False)
             finally:
                 assert log_of(fleet) == [("kill b", 2)]
 

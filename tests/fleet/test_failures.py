@@ -27,7 +27,9 @@ DEVICES = ("a", "b", "c")
 SHORT = ew.Timeouts(connect=10, request=5, work=60, frame=6, send=3, idle=60, stop=1)
 
 
-def trainer_of(fleet: ew.Fleet, example: Any = MLP, devices: Any = DEVICES) -> ew.PipelineTrainer:
+def trainer_of(
+    fleet: ew.Fleet, example: Any = MLP, devices: Any = DEVICES, *, recover: bool = False
+) -> ew.PipelineTrainer:
     boundaries = (1, 3)[: len(devices) - 1]
     return ew.PipelineTrainer(
         example.model(),
@@ -36,6 +38,7 @@ def trainer_of(fleet: ew.Fleet, example: Any = MLP, devices: Any = DEVICES) -> e
         fleet=fleet,
         plan=plan_of(devices, boundaries, n_units(example)),
         n_microbatches=4,
+        recover=recover,
     )
 
 

@@ -6,6 +6,7 @@ from edgeweave import plan
 def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
         "SCHEDULES",
+        "TRIAL_STEPS",
         "Action",
         "Agenda",
         "Backward",
@@ -31,10 +32,12 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "PlannedBatch",
         "Recoding",
         "Reduce",
+        "Replication",
         "Skip",
         "Stage",
         "StageSeconds",
         "Timeline",
+        "Trial",
         "TriedSize",
         "UnitFacts",
         "Update",
@@ -52,6 +55,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "period_seconds_at_least",
         "simulate",
         "stage_memory_bytes",
+        "taken_over",
         "to_json",
         "window",
         "worthwhile_sizes",

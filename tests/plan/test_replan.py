@@ -279,3 +279,110 @@ def test_a_link_that_is_not_heard_of_any_more_holds_no_decision_up() -> None:
         found = monitor.observe(step, seconds, steps_left=99 - step, link_bytes_per_second=rates)
         decisions += [] if found is None else [found]
     assert [each.device for decision in decisions for each in decision.departures] == ["d1"]
+
+
+def without(costs: Costs, device: str) -> Costs:
+    return costs.only([each.device for each in costs.devices if each.device != device])
+
+
+def test_a_device_that_joins_is_taken_in_where_that_is_worth_it() -> None:
+    known = without(costs_of(), "d2")
+    monitor = Monitor(partition(known, n_microbatches=4), known)
+    decision = monitor.join(7, costs_of().device("d2"), {}, steps_left=100)
+    assert decision.changes
+    assert (decision.step, decision.arrivals, decision.departures) == (7, ("d2",), ())
+    assert decision.line().startswith("step 7: d2 has joined; another plan would shorten a step ")
+    assert set(decision.new.devices) == {"d0", "d1", "d2"}
+    assert decision.new == partition(costs_of(), n_microbatches=4)
+    assert monitor.plan == decision.old
+    monitor.take_up(decision)
+    assert monitor.plan == decision.new
+
+
+def test_a_device_that_joins_behind_a_slow_link_is_not_taken_in() -> None:
+    known = equal_costs(
+        N_UNITS, 3, forward_seconds=0.01, backward_seconds=0.02, link=FREE, cut=WIDE
+    )
+    slow, newcomer = Link(10.0, 1.0), known.device("d2")
+    known = without(known, "d2")
+    monitor = Monitor(partition(known, n_microbatches=4), known)
+    links = {
+        ends: slow
+        for other in ("d0", "d1", "coordinator")
+        for ends in (("d2", other), (other, "d2"))
+    }
+    decision = monitor.join(7, newcomer, links, steps_left=100)
+    assert not decision.changes
+    assert "d2" not in decision.new.devices
+    assert monitor.costs.link("d0", "d2") == slow
+
+
+def test_a_device_that_comes_too_late_is_left_out() -> None:
+    known = without(heavy_costs(), "d2")
+    monitor = Monitor(partition(known, n_microbatches=4), known)
+    decision = monitor.join(7, heavy_costs().device("d2"), {}, steps_left=1)
+    assert decision.verdict == "too late"
+    assert decision.line().startswith("step 7: d2 has joined; the plan stays, another plan would ")
+
+
+def test_a_device_that_comes_back_is_believed_to_be_as_it_says() -> None:
+    costs = costs_of()
+    monitor = Monitor(partition(costs, n_microbatches=4), costs)
+    slow = replace(costs.device("d1"), forward_seconds=(1.0,) * N_UNITS)
+    monitor.join(7, slow, {}, steps_left=100)
+    assert [each.device for each in monitor.costs.devices] == ["d0", "d1", "d2"]
+    assert monitor.costs.device("d1").forward_seconds == slow.forward_seconds
+
+
+def test_a_slowdown_soon_after_a_newcomer_was_taken_in_waits_for_twice_the_pause() -> None:
+    known = without(costs_of(), "d2")
+    monitor = Monitor(partition(known, n_microbatches=4), known)
+    decision = monitor.join(10, costs_of().device("d2"), {}, steps_left=500)
+    monitor.take_up(decision)
+    rng = random.Random(0)
+    found = [
+        monitor.observe(
+            step,
+            measured(monitor.plan, costs_of(), third_from(12), step, rng, 0.02),
+            steps_left=500 - step,
+        )
+        for step in range(11, 200)
+    ]
+    first = next(each for each in found if each is not None)
+    assert first.step == 10 + 2 * Caution().least_steps_between
+
+
+def test_what_turned_out_worse_is_left_and_makes_the_next_change_wait_twice_as_long() -> None:
+    costs = costs_of()
+    plan = partition(costs, n_microbatches=4)
+    monitor = Monitor(plan, costs)
+    tried = plan_of(costs, ("d0", "d1"), (0, 4, 12))
+    decision = monitor.join(20, costs.device("d2"), {}, steps_left=500)
+    change = replace(decision, verdict="change", new=tried)
+    monitor.take_up(change)
+    assert monitor.plan == tried
+    monitor.take_up(replace(change, step=28, verdict="worse", old=tried, new=plan))
+    assert monitor.plan == plan
+    rng = random.Random(0)
+    found = [
+        monitor.observe(
+            step, measured(plan, costs, third_from(30), step, rng, 0.02), steps_left=500 - step
+        )
+        for step in range(29, 250)
+    ]
+    first = next(each for each in found if each is not None)
+    assert first.step == 28 + 2 * Caution().least_steps_between
+
+
+def test_a_move_takes_what_was_learnt_of_the_devices_along() -> None:
+    costs = costs_of()
+    (decision,) = changes(watched(third_from(20), n_steps=60, moves=False))
+    monitor = Monitor(partition(costs, n_microbatches=4), costs)
+    rng = random.Random(0)
+    for step in range(decision.step + 1):
+        seconds = measured(monitor.plan, costs, third_from(20), step, rng, 0.1)
+        monitor.observe(step, seconds, steps_left=60 - step)
+    before = monitor.costs.device("d1")
+    monitor.take_up(decision)
+    assert monitor.costs.device("d1") == before
+    assert before.forward_seconds[0] > 0.02

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError, FormatError
-from edgeweave.plan import LinkCodec, Plan, Stage, from_json, to_json
+from edgeweave.plan import LinkCodec, Plan, Replication, Stage, from_json, to_json
 from edgeweave.plan.routes import SKIPS
 
 PLAN = Plan(
@@ -41,7 +41,8 @@ def plans(draw: st.DrawFn) -> Plan:
     ends = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
     codecs = tuple(LinkCodec(*each, draw(st.integers(1, 32))) for each in ends)
     times = draw(seconds), draw(seconds)
-    return Plan(stages, schedule, n_microbatches, extra, *times, skips, codecs)
+    replication = Replication(draw(st.integers(1, 999)), draw(st.integers(1, 999)))
+    return Plan(stages, schedule, n_microbatches, extra, *times, skips, codecs, replication)
 
 
 def refusal(data: bytes) -> str:
@@ -63,7 +64,7 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     content = json.loads(to_json(PLAN))
-    assert (content["format"], content["version"]) == ("edgeweave/plan", 3)
+    assert (content["format"], content["version"]) == ("edgeweave/plan", 4)
 
 
 @given(st.data())
@@ -92,10 +93,10 @@ def test_a_torn_document_is_refused_wherever_it_is_torn() -> None:
 
 
 def test_another_version_is_named() -> None:
-    newer = to_json(PLAN).replace(b'"version":3', b'"version":4')
+    newer = to_json(PLAN).replace(b'"version":4', b'"version":5')
     assert refusal(newer) == (
-        "not a plan that this package reads (got 'edgeweave/plan' version 4, "
-        "reads 'edgeweave/plan' version 3). Plan again."
+        "not a plan that this package reads (got 'edgeweave/plan' version 5, "
+        "reads 'edgeweave/plan' version 4). Plan again."
     )
 
 
@@ -119,8 +120,17 @@ def test_codecs_are_written_by_their_names() -> None:
 
 
 def test_a_plan_of_an_older_version_is_named() -> None:
-    older = to_json(PLAN).replace(b'"version":3', b'"version":2')
-    assert "(got 'edgeweave/plan' version 2, reads 'edgeweave/plan' version 3)" in refusal(older)
+    older = to_json(PLAN).replace(b'"version":4', b'"version":3')
+    assert "(got 'edgeweave/plan' version 3, reads 'edgeweave/plan' version 4)" in refusal(older)
+
+
+def test_how_often_states_are_copied_is_written_in_steps() -> None:
+    often = replace(PLAN, replication=Replication(chain_every=7, whole_every=30))
+    written = json.loads(to_json(often))["plan"]["replication"]
+    assert written == {"chain_every": 7, "whole_every": 30}
+    assert from_json(to_json(often)) == often != PLAN
+    for refused in ({"chain_every": 0, "whole_every": 5}, {"chain_every": "often"}, None, 3):
+        assert "not a plan (" in refusal(document(replication=refused))
 
 
 A_TO_B = {"source": "pi-a", "target": "pi-b", "bits": 8}

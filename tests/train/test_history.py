@@ -79,3 +79,50 @@ def test_restoring_copies_what_it_is_given() -> None:
 def test_an_epoch_without_a_step_closes_without_dividing_by_zero() -> None:
     record = History().end_epoch(None)
     assert (record.loss, record.samples_per_second, record.metrics) == (0.0, 0.0, {})
+
+
+def numbers_of(history: History) -> tuple[object, ...]:
+    """All but the time that was spent."""
+    return (
+        history.step,
+        history.cursor,
+        history.step_losses,
+        history.step_seconds,
+        history.n_samples,
+        history.epochs,
+        history.open_epoch(),
+    )
+
+
+@pytest.mark.parametrize("back_to", range(8))
+@pytest.mark.parametrize("done", range(8))
+def test_a_history_that_went_back_is_the_one_it_was(back_to: int, done: int) -> None:
+    """Steps and ends of epochs in turn; what was measured since stays spent."""
+
+    def act(history: History, number: int) -> None:
+        if number % 3 == 2:
+            history.end_epoch(None)
+        else:
+            history.end_step(step(float(number), 4 + number), full=number % 2 == 0)
+
+    history, seconds = History(), 0.0
+    marks = []
+    for number in range(done + 1):
+        marks.append((history.step, history.mark()))
+        act(history, number)
+    seconds = history.seconds
+    if back_to > done:
+        return
+    history.rewind(*marks[back_to])
+    expected = History()
+    for number in range(back_to):
+        act(expected, number)
+    assert numbers_of(history) == numbers_of(expected)
+    assert history.seconds == seconds
+    for number in range(back_to, 9):
+        act(history, number)
+        act(expected, number)
+    assert history.step_losses == expected.step_losses
+    assert [(e.epoch, e.step, e.loss) for e in history.epochs] == [
+        (e.epoch, e.step, e.loss) for e in expected.epochs
+    ]

@@ -93,6 +93,39 @@ def test_a_plateau_is_replayed_with_its_losses() -> None:
     assert after.hyperparameters()["lr"] == before.hyperparameters()["lr"] == 0.025
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("n_calls", [0, 1, 3, 5])
+def test_a_schedule_that_went_back_moves_as_it_did(name: str, n_calls: int) -> None:
+    schedule = LRSchedule(name, interval="step", **BY_NAME[name])
+    rate, values = LearningRate(SGD, schedule), []
+    for _ in range(5):
+        values.append(rate.hyperparameters())
+        rate.advance("step")
+    values.append(rate.hyperparameters())
+    rate.rewind(n_calls)
+    for expected in values[n_calls:]:
+        assert rate.hyperparameters() == expected
+        rate.advance("step")
+
+
+def test_a_plateau_goes_back_to_the_losses_it_had_heard_of() -> None:
+    schedule = LRSchedule("ReduceLROnPlateau", patience=1, factor=0.5)
+    rate = LearningRate(SGD, schedule)
+    for loss in (1.0, 2.0, 3.0, 4.0, 5.0):
+        rate.advance("epoch", loss)
+    assert rate.hyperparameters()["lr"] == 0.025
+    rate.rewind(2)
+    assert (rate.hyperparameters()["lr"], rate.calls) == (0.1, [1.0, 2.0])
+    rate.advance("epoch", 3.0)
+    assert rate.hyperparameters()["lr"] == 0.05
+
+
+def test_a_rate_without_a_schedule_has_nowhere_to_go_back_from() -> None:
+    rate = LearningRate(SGD, None)
+    rate.rewind(0)
+    assert rate.hyperparameters() == {"lr": 0.1}
+
+
 @pytest.mark.parametrize(("interval", "validated"), [("epoch", False), ("step", True)])
 def test_a_plateau_without_validation_is_refused_before_training(
     interval: Any, validated: bool

@@ -344,7 +344,7 @@ def test_a_device_that_vanishes_is_named_with_its_stage(
 ) -> None:
     kill = Interrupted(data_of(96), at=4, act=lambda: world.fabric.kill(victim))
     with pytest.raises(ew.DeviceLost) as lost:
-        fit(trainer_of(world.fleet), kill, epochs=20)
+        fit(trainer_of(world.fleet, recover=False), kill, epochs=20)
     assert (lost.value.device, lost.value.stage) == (victim, stage)
     message = str(lost.value)
     assert message.startswith(f"stage {stage} on {victim} was lost in round ")
@@ -385,7 +385,7 @@ def test_a_device_lost_while_the_state_is_fetched_ends_the_wait_of_the_others(
 
     monkeypatch.setattr(ew.Fleet, "ask", ask_and_kill)
     with pytest.raises(ew.DeviceLost) as lost:
-        fit(trainer_of(world.fleet), data_of(12), epochs=1)
+        fit(trainer_of(world.fleet, recover=False), data_of(12), epochs=1)
     assert (lost.value.device, lost.value.stage) == ("b", 1)
 
 

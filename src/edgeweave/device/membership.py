@@ -81,6 +81,7 @@ class Membership:
                 running.wait_rounds(message.rounds)
             self._stop()
             if running is not None and message.rounds is not None:
+                self._snapshots.room_bytes = None  # the stage's memory is free, until the next one
                 self._snapshots.add(message.step, running.state())
             return Holdings(self._snapshots.held(), tuple(sorted(self._snapshots.fixed)))
 

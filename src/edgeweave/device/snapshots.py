@@ -56,15 +56,20 @@ class Snapshots:
         self._own: dict[int, dict[str, torch.Tensor]] = {}
         self._replicas: dict[int, dict[str, torch.Tensor]] = {}
         self._changed = threading.Condition()
+        self._newest_own = -1
         self._ended = False
 
     def add(self, step: int, state: State) -> None:
         """Keep the own stage's state after ``step`` steps, beside what is known of that step."""
-        self._add(self._own, step, state)
+        with self._changed:
+            self._add(self._own, step, state)
+            self._newest_own = max(self._newest_own, step)
+            self._changed.notify_all()
 
     def add_replica(self, step: int, state: State) -> None:
         """Keep another stage's."""
-        self._add(self._replicas, step, state)
+        with self._changed:
+            self._add(self._replicas, step, state)
 
     def held(self) -> dict[int, tuple[str, ...]]:
         """By step, the parameters and buffers whose state is here."""
@@ -73,9 +78,11 @@ class Snapshots:
             return {step: tuple(sorted(self._names(step))) for step in steps}
 
     def own(self, step: int, *, timeout_seconds: float) -> State:
-        """The own stage's state after ``step`` steps, waiting for it."""
+        """The own stage's state after ``step`` steps, waiting for it; not for one that was passed,
+        or that there was no room for.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: step in self._own or self._ended, timeout_seconds)
+            self._changed.wait_for(lambda: step <= self._newest_own or self._ended, timeout_seconds)
             if step not in self._own:
                 raise FleetError(
                     f"the state after step {step} is not kept (there are those after "
@@ -105,6 +112,7 @@ class Snapshots:
             for kept in (self._own, self._replicas):
                 for later in [each for each in kept if each > step]:
                     del kept[later]
+            self._newest_own = min(self._newest_own, step)
 
     def end(self) -> None:
         """Nothing more comes: who waits is told so."""
@@ -118,24 +126,22 @@ class Snapshots:
             self._ended = False
 
     def _add(self, kept: dict[int, dict[str, torch.Tensor]], step: int, state: State) -> None:
-        with self._changed:
-            for old in sorted(kept.keys() - {step})[: -_KEPT_STEPS + 1]:
+        for old in sorted(kept.keys() - {step})[: -_KEPT_STEPS + 1]:
+            del kept[old]
+        if self.room_bytes is not None and self._bytes() + _bytes(state) > self.room_bytes:
+            for old in sorted(kept.keys() - {step}):
                 del kept[old]
-            if self.room_bytes is not None and self._bytes() + _bytes(state) > self.room_bytes:
-                for old in sorted(kept.keys() - {step}):
-                    del kept[old]
-            needed = self._bytes() + _bytes(state)
-            if self.room_bytes is not None and needed > self.room_bytes:
-                _log.warning(
-                    "the state after step %d is not kept: snapshots would take %s, there is room "
-                    "for %s. After a failure the coordinator's copy is used.",
-                    step,
-                    format_bytes(needed),
-                    format_bytes(self.room_bytes),
-                )
-                return
-            kept.setdefault(step, {}).update(state)
-            self._changed.notify_all()
+        needed = self._bytes() + _bytes(state)
+        if self.room_bytes is not None and needed > self.room_bytes:
+            _log.warning(
+                "the state after step %d is not kept: snapshots would take %s, there is room "
+                "for %s. After a failure the coordinator's copy is used.",
+                step,
+                format_bytes(needed),
+                format_bytes(self.room_bytes),
+            )
+            return
+        kept.setdefault(step, {}).update(state)
 
     def _names(self, step: int) -> set[str]:
         both = (self._own.get(step, {}), self._replicas.get(step, {}))

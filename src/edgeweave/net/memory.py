@@ -191,7 +191,7 @@ class MemoryFabric:
         worker = threading.Thread(target=run, name="memory-fabric-request")
         with self.changed:
             self._workers.add(worker)
-        worker.start()
+            worker.start()  # or else ``close`` may join one that has not begun
 
     def _call(self, ear: Ear, *arguments: object) -> None:
         with ear.calling:

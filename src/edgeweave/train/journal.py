@@ -49,9 +49,13 @@ class Journal:
         self._write(_RUN, msgspec.json.encode(record))
 
     def note(self, progress: Progress) -> None:
-        """Devices keep their states after this step."""
-        self._write(f"progress-{progress.step:08d}.json", progress_to_json(progress))
-        for path in self._noted()[:-_KEPT]:
+        """Devices keep their states after this step, and none of later ones: a run that went back
+        does those again.
+        """
+        name = f"progress-{progress.step:08d}.json"
+        self._write(name, progress_to_json(progress))
+        earlier = [path for path in self._noted() if path.name <= name]
+        for path in {*self._noted()} - {*earlier[-_KEPT:]}:
             path.unlink(missing_ok=True)
 
     def end(self) -> None:
