@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeweave.plan.schedule import Backward, Forward, Update, most_in_flight
-from edgeweave.plan.stream import Due, Learn, Stream, stashed_versions
+from edgeweave.plan.stream import Due, Learn, Stream, older_versions
 
 streams = st.lists(st.integers(1, 6), min_size=1, max_size=7)
 places = st.integers(1, 5)
@@ -123,7 +123,7 @@ def test_the_number_of_older_versions_in_use_is_the_promised_one(
             else:
                 updates += 1
             most = max(most, len({version for version in in_use if version < updates}))
-        assert most == stashed_versions(n_stages - 1 - stage, n, extra)
+        assert most == older_versions("async-1f1b", n_stages - 1 - stage, n, extra)
 
 
 @pytest.mark.parametrize("steps", [[1] * 9, [4, 4, 4, 1], [2, 5, 1, 1, 3]])

@@ -32,6 +32,7 @@ __all__ = [
     "Schedule",
     "Update",
     "actions",
+    "check_weight_aggregation",
     "gpipe",
     "in_flight",
     "is_flushed",
@@ -140,6 +141,21 @@ SCHEDULE_NAMES = (*SCHEDULES, ASYNCHRONOUS)
 def is_flushed(schedule_name: str) -> bool:
     """Whether every microbatch of a step is back before the first of the next one begins."""
     return schedule_name != ASYNCHRONOUS
+
+
+def check_weight_aggregation(every: int | None, schedule_name: str) -> None:
+    """``ConfigError`` unless weights can be averaged every so many updates under a schedule."""
+    if every is None:
+        return
+    if every < 1:
+        raise ConfigError(
+            f"weight_aggregation is a number of updates, 1 or more (got {every}). Leave it out."
+        )
+    if is_flushed(schedule_name):
+        raise ConfigError(
+            f"weight_aggregation goes with the schedule {ASYNCHRONOUS!r} (got {schedule_name!r}, "
+            "which has one version of the weights). Leave it out, or take that schedule."
+        )
 
 
 def most_in_flight(stage: int, n_stages: int, extra_in_flight: int) -> int:

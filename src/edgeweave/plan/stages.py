@@ -13,7 +13,7 @@ from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan._checks import require_not_negative
 from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.routes import SKIPS, Skips
-from edgeweave.plan.schedule import SCHEDULES
+from edgeweave.plan.schedule import SCHEDULE_NAMES, check_weight_aggregation
 
 __all__ = ["Plan", "Stage", "from_json", "to_json"]
 
@@ -52,7 +52,8 @@ class Plan:
     computing, the links' transfers, and the time that feeding a stage keeps a link busy.
     ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
     optimizer's step. With ``skips="direct"`` values go past the stages that do not use them. Links
-    that are not among ``codecs`` carry values as they are.
+    that are not among ``codecs`` carry values as they are. With ``weight_aggregation=k``, which
+    goes with ``async-1f1b``, every ``k`` updates weights become the mean of their last versions.
     """
 
     stages: tuple[Stage, ...]
@@ -63,14 +64,17 @@ class Plan:
     step_seconds: float
     skips: Skips = "relayed"
     codecs: tuple[LinkCodec, ...] = ()
+    weight_aggregation: int | None = None
 
     def __post_init__(self) -> None:
         self._check_stages()
         self._check_codecs()
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in SCHEDULE_NAMES:
             raise ConfigError(
-                f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+                f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULE_NAMES)}). "
+                "Choose one."
             )
+        check_weight_aggregation(self.weight_aggregation, self.schedule)
         if self.skips not in SKIPS:
             raise ConfigError(
                 f"skips of a plan are {' or '.join(SKIPS)} (got {self.skips!r}). Plan again."

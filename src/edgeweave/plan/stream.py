@@ -20,9 +20,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from edgeweave.plan.schedule import Backward, Forward, Update, most_in_flight
+from edgeweave.plan.schedule import Backward, Forward, Update, is_flushed, most_in_flight
 
-__all__ = ["Due", "Learn", "Stream", "stashed_versions", "steps_to_settle"]
+__all__ = ["Due", "Learn", "Stream", "older_versions", "steps_to_settle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +117,27 @@ class Stream:
         return Due(step, Backward(self._backwards - self._start(step)))
 
 
-def stashed_versions(n_behind: int, n_microbatches: int, extra_in_flight: int) -> int:
-    """The most older versions of its weights that a stage keeps for microbatches in flight.
+def older_versions(
+    schedule_name: str,
+    n_behind: int,
+    n_microbatches: int,
+    extra_in_flight: int,
+    *,
+    aggregates: bool = False,
+) -> int:
+    """The most versions of its weights that a stage keeps beside the newest.
 
-    Right after an update it holds one microbatch less than at most, the oldest of which began so
-    many steps ago.
+    Microbatches in flight need some: right after an update it holds one less than at most, the
+    oldest of which began so many steps ago. The mean of versions needs one for each stage behind,
+    which may be others.
 
-    >>> stashed_versions(0, 8, 0), stashed_versions(2, 8, 0), stashed_versions(3, 1, 0)
-    (0, 1, 3)
+    >>> [older_versions("async-1f1b", n_behind, 2, 0) for n_behind in range(5)]
+    [0, 1, 1, 2, 2]
     """
+    if is_flushed(schedule_name):
+        return 0
     held = most_in_flight(0, n_behind + 1, extra_in_flight)
-    return -(-(held - 1) // n_microbatches)
+    return -(-(held - 1) // n_microbatches) + n_behind * aggregates
 
 
 def steps_to_settle(n_stages: int, n_microbatches: int, extra_in_flight: int) -> int:

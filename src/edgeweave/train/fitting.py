@@ -20,6 +20,7 @@ from edgeweave.train.history import History
 from edgeweave.train.learning_rate import LearningRate
 from edgeweave.train.report import EpochRecord, Evaluation
 from edgeweave.train.run import PipelineRun, RoundResult
+from edgeweave.train.step_stream import StepStream
 
 __all__ = ["Fit", "Store", "Weights"]
 
@@ -75,10 +76,19 @@ class Fit:
         before_step: Callable[[int, Batch], None],
         on_step: Callable[[RoundResult], None],
     ) -> None:
-        """Train on what is left of the epoch, with checkpoints on the way."""
+        """Train on what is left of the epoch, with checkpoints on the way.
+
+        Where steps overlap, all under way end before a checkpoint, at the epoch's end, and for what
+        ``before_step`` asks of the run. Each step has the learning rate it would have anyway.
+        """
+        if run.stream is not None:
+            self._stream_epoch(
+                run, run.stream, batches, batch_size, before_step=before_step, on_step=on_step
+            )
+            return
         saved_at = self.history.step
         for batch in batches:
-            if self._is_due(saved_at):
+            if self._is_due(saved_at, self.history.step):
                 self._save(run)
                 saved_at = self.history.step
             before_step(self.history.step, batch)
@@ -86,6 +96,35 @@ class Fit:
             self.rate.advance("step")
             self.history.end_step(result, full=batch.n_samples == batch_size)
             on_step(result)
+
+    def _stream_epoch(
+        self,
+        run: PipelineRun,
+        stream: StepStream[RoundResult],
+        batches: Iterable[Batch],
+        batch_size: int,
+        *,
+        before_step: Callable[[int, Batch], None],
+        on_step: Callable[[RoundResult], None],
+    ) -> None:
+        def end_steps(results: Iterable[RoundResult]) -> None:
+            for result in results:
+                self.history.end_step(result, full=result.n_samples == batch_size)
+                on_step(result)
+
+        saved_at = step = self.history.step
+        for batch in batches:
+            if self._is_due(saved_at, step):
+                end_steps(stream.collect_all())
+                self._save(run)
+                saved_at = step
+            before_step(step, batch)
+            run.submit(step, batch, self.rate.hyperparameters())
+            self.rate.advance("step")
+            step += 1
+            end_steps(stream.collect_nowait())
+        end_steps(stream.collect_all())
+        stream.flush()
 
     def end_epoch(self, run: PipelineRun, validation: Evaluation | None) -> EpochRecord:
         """Close the epoch, and write its checkpoint."""
@@ -132,9 +171,9 @@ class Fit:
                 f"{'; '.join(differing)}). Pass the same ones."
             )
 
-    def _is_due(self, saved_at: int) -> bool:
-        """Whether the step just done asks for a checkpoint. The epoch's last has one anyway."""
-        store, step = self._store, self.history.step
+    def _is_due(self, saved_at: int, step: int) -> bool:
+        """Whether the last of ``step`` steps asks for a checkpoint. The epoch's has one anyway."""
+        store = self._store
         every = None if store is None else store.every_steps
         return every is not None and step > saved_at and step % every == 0
 

@@ -20,7 +20,7 @@ from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
 from edgeweave.plan import (
-    SCHEDULES,
+    SCHEDULE_NAMES,
     Costs,
     Monitor,
     Plan,
@@ -28,6 +28,7 @@ from edgeweave.plan import (
     Recoding,
     TriedSize,
     best_microbatching,
+    check_weight_aggregation,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.batches import (
@@ -40,7 +41,7 @@ from edgeweave.train.batches import (
 )
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
-from edgeweave.train.deployment import check_place
+from edgeweave.train.deployment import check_clipping, check_place
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store, Weights
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
@@ -106,7 +107,8 @@ class PipelineTrainer:
         metrics: Mapping[str, LossFunction] | None = None,
         lr_schedule: LRSchedule | None = None,
         clip_grad_norm: float | None = None,
-        schedule: Literal["1f1b", "gpipe"] = "1f1b",
+        schedule: Literal["1f1b", "gpipe", "async-1f1b"] = "1f1b",
+        weight_aggregation: int | None = None,
         n_microbatches: int | None = None,
         seed: int = 0,
         measure: Measure = "profile",
@@ -114,9 +116,9 @@ class PipelineTrainer:
         plan: Plan | None = None,
         experience: Experience | None = None,
     ) -> None:
-        if schedule not in SCHEDULES:
+        if schedule not in SCHEDULE_NAMES:
             raise ConfigError(
-                f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+                f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULE_NAMES)}). Choose one."
             )
         if measure not in get_args(Measure):
             raise ConfigError(
@@ -124,6 +126,9 @@ class PipelineTrainer:
             )
         if clip_grad_norm is not None and clip_grad_norm <= 0:
             raise ConfigError(f"clip_grad_norm is positive (got {clip_grad_norm}).")
+        planned = schedule if plan is None else plan.schedule
+        check_clipping(planned, clip_grad_norm)
+        check_weight_aggregation(weight_aggregation, planned)
         self._model = model
         self._loss_fn = loss_fn
         self._optimizer = optimizer
@@ -132,6 +137,7 @@ class PipelineTrainer:
         self._lr_schedule = lr_schedule
         self._clip_grad_norm = clip_grad_norm
         self._schedule = schedule
+        self._weight_aggregation = weight_aggregation
         self._n_microbatches = n_microbatches
         self._seed = seed
         self._measure = measure
@@ -317,6 +323,8 @@ class PipelineTrainer:
     def _run(self, plan: Plan, batch_size: int) -> PipelineRun:
         assert self._captured is not None
         compression = self._compression or (Compression.of("auto") if plan.codecs else None)
+        if self._weight_aggregation is not None:
+            plan = replace(plan, weight_aggregation=self._weight_aggregation)
         settings = RunSettings(
             optimizer=self._optimizer,
             microbatch_size=self._microbatch_size(batch_size),
