@@ -29,6 +29,7 @@ from edgeweave.plan import (
     TriedSize,
     best_microbatching,
     check_weight_aggregation,
+    is_flushed,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.batches import (
@@ -230,7 +231,7 @@ class PipelineTrainer:
             weights=self._weights,
             rate=LearningRate(self._optimizer, self._lr_schedule),
             store=store,
-            settings=self._settings(train_set, batch_size),
+            settings=self._settings(train_set, batch_size, plan),
         )
         fit.rate.check(validated=validate is not None)
         if resume:
@@ -341,7 +342,9 @@ class PipelineTrainer:
             optimizer_state=self._weights.optimizer or None,
         )
 
-    def _settings(self, train_set: Dataset[Any], batch_size: int) -> dict[str, str]:
+    def _settings(
+        self, train_set: Dataset[Any], batch_size: int, plan: Plan
+    ) -> dict[str, str]:
         """What must be the same for a resumed run to be the same run."""
         return {
             "seed": str(self._seed),
@@ -351,7 +354,15 @@ class PipelineTrainer:
             "optimizer": repr(self._optimizer),
             "lr_schedule": repr(self._lr_schedule),
             "clip_grad_norm": str(self._clip_grad_norm),
+            **self._stale_settings(plan),
         }
+
+    def _stale_settings(self, plan: Plan) -> dict[str, str]:
+        """What decides which weights a gradient is of, where that is not always the newest."""
+        if is_flushed(plan.schedule):
+            return {}
+        every = self._weight_aggregation or plan.weight_aggregation
+        return {"schedule": plan.schedule, "weight_aggregation": str(every)}
 
     def _teach(self, plan: Plan, batch_size: int, timings: RunTimings) -> None:
         assert self._captured is not None
