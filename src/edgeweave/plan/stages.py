@@ -13,9 +13,14 @@ from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.plan._checks import require_not_negative
 from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.routes import SKIPS, Skips
-from edgeweave.plan.schedule import SCHEDULE_NAMES, check_weight_aggregation
+from edgeweave.plan.schedule import (
+    SCHEDULE_NAMES,
+    check_weight_aggregation,
+    is_flushed,
+    window,
+)
 
-__all__ = ["Plan", "Stage", "from_json", "to_json"]
+__all__ = ["Plan", "Stage", "from_json", "steps_to_settle", "to_json"]
 
 _FORMAT = "edgeweave/plan"
 _VERSION = 3
@@ -121,6 +126,17 @@ class Plan:
                 f"a plan has one codec for a link between two of its devices (got {shown}). "
                 "Plan again."
             )
+
+
+def steps_to_settle(plan: Plan) -> int:
+    """How many steps at a run's begin, and at its end, are not like those in the middle.
+
+    None with a flush. Without one, everybody has less to wait for as long as some of the
+    coordinator's window is empty.
+    """
+    if is_flushed(plan.schedule):
+        return 0
+    return -(-window(len(plan.stages), plan.extra_in_flight) // plan.n_microbatches)
 
 
 class _Header(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from edgeweave.plan.schedule import Backward, Forward, Update, is_flushed, most_in_flight
 
-__all__ = ["Due", "Learn", "Stream", "older_versions", "steps_to_settle"]
+__all__ = ["Due", "Learn", "Stream", "older_versions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,3 @@ def older_versions(
         return 0
     held = most_in_flight(0, n_behind + 1, extra_in_flight)
     return -(-(held - 1) // n_microbatches) + n_behind * aggregates
-
-
-def steps_to_settle(n_stages: int, n_microbatches: int, extra_in_flight: int) -> int:
-    """After how many steps a stream no longer shows that it began with an empty pipeline."""
-    return -(-most_in_flight(0, n_stages, extra_in_flight) // n_microbatches)

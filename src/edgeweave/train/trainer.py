@@ -411,11 +411,20 @@ class PipelineTrainer:
         )
         try:
             if size is None:
-                found = choose_microbatches(measurements, batch_size, schedule=self._schedule)
+                found = choose_microbatches(
+                    measurements,
+                    batch_size,
+                    schedule=self._schedule,
+                    weight_aggregation=self._weight_aggregation,
+                )
             else:
                 measurements.measure(size)
                 found = best_microbatching(
-                    measurements.costs_at, batch_size, sizes=[size], schedule=self._schedule
+                    measurements.costs_at,
+                    batch_size,
+                    sizes=[size],
+                    schedule=self._schedule,
+                    weight_aggregation=self._weight_aggregation,
                 )
         except PlanError:
             if measurements.measured:  # that nothing fits can be seen in them
