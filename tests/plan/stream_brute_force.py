@@ -103,9 +103,8 @@ class Clockwork:
             now = min(moment for moment in self.moments if moment > now)
             if is_fed:
                 self._feed(now)
-            for index, stage in enumerate(self.stages):
-                if stage.free_at <= now:
-                    self._look(index, stage, now)
+            while any([self._look(index, now) for index in range(len(self.stages))]):
+                continue
 
     def _announce(self, now: float) -> None:
         for stage, latency in zip(self.stages, self.latencies, strict=True):
@@ -124,26 +123,31 @@ class Clockwork:
             if self.fed % self.n == 0 and self.fed < self.total:
                 self._announce(now)
 
-    def _look(self, index: int, stage: _Stage, now: float) -> None:
-        if stage.u == self.n_steps:
-            return
+    def _look(self, index: int, now: float) -> bool:
+        """Whether a stage begins something now."""
+        stage = self.stages[index]
+        if stage.free_at > now or stage.u == self.n_steps:
+            return False
         if stage.b // self.n > stage.u:
             self._do(stage, "update", stage.u, None, stage.update, now)
             stage.u += 1
-            return
+            return True
         may_return = stage.f > stage.b and (stage.back is None or stage.back.has(stage.b, now))
         if stage.f - stage.b == stage.held or stage.f == self.total:
             if may_return:
                 self._backward(index, stage, now)
-            return
+            return may_return
         step = stage.f // self.n
         before = self.stages[index - 1].there if index else None
         announced = step < len(stage.announced) and stage.announced[step] <= now
         arrived = all(link is None or link.has(stage.f, now) for link in (before, stage.feed))
         if announced and arrived:
             self._forward(stage, now)
-        elif may_return and (stage.b + 1) % self.n:
+            return True
+        if may_return and (stage.b + 1) % self.n:
             self._backward(index, stage, now)
+            return True
+        return False
 
     def _forward(self, stage: _Stage, now: float) -> None:
         step, microbatch = divmod(stage.f, self.n)
@@ -171,5 +175,3 @@ class Clockwork:
         stage.free_at = now + took
         self.rows.append((stage.device, kind, step, microbatch, now, stage.free_at))
         self.moments.append(stage.free_at)
-        if not took:
-            self._look(self.stages.index(stage), stage, now)
