@@ -1,4 +1,4 @@
-"""``async-1f1b`` on a virtual clock once more, from the rules and nothing of the package's schedule.
+"""``async-1f1b`` on a virtual clock once more, from the rules, without the package's schedule.
 
 At every moment at which anything has ended or arrived, every idle stage looks at what it has:
 
@@ -64,7 +64,8 @@ class Clockwork:
         for index, stage in enumerate(plan.stages):
             device, span = costs.device(stage.device), slice(stage.first_unit, stage.stop_unit)
             trained = sum(unit.trainable_bytes for unit in costs.units[span])
-            used = [f.size_bytes for f in costs.feeds if {*range(span.start, span.stop)} & {*f.units}]
+            units = {*range(span.start, span.stop)}
+            used = [feed.size_bytes for feed in costs.feeds if units & {*feed.units}]
             link = costs.link(COORDINATOR_NAME, stage.device)
             feed = _Link(sum(used) / link.bytes_per_second, link.latency_seconds) if used else None
             held = 1 if index == n_stages - 1 else n_stages - index + plan.extra_in_flight
@@ -103,7 +104,7 @@ class Clockwork:
             now = min(moment for moment in self.moments if moment > now)
             if is_fed:
                 self._feed(now)
-            while any([self._look(index, now) for index in range(len(self.stages))]):
+            while any(self._look(index, now) for index in range(len(self.stages))):
                 continue
 
     def _announce(self, now: float) -> None:

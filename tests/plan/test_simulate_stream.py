@@ -138,9 +138,7 @@ def test_the_tables_of_the_partition_count_them_too(costs: Costs, held: int, old
                 assert excess[d, first, stop] == max(0, need - limit)
 
 
-@given(
-    small_costs(max_units=4), st.integers(1, 4), st.integers(0, 2), st.sampled_from([None, 2])
-)
+@given(small_costs(max_units=4), st.integers(1, 4), st.integers(0, 2), st.sampled_from([None, 2]))
 def test_the_partition_is_the_best_of_all_placements_that_fit(
     costs: Costs, n: int, extra: int, every: int | None
 ) -> None:

@@ -95,9 +95,7 @@ def test_who_is_late_changes_no_version_and_no_bound(
 
 
 @given(places, streams, extras)
-def test_later_stages_never_see_fewer_updates(
-    n_stages: int, steps: list[int], extra: int
-) -> None:
+def test_later_stages_never_see_fewer_updates(n_stages: int, steps: list[int], extra: int) -> None:
     stream = Stream(0, n_stages, extra_in_flight=extra)
     for n in steps:
         stream.begin_step(n)

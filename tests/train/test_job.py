@@ -205,7 +205,10 @@ def test_paths_of_the_command_line_start_from_the_current_folder(
         ({"train.bach_size": "4"}, r"train\.bach_size is not a key of a job\. Did you mean batch_"),
         ({"trian.batch_size": "4"}, r"\(got 'trian'\)\. Did you mean train\?"),
         ({"train.batch_size.x": "4"}, r"train\.batch_size has no keys of its own"),
-        ({"train.schedule": "zigzag"}, r'train\.schedule is "1f1b", "gpipe" or "async-1f1b" \(no flush\) \(got \'zigzag\''),
+        (
+            {"train.schedule": "zigzag"},
+            r'train\.schedule is "1f1b", "gpipe" or "async-1f1b" \(no flush\) \(got \'zigzag\'',
+        ),
         ({"train.seed": "-1"}, r"train\.seed is a whole number of 0 or more \(got -1"),
         ({"train.seed": str(2**64)}, r"train\.seed is a whole number of 0 or more"),
         ({"train.seed": f"0x{'f' * 5000}"}, r"0 or more \(got a very large int"),

@@ -189,9 +189,7 @@ def test_stages_hold_as_many_microbatches_and_versions_as_promised(
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
-def test_every_step_has_the_learning_rate_of_its_number(
-    four: MemoryFleet, interval: Any
-) -> None:
+def test_every_step_has_the_learning_rate_of_its_number(four: MemoryFleet, interval: Any) -> None:
     schedule = ew.LRSchedule("StepLR", interval=interval, step_size=1, gamma=0.7)
     job = job_of(MLP, 48, epochs=3)
     trainer = trainer_of(job, MLP, four.fleet, 3, lr_schedule=schedule)
@@ -238,9 +236,7 @@ def test_a_checkpoint_is_a_flush_and_a_resumed_run_goes_on_alike(
     assert differing(resumed.state_dict(), whole.state_dict()) == []
 
 
-def test_a_run_is_not_resumed_under_another_aggregation(
-    four: MemoryFleet, tmp_path: Path
-) -> None:
+def test_a_run_is_not_resumed_under_another_aggregation(four: MemoryFleet, tmp_path: Path) -> None:
     job = job_of(MLP, 24, epochs=1)
     fit(trainer_of(job, MLP, four.fleet, 2), job, checkpoint=tmp_path)
     other = trainer_of(job, MLP, four.fleet, 2, weight_aggregation=2)
@@ -265,7 +261,7 @@ def test_tied_weights_in_two_stages_are_refused(four: MemoryFleet) -> None:
         plan=made,
         n_microbatches=4,
     )
-    with pytest.raises(ConfigError, match="embed.weight in stage 0 on a and stage 1 on b"):
+    with pytest.raises(ConfigError, match=r"embed\.weight in stage 0 on a and stage 1 on b"):
         fit(trainer, job)
 
 

@@ -53,9 +53,7 @@ def demo(
     """Train a small CNN over unequal emulated devices, and compare with each alone."""
     from edgeweave.cli.demo import DemoOptions, run_demo  # noqa: PLC0415
 
-    options = DemoOptions(
-        out=out, seed=seed, quick=quick, fleet=fleet, schedule=schedule or "1f1b"
-    )
+    options = DemoOptions(out=out, seed=seed, quick=quick, fleet=fleet, schedule=schedule or "1f1b")
     run_demo(options, Output("demo", as_json=json))
 
 

@@ -15,9 +15,10 @@ carries one message at a time in each direction::
                                                                it waits for lost packets
 
 A step begins when the coordinator has the last result of the one before; nobody waits for all
-updates. Under ``async-1f1b`` the window reaches into the next step. Without feeds there is no coordinator: a device begins its next step when its own update is
-done. Codecs of the plan work beside computing and sending. Not modelled: ``Reduce``, the few bytes
-of results, what the coordinator itself takes to load data, and devices that slow each other down.
+updates. Under ``async-1f1b`` the window reaches into the next step. Without feeds there is no
+coordinator: a device begins its next step when its own update is done. Codecs of the plan work
+beside computing and sending. Not modelled: ``Reduce``, the few bytes of results, what the
+coordinator itself takes to load data, and devices that slow each other down.
 """
 
 from __future__ import annotations
@@ -199,7 +200,6 @@ class _Worker:
         self.back: dict[int, _Wire] = {}
         self._seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
         self._may_swap = may_swap(plan.schedule)
-        # A stream has no order of a single step; its worker does not look at this one.
         name = plan.schedule if is_flushed(plan.schedule) else "1f1b"
         n, extra = plan.n_microbatches, plan.extra_in_flight
         self._order = tuple(actions(name, index, len(plan.stages), n, extra_in_flight=extra))

@@ -63,7 +63,7 @@ class Stream:
 
     def begin_step(self, n_microbatches: int) -> None:
         """Another step follows, of so many microbatches."""
-        assert not self._ended and n_microbatches > 0, "a stream that has ended has no more steps"
+        assert not self._ended, "a stream that has ended has no more steps"
         self._stops.append(self._start(len(self._stops)) + n_microbatches)
 
     def end(self) -> None:

@@ -45,7 +45,9 @@ class VersionedStage(StageProgram):
     ) -> None:
         super().__init__(program, state, device=device, seed=seed, take_over=take_over)
         self._trained: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if parameter.requires_grad
         }
         self._used: dict[int, Weights] = {}
         self._current: Weights = {}

@@ -342,9 +342,7 @@ class PipelineTrainer:
             optimizer_state=self._weights.optimizer or None,
         )
 
-    def _settings(
-        self, train_set: Dataset[Any], batch_size: int, plan: Plan
-    ) -> dict[str, str]:
+    def _settings(self, train_set: Dataset[Any], batch_size: int, plan: Plan) -> dict[str, str]:
         """What must be the same for a resumed run to be the same run."""
         return {
             "seed": str(self._seed),
