@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -97,7 +98,7 @@ def _against_equal_split(
         plans = {"our_plan": ours, "equal_split": _equal_split(costs, ours.extra_in_flight)}
         seconds = interleaved(
             turns,
-            {n: lambda plan=plan: _step_seconds(fleet, plan, steps) for n, plan in plans.items()},
+            {n: partial(_step_seconds, fleet, plan, steps) for n, plan in plans.items()},
         )
     for name, series in seconds.items():
         samples[f"{name}_step_seconds"] = series
@@ -139,7 +140,7 @@ def _efficiency(
         }
         seconds = interleaved(
             turns,
-            {n: lambda plan=plan: _step_seconds(fleet, plan, steps) for n, plan in plans.items()},
+            {n: partial(_step_seconds, fleet, plan, steps) for n, plan in plans.items()},
         )
     for name, series in seconds.items():
         samples[f"{name}_step_seconds"] = series
