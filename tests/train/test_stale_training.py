@@ -14,9 +14,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 import edgeweave as ew
+from edgeweave.codec import uniform
 from edgeweave.core.errors import CheckpointError, ConfigError
 from edgeweave.plan import Plan, older_versions
 from edgeweave.program import VersionedStage, capture, cut, without_outputs
+from edgeweave.train.batches import Batch
+from edgeweave.train.codec_watch import CodecWatch
+from edgeweave.train.run import PipelineRun
 from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of
 from tests.models import Example
 from tests.train.reference import Job, assert_equal_runs, differing, job_of, train_eagerly
@@ -290,3 +294,37 @@ def test_over_processes_the_numbers_are_the_same(local_fleet: ew.Fleet) -> None:
     assert_equal_runs(
         report, trainer.state_dict(), train_with_stale_weights(job, torch_optimizer(SGD), rule)
     )
+
+
+def test_a_comparison_of_gradients_is_a_flush(
+    four: MemoryFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cosines = []
+
+    def before(watch: CodecWatch, run: PipelineRun, step: int, batch: Batch) -> None:
+        if step % 2 == 0:
+            cosines.append(run.compare(step, batch).cosine)
+
+    monkeypatch.setattr(CodecWatch, "before", before)
+    job = stale_job(MLP, 2)
+    trainer = trainer_of(job, MLP, four.fleet, 3)
+    report = fit(trainer, job)
+    assert cosines == pytest.approx([1.0] * 5)
+    # Epochs of 5 steps: in the second one the flushes are before its second and fourth.
+    rule = staleness(MLP, 3, checkpoint_every=2)
+    expected = train_with_stale_weights(job, torch_optimizer(SGD), rule)
+    assert_equal_runs(report, trainer.state_dict(), expected)
+
+
+def test_coded_links_carry_a_stream_too_and_alike_every_time(four: MemoryFleet) -> None:
+    job = stale_job(CNN, 2)
+    runs = []
+    for _ in range(2):
+        trainer = trainer_of(job, CNN, four.fleet, 3, codec=uniform(8))
+        runs.append((fit(trainer, job).step_losses, trainer.state_dict()))
+    (losses, state), (again, other) = runs
+    assert losses == again
+    assert differing(state, other) == []
+    exact = train_with_stale_weights(job, torch_optimizer(SGD), staleness(CNN, 3)).step_losses
+    assert list(losses) != exact
+    assert list(losses) == pytest.approx(exact, rel=0.1)
