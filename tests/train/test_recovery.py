@@ -191,3 +191,27 @@ def test_a_run_whose_coordinator_was_killed_goes_on_with_what_its_devices_keep(
 def free(world: MemoryFleet) -> set[str]:
     """The devices that work for nobody."""
     return {name for name, agent in world.agents.items() if agent.greeting().run is None}
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+def test_without_a_flush_a_run_goes_on_from_states_after_one_step(victim: str) -> None:
+    """Before the loss the numbers are the undisturbed run's; after it versions are others."""
+    job = job_of(UNET, 120, epochs=3)
+    with memory_fleet("a", "b", "c") as world:
+        undisturbed = trained(asynchronous(world, job), job, at=10**6, act=lambda: None)
+        trainer = asynchronous(world, job)
+        report = trained(trainer, job, at=11, act=lambda: world.fabric.kill(victim))
+    (recovery,) = report.recoveries
+    assert recovery.lost == (victim,)
+    resumed = recovery.resumed_step
+    assert 0 < resumed <= recovery.step
+    assert report.step_losses[:resumed] == undisturbed.step_losses[:resumed]
+    assert len(report.step_losses) == len(undisturbed.step_losses) == 30
+    assert sum(report.step_losses[20:]) < sum(report.step_losses[:10])
+
+
+def asynchronous(world: MemoryFleet, job: Job) -> ew.PipelineTrainer:
+    trainer = recovering(world, job, UNET, schedule="async-1f1b")
+    assert trainer.plan is not None
+    trainer.plan = replace(trainer.plan, schedule="async-1f1b")
+    return trainer

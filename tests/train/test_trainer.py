@@ -45,7 +45,10 @@ def data_of(n_samples: int, example: Example = MLP) -> TensorDataset:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "zero"}, "unknown schedule 'zero' (known: 1f1b, gpipe). Choose one."),
+        (
+            {"schedule": "zero"},
+            "unknown schedule 'zero' (known: 1f1b, gpipe, async-1f1b). Choose one.",
+        ),
         ({"measure": "guess"}, "unknown measure 'guess' (known: profile, probe). Choose one."),
         ({"clip_grad_norm": 0}, "clip_grad_norm is positive (got 0)."),
         ({"clip_grad_norm": -1.5}, "clip_grad_norm is positive (got -1.5)."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -23,7 +24,7 @@ from edgeweave.core.words import suggest
 from edgeweave.device import Optimizer
 from edgeweave.fleet import PRESETS, Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.observe import draw_timeline, perfetto_trace
-from edgeweave.plan import Costs, Plan, partition
+from edgeweave.plan import SCHEDULE_NAMES, Costs, Plan, partition
 from edgeweave.train import PipelineTrainer, Report
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import digits_cnn
@@ -42,6 +43,8 @@ _EPOCHS = 12
 _BATCHES_ALONE = 2
 _EPOCHS_ALONE = 3
 
+_Schedule = Literal["1f1b", "gpipe", "async-1f1b"]
+
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -52,6 +55,7 @@ class DemoOptions:
     quick: bool = False
     fleet: str | None = None
     """A fleet file or a preset instead of the demo's own devices."""
+    schedule: str = "1f1b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class _Result:
 def run_demo(options: DemoOptions, output: Output) -> None:
     """Train, compare, show, and keep a picture, a trace and the report."""
     emulated = _emulated(options)
+    schedule = _schedule(options.schedule)
     data = load_source("digits", path=None)
     output.say(data.description)
     devices = (f"{each.name} ({each.speed:g} of a core)" for each in emulated.devices)
@@ -72,7 +77,7 @@ def run_demo(options: DemoOptions, output: Output) -> None:
     with ExitStack() as stack:
         with output.doing("starting the devices"):
             fleet = stack.enter_context(Fleet.described(emulated))
-        result = _run(fleet, data, options, output)
+        result = _run(fleet, data, options, schedule, output)
     _show(result, output)
     document = {
         "plan": plan_document(result.report.plan),
@@ -97,8 +102,20 @@ def _emulated(options: DemoOptions) -> FleetDescription:
     )
 
 
-def _run(fleet: Fleet, data: DataPair, options: DemoOptions, output: Output) -> _Result:
-    trainer = _trainer(fleet, options.seed, n_microbatches=_N_MICROBATCHES)
+def _schedule(name: str) -> _Schedule:
+    """``ConfigError`` if there is no such schedule: before any device is started."""
+    if name in get_args(_Schedule):
+        return cast(_Schedule, name)
+    raise ConfigError(
+        f"--schedule takes {', '.join(SCHEDULE_NAMES)} (got {name!r}). "
+        f"{suggest(name, SCHEDULE_NAMES)}"
+    )
+
+
+def _run(
+    fleet: Fleet, data: DataPair, options: DemoOptions, schedule: _Schedule, output: Output
+) -> _Result:
+    trainer = _trainer(fleet, options.seed, n_microbatches=_N_MICROBATCHES, schedule=schedule)
     with output.doing("measuring every unit on every device"):
         plan = trainer.prepare(data.train, batch_size=_BATCH_SIZE)
     costs = trainer.costs
@@ -132,7 +149,12 @@ def _full_speed(report: Report) -> float:
 
 
 def _trainer(
-    fleet: Fleet, seed: int, *, n_microbatches: int, plan: Plan | None = None
+    fleet: Fleet,
+    seed: int,
+    *,
+    n_microbatches: int,
+    plan: Plan | None = None,
+    schedule: _Schedule = "1f1b",
 ) -> PipelineTrainer:
     torch.manual_seed(seed)
     return PipelineTrainer(
@@ -141,6 +163,7 @@ def _trainer(
         optimizer=_OPTIMIZER,
         fleet=fleet,
         metrics={"accuracy": accuracy},
+        schedule=schedule,
         n_microbatches=n_microbatches,
         seed=seed,
         plan=plan,

@@ -6,6 +6,7 @@ Options in, calls out. What a command does is imported when it runs: torch takes
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,8 @@ from edgeweave.cli.options import (
     JobOptions,
     Json,
     NetworkOptions,
+    ScheduleChoice,
+    ScheduleOptions,
     fleet_overrides,
     overrides,
     spread,
@@ -39,6 +42,7 @@ def demo(
         Path, typer.Option("--out", metavar="DIR", help="Where picture, trace and report go.")
     ] = Path("edgeweave-runs/demo"),
     fleet: EmulatedChoice = None,
+    schedule: ScheduleChoice = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and shuffling.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two devices, one epoch: only to see that it works.")
@@ -49,7 +53,7 @@ def demo(
     """Train a small CNN over unequal emulated devices, and compare with each alone."""
     from edgeweave.cli.demo import DemoOptions, run_demo  # noqa: PLC0415
 
-    options = DemoOptions(out=out, seed=seed, quick=quick, fleet=fleet)
+    options = DemoOptions(out=out, seed=seed, quick=quick, fleet=fleet, schedule=schedule or "1f1b")
     run_demo(options, Output("demo", as_json=json))
 
 
@@ -81,6 +85,7 @@ def plan(
     *,
     from_probe: FromProbe = False,
     codec: CodecChoice = None,
+    order: ScheduleOptions,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Keep the plan here, for train --plan."),
@@ -97,7 +102,8 @@ def plan(
     """Measure, then show who would do what, how fast, and why; train nothing."""
     from edgeweave.cli.planning import PlanFiles, make_plan  # noqa: PLC0415
 
-    loaded, fleet = _load(job, options, network, from_probe=from_probe, codec=codec)
+    told = _told(order, from_probe=from_probe, codec=codec)
+    loaded, fleet = _load(job, options, network, told)
     make_plan(loaded, fleet, Output("plan", as_json=json), PlanFiles(save, plot))
 
 
@@ -107,6 +113,7 @@ def train(
     *,
     from_probe: FromProbe = False,
     codec: CodecChoice = None,
+    order: ScheduleOptions,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint of the job.")
     ] = False,
@@ -127,7 +134,8 @@ def train(
     from edgeweave.cli.training import TrainOptions  # noqa: PLC0415
     from edgeweave.cli.training import train as run_train  # noqa: PLC0415
 
-    loaded, fleet = _load(job, options, network, from_probe=from_probe, codec=codec)
+    told = _told(order, from_probe=from_probe, codec=codec)
+    loaded, fleet = _load(job, options, network, told)
     run_train(
         loaded,
         TrainOptions(fleet, resume=resume, plan=plan, save=save),
@@ -135,13 +143,21 @@ def train(
     )
 
 
+def _told(order: ScheduleOptions, *, from_probe: bool, codec: str | None) -> dict[str, str]:
+    """What options of their own say of ``[train]``, by dotted name."""
+    told = order.overrides()
+    if from_probe:
+        told["train.measure"] = "probe"
+    if codec is not None:
+        told["train.codec"] = codec
+    return told
+
+
 def _load(
     path: Path,
     options: JobOptions,
     network: NetworkOptions,
-    *,
-    from_probe: bool = False,
-    codec: str | None = None,
+    told_beside: Mapping[str, str] | None = None,
 ) -> tuple[Job, FleetOptions]:
     """The job file under the environment under the command line, and on whom it runs."""
     from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
@@ -151,9 +167,6 @@ def _load(
     told = {**overrides(options.settings), **fleet_overrides(options.fleet, PRESETS)}
     if network.connect:
         told["fleet.connect"] = ",".join(network.connect)
-    if from_probe:
-        told["train.measure"] = "probe"
-    if codec is not None:
-        told["train.codec"] = codec
+    told.update(told_beside or {})
     job = load_job(path, environment=os.environ, overrides=told)
     return job, FleetOptions(network.network(), options.devices, options.wait, options.kernel)

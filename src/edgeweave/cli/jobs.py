@@ -121,6 +121,7 @@ def _trainer(
         else LRSchedule(schedule.name, interval=schedule.interval, **schedule.options),
         clip_grad_norm=job.train.clip_grad_norm,
         schedule=job.train.schedule,
+        weight_aggregation=job.train.weight_aggregation,
         n_microbatches=None if job.train.n_microbatches == "auto" else job.train.n_microbatches,
         seed=job.train.seed,
         measure=job.train.measure,

@@ -29,6 +29,8 @@ __all__ = [
     "JobOptions",
     "Json",
     "NetworkOptions",
+    "ScheduleChoice",
+    "ScheduleOptions",
     "Wait",
     "fleet_overrides",
     "overrides",
@@ -54,6 +56,25 @@ CodecChoice = Annotated[
         envvar="EDGEWEAVE_TRAIN_CODEC",
         metavar="none|auto|CODEC",
         help="Make what devices send each other smaller: where links are slow, or uniform(8).",
+    ),
+]
+ScheduleChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        envvar="EDGEWEAVE_TRAIN_SCHEDULE",
+        metavar="1f1b|gpipe|async-1f1b",
+        help="The order of work; async-1f1b never waits for a step's end, on older weights.",
+    ),
+]
+AggregationChoice = Annotated[
+    int | None,
+    typer.Option(
+        "--weight-aggregation",
+        envvar="EDGEWEAVE_TRAIN_WEIGHT_AGGREGATION",
+        metavar="K",
+        min=1,
+        help="With async-1f1b: after every K updates take the mean of a stage's last weights.",
     ),
 ]
 FleetName = Annotated[
@@ -177,6 +198,19 @@ class NetworkOptions:
             tls_certificate=self.tls_certificate,
             tls_key=self.tls_key,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleOptions:
+    """In which order devices work, and on which weights."""
+
+    schedule: ScheduleChoice = None
+    weight_aggregation: AggregationChoice = None
+
+    def overrides(self) -> dict[str, str]:
+        """What was said, by dotted name."""
+        told = {"schedule": self.schedule, "weight_aggregation": self.weight_aggregation}
+        return {f"train.{name}": str(value) for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from edgeweave.net import (
     payload_bytes,
     specs_of,
 )
+from edgeweave.plan import window
 from edgeweave.program import Program, Value, is_external
 
 __all__ = ["StageExchange", "as_mapping", "coding_names", "tensor_frame"]
@@ -127,7 +128,9 @@ class StageExchange:
         self._may_receive = _declared(assignment, program)
         self._me = assignment.peer(assignment.stage)
         n_peers = max(2, len(assignment.senders) + len(assignment.receivers))
-        most, n_stages = assignment.max_microbatches, assignment.n_stages
+        n_stages = assignment.n_stages
+        # Without a flush, microbatches of as many steps are on their way as the window lets.
+        most = max(assignment.max_microbatches, window(n_stages, assignment.extra_in_flight))
         self.inbox = Inbox(capacity=(n_peers + 2) * most + 8 * n_stages + 16)
         self.awaited: FrameId | None = None
         """What the stage waits for at this moment; the first of several."""
@@ -183,7 +186,8 @@ class StageExchange:
 
     def first_of(self, options: Sequence[Sequence[FrameId]]) -> int:
         """Wait until all frames of one option are here, and say which; ``wait`` takes them."""
-        seconds = self._timeouts.frame
+        idle = any(key.kind == "begin" for keys in options for key in keys)
+        seconds = self._timeouts.idle if idle else self._timeouts.frame
         self.awaited = next((key for keys in options for key in keys), None)
         try:
             return self.inbox.first_of(options, timeout_seconds=seconds, late=self._late)

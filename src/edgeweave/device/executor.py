@@ -46,7 +46,11 @@ from edgeweave.plan import (
 )
 from edgeweave.program import Moment, StageProgram, StageResult, encode_state, is_external
 
-__all__ = ["Executor", "RunEnded"]
+__all__ = ["Executor", "OnSnapshot", "RunEnded"]
+
+OnSnapshot = Callable[[int, State, bool], None]
+"""Given the step and the state after it, where the coordinator asks to keep that; and whether to
+fetch the other stage's too."""
 
 _MAX_EVENTS = 20_000
 _REHEARSALS = 8
@@ -69,11 +73,8 @@ class Executor:
         throttle: Throttle,
         clock: Clock,
         on_fault: Callable[[BaseException], None],
-        on_snapshot: Callable[[int, State, bool], None],
+        on_snapshot: OnSnapshot,
     ) -> None:
-        """``on_snapshot(step, state, replicate)`` is called after steps that the coordinator asks
-        to keep the state of; ``replicate``: and to fetch the other stage's.
-        """
         self._assignment = assignment
         self._stage = stage
         self._optimizer = optimizer
@@ -197,18 +198,26 @@ class Executor:
 
     def _round(self) -> None:
         number = self._rounds
-        with self._timed("idle", -1, -1):
-            begin = self._exchange.wait("begin", COORDINATOR, number)
+        begin = self._begin(number)
         step = int(begin.header.scalars["step"])
         n_microbatches = int(begin.header.scalars["microbatches"])
         self._codecs = self._codecs_of(begin.header.scalars)
+        if begin.header.scalars["train"]:
+            self._train(number, step, n_microbatches, begin)
+            return
         if begin.header.scalars.get("compare"):
             self._compare(number, step)
-        elif begin.header.scalars["train"]:
-            self._train(number, step, n_microbatches, begin)
         else:
             for microbatch in range(n_microbatches):
                 self._evaluate(number, step, microbatch)
+        self._end_round()
+
+    def _begin(self, number: int) -> Frame:
+        """What the coordinator says of a round, waited for."""
+        with self._timed("idle", -1, -1):
+            return self._exchange.wait("begin", COORDINATOR, number)
+
+    def _end_round(self) -> None:
         with self._finished:
             self._rounds += 1
             self._finished.notify_all()
@@ -276,12 +285,16 @@ class Executor:
                 self._reduce(number, step)
             else:
                 self._update(step, begin.header.scalars)
+        self._end_step(number, step, begin.header.scalars)
+
+    def _end_step(self, number: int, step: int, scalars: Mapping[str, float]) -> None:
+        """The update of a training round was done."""
         self._timings.end_step(self._exchange.link_rates(number))
-        if begin.header.scalars.get("snapshot"):
+        if scalars.get("snapshot"):
             with self._timed("compute", step, -1, shown="snapshot"):
                 state = self.state()
-            replicate = bool(begin.header.scalars.get("replicate"))
-            self._on_snapshot(step + 1, state, replicate)
+            self._on_snapshot(step + 1, state, bool(scalars.get("replicate")))
+        self._end_round()
 
     def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
         """The first choice whose frames are here; waits for one if none is."""
@@ -302,13 +315,18 @@ class Executor:
 
     def _forward(self, number: int, moment: Moment) -> None:
         inputs, samples = self._inputs(number, moment)
-        self._samples[moment.microbatch] = samples
+        key = self._key(number, moment.microbatch)
+        self._samples[key] = samples
         with self._computing("forward", moment, samples):
-            result = self._stage.forward(inputs, moment)
+            result = self._stage.forward(inputs, moment, key=key)
         scalars = {"samples": float(samples)}
         if moment.microbatch == 0:
             scalars |= self._timings.tell()
         self._hand_on(number, moment, scalars, result)
+
+    def _key(self, number: int, microbatch: int) -> int:
+        """What tells microbatches in flight apart: all are of one round."""
+        return microbatch
 
     def _evaluate(self, number: int, step: int, microbatch: int) -> None:
         moment = Moment(step, microbatch)
@@ -321,12 +339,16 @@ class Executor:
         inputs: dict[str, torch.Tensor] = {}
         samples = 0
         for kind, sender in self._forward_senders:
-            with self._timed("wait", moment.step, moment.microbatch):
-                frame = self._exchange.wait(kind, sender, number, moment.microbatch)
+            frame = self._take(kind, sender, number, moment)
             inputs.update(as_mapping(frame))
             self._timings.hear(frame.header.scalars)
             samples = int(frame.header.scalars["samples"])
         return inputs, samples
+
+    def _take(self, kind: str, sender: int, number: int, moment: Moment) -> Frame:
+        """A microbatch's frame, waited for."""
+        with self._timed("wait", moment.step, moment.microbatch):
+            return self._exchange.wait(kind, sender, number, moment.microbatch)
 
     def _hand_on(
         self, number: int, moment: Moment, scalars: dict[str, float], result: StageResult
@@ -343,22 +365,18 @@ class Executor:
             self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
 
     def _backward(self, number: int, moment: Moment, total_samples: float) -> None:
-        microbatch = moment.microbatch
         gradients = self._gradients(number, moment)
-        samples = self._samples.pop(microbatch)
+        key = self._key(number, moment.microbatch)
+        samples = self._samples.pop(key)
         with self._computing("backward", moment, samples):
-            returned = self._stage.backward(
-                microbatch, gradients, loss_weight=samples / total_samples
-            )
+            returned = self._stage.backward(key, gradients, loss_weight=samples / total_samples)
         self._hand_back(number, moment, samples, returned)
 
     def _gradients(self, number: int, moment: Moment) -> dict[str, torch.Tensor]:
         """Of the outputs, from the stages behind."""
         gradients: dict[str, torch.Tensor] = {}
         for stage in self._assignment.receivers:
-            with self._timed("wait", moment.step, moment.microbatch):
-                frame = self._exchange.wait("gradient", stage, number, moment.microbatch)
-            gradients.update(as_mapping(frame))
+            gradients.update(as_mapping(self._take("gradient", stage, number, moment)))
         return gradients
 
     def _hand_back(
@@ -372,9 +390,13 @@ class Executor:
                 for name, grad in returned.items()
                 if not is_external(name) and assignment.source(name) == stage
             }
-            scalars = {"samples": float(samples)}
+            scalars = {"samples": float(samples), **self._told_back(stage, number, moment)}
             coding = self._coding(stage, moment, at_random=True)
             self._exchange.send("gradient", stage, number, moment.microbatch, sent, scalars, coding)
+
+    def _told_back(self, stage: int, number: int, moment: Moment) -> dict[str, float]:
+        """What a gradient tells its receiver beside the samples."""
+        return {}
 
     def _update(self, step: int, scalars: Mapping[str, float]) -> None:
         hyperparameters = {
@@ -383,8 +405,11 @@ class Executor:
             if name.startswith("hp:")
         }
         with self._computing("update", Moment(step, -1), 0):
-            self._optimizer.step(hyperparameters)
-            self._optimizer.clear_gradients()
+            self._change_weights(step, hyperparameters)
+
+    def _change_weights(self, step: int, hyperparameters: Mapping[str, float]) -> None:
+        self._optimizer.step(hyperparameters)
+        self._optimizer.clear_gradients()
 
     def _reduce(self, number: int, step: int) -> None:
         with self._timed("wait", step, -1):

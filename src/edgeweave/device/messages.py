@@ -105,6 +105,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Outputs that do not go to the stage behind -> the later stage they go to."""
     codec: Codec | None = None
     """Its bits are said for every round, link by link; None: nothing is ever coded."""
+    weight_aggregation: int | None = None
+    """After every so many updates weights become the mean of their last versions; None: never."""
 
     def __post_init__(self) -> None:
         before, behind = self.sources.values(), self.targets.values()
@@ -235,6 +237,8 @@ class Weigh(msgspec.Struct, frozen=True):
     microbatch_size: int
     in_flight: int
     optimizer: Optimizer
+    older_versions: int = 0
+    """Copies of trainable parameters beside the newest."""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True):

@@ -20,7 +20,6 @@ from edgeweave.core.timeouts import Timeouts
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
 from edgeweave.device.exchange import StageExchange
-from edgeweave.device.executor import Executor
 from edgeweave.device.messages import (
     Assignment,
     Deploy,
@@ -38,11 +37,12 @@ from edgeweave.device.pacing import UnitMemory
 from edgeweave.device.replicator import Replicator
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.snapshots import Snapshots, State, of_parameter, received_state
+from edgeweave.device.stream_executor import executor_of
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Priority, Transport, control_key
 from edgeweave.net.remote import encode_error
-from edgeweave.plan import in_flight
-from edgeweave.program import Program, StageProgram, decode
+from edgeweave.plan import in_flight, is_flushed, older_versions
+from edgeweave.program import Program, StageProgram, VersionedStage, decode
 
 __all__ = ["Running", "Workplace"]
 
@@ -97,7 +97,7 @@ class Running:
             timeouts=place.timeouts,
             throttle=place.throttle,
         )
-        self._executor = Executor(
+        self._executor = executor_of(
             assignment,
             stage,
             optimizer,
@@ -210,7 +210,8 @@ class Running:
         torch.set_num_threads(place.n_threads)
         memory.release_freed()
         memory.reset_peak()
-        stage = StageProgram(
+        kind = StageProgram if is_flushed(message.assignment.schedule) else VersionedStage
+        stage = kind(
             captured.program,
             captured.state,
             device=place.torch_device,
@@ -233,7 +234,14 @@ class Running:
             assignment.max_microbatches,
             assignment.extra_in_flight,
         )
-        weigh = Weigh(program, assignment.microbatch_size, held, assignment.optimizer)
+        older = older_versions(
+            assignment.schedule,
+            assignment.n_stages - 1 - assignment.stage,
+            assignment.max_microbatches,
+            assignment.extra_in_flight,
+            aggregates=assignment.weight_aggregation is not None,
+        )
+        weigh = Weigh(program, assignment.microbatch_size, held, assignment.optimizer, older)
         needed = int.from_bytes(self._place.run_task("weigh", encode_message(weigh)), "big")
         if needed > limit:
             raise PlanError(

@@ -38,7 +38,7 @@ def _check(data: bytes) -> bytes:
 
 
 def _weigh(data: bytes) -> bytes:
-    """Weights, buffers, gradients, optimizer state and activations in flight, in bytes."""
+    """Weights and their older versions, buffers, gradients, optimizer state and activations."""
     message = decode_message(data, Weigh)
     units = unit_bytes(message.program, message.microbatch_size).values()
     trainable = sum(unit.trainable for unit in units)
@@ -46,6 +46,7 @@ def _weigh(data: bytes) -> bytes:
         unit.parameters + unit.buffers + message.in_flight * unit.activations for unit in units
     )
     needed += round(trainable * (1 + state_bytes_per_trainable_byte(message.optimizer)))
+    needed += message.older_versions * trainable
     return needed.to_bytes(8, "big")
 
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as Xml
 
 from edgeweave.core.names import COORDINATOR_NAME
 from edgeweave.core.units import format_seconds
-from edgeweave.plan import Costs, Event, Plan, Timeline, simulate
+from edgeweave.plan import Costs, Event, Plan, Timeline, is_flushed, simulate
 
 __all__ = ["draw_plan"]
 
@@ -52,6 +52,8 @@ class _Scale:
     left: float
     start_seconds: float
     seconds: float
+    step: int = _STEP
+    """The one that is drawn; the others are pale."""
 
     @property
     def width(self) -> float:
@@ -64,13 +66,14 @@ class _Scale:
 
 def draw_plan(plan: Plan, costs: Costs) -> bytes:
     """The picture of one step in the steady state, as ``simulate`` sees it."""
-    timeline = simulate(plan, costs, n_steps=_STEP + 2)
-    own = [event for event in timeline.events if event.step == _STEP and event.kind != "send"]
+    timeline = simulate(plan, costs, n_steps=_STEP + 2 if is_flushed(plan.schedule) else None)
+    step = timeline.n_steps // 2
+    own = [event for event in timeline.events if event.step == step and event.kind != "send"]
     start = min(event.start_seconds for event in own)
     stop = max(event.stop_seconds for event in own)
     senders = [COORDINATOR_NAME] * bool(costs.feeds) + list(plan.devices)
     left = 30 + _LETTER * max(map(len, senders))
-    scale = _Scale(left, start, (stop - start) or 1.0)
+    scale = _Scale(left, start, (stop - start) or 1.0, step)
     height = _TOP + _ROW * len(senders) + _BOTTOM
     root = Xml.Element(
         "svg",
@@ -131,7 +134,7 @@ def _bar(group: Xml.Element, event: Event, top: float, scale: _Scale) -> None:
     )
     bar.set("stroke-width", "0.6")
     bar.set("class", event.kind)
-    if event.step != _STEP:
+    if event.step != scale.step:
         bar.set("opacity", "0.35")
     _add(bar, "title").text = _sentence(event, scale)
     if event.microbatch is not None and not sends and right - left >= _LEAST_NUMBERED:

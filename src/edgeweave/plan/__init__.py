@@ -30,6 +30,8 @@ from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.replication import Replication
 from edgeweave.plan.schedule import (
+    ASYNCHRONOUS,
+    SCHEDULE_NAMES,
     SCHEDULES,
     Action,
     Agenda,
@@ -38,18 +40,23 @@ from edgeweave.plan.schedule import (
     Reduce,
     Update,
     actions,
+    check_weight_aggregation,
     in_flight,
+    is_flushed,
     may_swap,
     window,
 )
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
+from edgeweave.plan.stream import Due, Learn, Stream, older_versions
 from edgeweave.plan.takeover import taken_over
 from edgeweave.plan.trial import TRIAL_STEPS, Trial
 from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
+    "ASYNCHRONOUS",
     "SCHEDULES",
+    "SCHEDULE_NAMES",
     "TRIAL_STEPS",
     "Action",
     "Agenda",
@@ -63,11 +70,13 @@ __all__ = [
     "Deviation",
     "DeviceCosts",
     "DeviceShare",
+    "Due",
     "Event",
     "Explanation",
     "Feed",
     "Forward",
     "Interval",
+    "Learn",
     "LeftOut",
     "Link",
     "LinkCodec",
@@ -80,6 +89,7 @@ __all__ = [
     "Skip",
     "Stage",
     "StageSeconds",
+    "Stream",
     "Timeline",
     "Trial",
     "TriedSize",
@@ -88,13 +98,16 @@ __all__ = [
     "actions",
     "best_microbatching",
     "best_plans",
+    "check_weight_aggregation",
     "choose_codecs",
     "drawn_costs",
     "explain",
     "from_json",
     "in_flight",
+    "is_flushed",
     "may_swap",
     "microbatch_sizes",
+    "older_versions",
     "partition",
     "period_seconds_at_least",
     "simulate",

@@ -158,7 +158,12 @@ def decide(
     """
     if costs.coding is not None:
         plan = replace(plan, codecs=choose_codecs(plan, costs))
-    new = partition(costs, n_microbatches=plan.n_microbatches, schedule=plan.schedule)
+    new = partition(
+        costs,
+        n_microbatches=plan.n_microbatches,
+        schedule=plan.schedule,
+        weight_aggregation=plan.weight_aggregation,
+    )
     old_step_seconds = simulate(plan, costs).step_seconds
     if new.step_seconds >= old_step_seconds:
         new = replace(plan, step_seconds=old_step_seconds)

@@ -111,6 +111,7 @@ class _Alternatives:
             return partition(
                 self._costs,
                 schedule=self._plan.schedule,
+                weight_aggregation=self._plan.weight_aggregation,
                 n_microbatches=self._plan.n_microbatches,
                 extra_in_flight=range(self._plan.extra_in_flight + 1),
                 pin_first=self._pins.first,

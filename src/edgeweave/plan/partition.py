@@ -49,6 +49,7 @@ def best_plans(
     schedule: str,
     n_microbatches: int,
     extra_in_flight: int = 0,
+    weight_aggregation: int | None = None,
     pin_first: str | None = None,
     pin_last: str | None = None,
     objective: Objective = "throughput",
@@ -61,7 +62,9 @@ def best_plans(
     number. ``pin_first`` and ``pin_last`` name the devices that must hold the first and last unit.
     """
     pins = _pins(costs, pin_first, pin_last)
-    run = Microbatching(schedule, n_microbatches, extra_in_flight)
+    run = Microbatching(
+        schedule, n_microbatches, extra_in_flight, weight_aggregation=weight_aggregation
+    )
     best = _best_by_size(coded(costs), run, pins, objective)
     plans = (plan_from_split(best[size][1], costs, run) for size in sorted(best))
     return tuple(_with_codecs(plan, costs) for plan in plans)
@@ -73,6 +76,7 @@ def partition(
     n_microbatches: int,
     schedule: str = "1f1b",
     extra_in_flight: int | Sequence[int] | None = None,
+    weight_aggregation: int | None = None,
     pin_first: str | None = None,
     pin_last: str | None = None,
     devices: Collection[str] | None = None,
@@ -85,7 +89,8 @@ def partition(
     microbatch there and back, as ``best_plans`` counts it. Of several values of
     ``extra_in_flight``, ascending, the smallest is taken that comes within 0.5 % of the best.
     ``None`` tries 0, 1 and 2, with codecs 4 too, and adds up to 2 to the one taken where every
-    stage's memory allows, against irregular devices and links. For latency, where microbatches do
+    stage's memory allows, against irregular devices and links. Under ``async-1f1b`` what is in
+    flight makes weights older: pass 0 for the least. For latency, where microbatches do
     not wait for each other, the first value counts; ``None`` is 0. ``pin_first`` and ``pin_last``
     name the devices that must hold the first and last unit. ``devices`` restricts the choice,
     ``use="all"`` forces every one of them into the plan, at most ``MAX_DEVICES``. Of equally good
@@ -102,13 +107,15 @@ def partition(
     usual = _EXTRA_IN_FLIGHT if costs.coding is None else _EXTRA_WITH_CODECS
     wanted = usual if extra_in_flight is None else extra_in_flight
     extras = (wanted,) if isinstance(wanted, int) else wanted
+    runs = [
+        Microbatching(schedule, n_microbatches, extra, weight_aggregation=weight_aggregation)
+        for extra in extras
+    ]
     if objective == "latency":
-        run = Microbatching(schedule, n_microbatches, extras[0])
-        plan = _quickest(costs, run, pins, n_devices)
+        plan = _quickest(costs, runs[0], pins, n_devices)
         if plan is None:
-            raise _nothing_fits(costs, run, pins, n_devices)
+            raise _nothing_fits(costs, runs[0], pins, n_devices)
         return _with_codecs(plan, plain)
-    runs = [Microbatching(schedule, n_microbatches, extra) for extra in extras]
     plans: list[Plan] = []
     best_seconds = inf
     most = _MOST_SIMULATED if len(costs.devices) > MAX_DEVICES else None
@@ -132,9 +139,20 @@ def _with_codecs(plan: Plan, costs: Costs) -> Plan:
     if costs.coding is None:
         return plan
     codecs = choose_codecs(plan, costs)
-    run = Microbatching(plan.schedule, plan.n_microbatches, plan.extra_in_flight, plan.skips)
+    run = _run_of(plan, plan.extra_in_flight)
     split = Split(plan.devices, plan.bounds)
     return replace(plan_from_split(split, with_codecs(costs, codecs), run), codecs=codecs)
+
+
+def _run_of(plan: Plan, extra_in_flight: int) -> Microbatching:
+    """How the plan's microbatches run, with so many more in flight."""
+    return Microbatching(
+        plan.schedule,
+        plan.n_microbatches,
+        extra_in_flight,
+        plan.skips,
+        plan.weight_aggregation,
+    )
 
 
 def _both_ways(
@@ -186,13 +204,11 @@ def _quickest(costs: Costs, run: Microbatching, pins: Pins, n_devices: int | Non
 
 def _with_spare(plan: Plan, costs: Costs) -> Plan:
     """The same stages with more microbatches in flight, as far as they fit."""
-    if plan.schedule != "1f1b" or len(plan.stages) == 1:
+    if plan.schedule == "gpipe" or len(plan.stages) == 1:
         return plan
     split = Split(plan.devices, plan.bounds)
     for spare in range(_SPARE_IN_FLIGHT, 0, -1):
-        extra = plan.extra_in_flight + spare
-        run = Microbatching(plan.schedule, plan.n_microbatches, extra, plan.skips)
-        larger = plan_from_split(split, costs, run)
+        larger = plan_from_split(split, costs, _run_of(plan, plan.extra_in_flight + spare))
         limits = [costs.device(stage.device).memory_limit_bytes for stage in larger.stages]
         if all(
             limit is None or stage.memory_bytes <= limit
@@ -232,8 +248,9 @@ def _nothing_fits(costs: Costs, run: Microbatching, pins: Pins, n_devices: int |
     split = _closest_split(costs, run, pins, n_devices)
     lacks: list[tuple[int, str]] = []
     for index, (device, first, stop) in enumerate(split.stages()):
-        in_flight = run.in_flight(len(split.devices) - 1 - index)
-        need = stage_memory_bytes(costs, first, stop, in_flight)
+        n_behind = len(split.devices) - 1 - index
+        held, older = run.in_flight(n_behind), run.older_versions(n_behind)
+        need = stage_memory_bytes(costs, first, stop, held, older)
         limit = costs.device(device).memory_limit_bytes
         if limit is not None:
             lacks.append(
@@ -260,7 +277,7 @@ def _closest_split(costs: Costs, run: Microbatching, pins: Pins, n_devices: int 
     grid = Grid(costs.only([device.device for device in roomiest[:MAX_DEVICES]]))
 
     def excess_bytes(n_behind: int) -> Floats:
-        return grid.excess_bytes(run.in_flight(n_behind))
+        return grid.excess_bytes(run.in_flight(n_behind), run.older_versions(n_behind))
 
     free = np.zeros((len(grid.names), len(grid.names), grid.n_units))
     found = solve(grid, excess_bytes, free, np.maximum, pins).splits()

@@ -16,6 +16,7 @@ from edgeweave.plan.costs import (
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.replication import replication_for
 from edgeweave.plan.routes import Route, routes
+from edgeweave.plan.schedule import is_flushed
 from edgeweave.plan.simulate import with_simulated_step
 from edgeweave.plan.splits import Microbatching, Split
 from edgeweave.plan.stages import Plan, Stage
@@ -62,7 +63,7 @@ def plan_from_split(split: Split, costs: Costs, run: Microbatching) -> Plan:
     """The split with its predicted memory and times, the step simulated."""
     n_stages = len(split.devices)
     stages = tuple(
-        _stage(costs, place, in_flight=run.in_flight(n_stages - 1 - index))
+        _stage(costs, place, run, n_behind=n_stages - 1 - index)
         for index, place in enumerate(split.stages())
     )
     draft = Plan(
@@ -73,14 +74,18 @@ def plan_from_split(split: Split, costs: Costs, run: Microbatching) -> Plan:
         period_seconds=_period_seconds(split, costs, run),
         step_seconds=0.0,
         skips=run.skips,
+        weight_aggregation=run.weight_aggregation,
     )
     plan = with_simulated_step(draft, costs)
     replication = replication_for(plan.devices, plan.bounds, plan.step_seconds, costs)
     return replace(plan, replication=replication)
 
 
-def _stage(costs: Costs, place: tuple[str, int, int], *, in_flight: int) -> Stage:
+def _stage(
+    costs: Costs, place: tuple[str, int, int], run: Microbatching, *, n_behind: int
+) -> Stage:
     device, first, stop = place
+    held, older = run.in_flight(n_behind), run.older_versions(n_behind)
     seconds = stage_seconds(costs, device, first, stop)
     return Stage(
         device=device,
@@ -88,7 +93,7 @@ def _stage(costs: Costs, place: tuple[str, int, int], *, in_flight: int) -> Stag
         stop_unit=stop,
         forward_seconds=seconds.forward,
         backward_seconds=seconds.backward,
-        memory_bytes=stage_memory_bytes(costs, first, stop, in_flight),
+        memory_bytes=stage_memory_bytes(costs, first, stop, held, older),
     )
 
 
@@ -124,8 +129,11 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
     places are filled; a link carries one message after another. What goes past stages comes on
     top and keeps its own links busy.
 
-    With feeds, a step may begin while the one before drains, see ``_fed_seconds_at_least``.
+    With feeds, a step may begin while the one before drains, see ``_fed_seconds_at_least``. Without
+    a flush nothing is filled or drained, see ``_streamed_seconds_at_least``.
     """
+    if not is_flushed(run.schedule):
+        return _streamed_seconds_at_least(split, costs, run)
     compute_seconds = [stage_seconds(costs, *place).microbatch for place in split.stages()]
     ways = _routes(split, costs, run)
     pairs = [(route.there, route.back) for route in ways if not route.is_direct]
@@ -144,6 +152,30 @@ def step_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> flo
             occupied = max(crossing.occupied_seconds for crossing in pairs[index])
             least = max(least, around + (n - 1) * occupied + compute_seconds[index + 1])
     return max(least, _fed_seconds_at_least(split, costs, run, ways, least))
+
+
+def _streamed_seconds_at_least(split: Split, costs: Costs, run: Microbatching) -> float:
+    """In the long run: the work of the busiest stage or link, and the round trips of a stage.
+
+    A place of a stage is taken from a microbatch's forward to the end of its backward.
+    """
+    n = run.n_microbatches
+    stages = [stage_seconds(costs, *place) for place in split.stages()]
+    ways = _routes(split, costs, run)
+    trips = [
+        sum(crossing.transfer_seconds for crossing in (route.there, route.back))
+        for route in ways
+        if not route.is_direct
+    ]
+    feeds = [fed.occupied_seconds for fed in _feeds(split, costs) if fed is not None]
+    least = max([0.0, *(n * _busiest(route) for route in ways), *(n * fed for fed in feeds)])
+    around = 0.0
+    for n_behind, stage in enumerate(reversed(stages)):
+        around += stage.microbatch + (trips[-n_behind] if n_behind else 0.0)
+        least = max(
+            least, n * stage.microbatch + stage.update, n * around / run.in_flight(n_behind)
+        )
+    return least
 
 
 def _busiest(route: Route) -> float:

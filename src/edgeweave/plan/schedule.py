@@ -21,7 +21,9 @@ from typing import Protocol
 from edgeweave.core.errors import ConfigError
 
 __all__ = [
+    "ASYNCHRONOUS",
     "SCHEDULES",
+    "SCHEDULE_NAMES",
     "Action",
     "Agenda",
     "Backward",
@@ -30,9 +32,12 @@ __all__ = [
     "Schedule",
     "Update",
     "actions",
+    "check_weight_aggregation",
     "gpipe",
     "in_flight",
+    "is_flushed",
     "may_swap",
+    "most_in_flight",
     "one_f_one_b",
     "window",
 ]
@@ -120,13 +125,46 @@ def one_f_one_b(
     while the first of them travels to the end and back. More of them hide the time on slow links
     and cost memory. The last stage waits for nobody's gradient and always holds one.
     """
-    last = stage == n_stages - 1
-    limit = 1 if last else n_stages - stage + extra_in_flight
+    limit = most_in_flight(stage, n_stages, extra_in_flight)
     return _bounded(min(limit, n_microbatches), n_microbatches, reduce=reduce)
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType({"1f1b": one_f_one_b, "gpipe": gpipe})
-"""The schedules by the name that a plan and the command line use."""
+"""The schedules that end with every step, by the name that a plan and the command line use."""
+
+ASYNCHRONOUS = "async-1f1b"
+"""The schedule that goes on from step to step: ``stream`` has its actions."""
+
+SCHEDULE_NAMES = (*SCHEDULES, ASYNCHRONOUS)
+
+
+def is_flushed(schedule_name: str) -> bool:
+    """Whether every microbatch of a step is back before the first of the next one begins."""
+    return schedule_name != ASYNCHRONOUS
+
+
+def check_weight_aggregation(every: int | None, schedule_name: str) -> None:
+    """``ConfigError`` unless weights can be averaged every so many updates under a schedule."""
+    if every is None:
+        return
+    if every < 1:
+        raise ConfigError(
+            f"weight_aggregation is a number of updates, 1 or more (got {every}). Leave it out."
+        )
+    if is_flushed(schedule_name):
+        raise ConfigError(
+            f"weight_aggregation goes with the schedule {ASYNCHRONOUS!r} (got {schedule_name!r}, "
+            "which has one version of the weights). Leave it out, or take that schedule."
+        )
+
+
+def most_in_flight(stage: int, n_stages: int, extra_in_flight: int) -> int:
+    """What a stage holds under 1F1B where a step has microbatches enough.
+
+    >>> [most_in_flight(stage, 3, 0) for stage in range(3)]
+    [3, 2, 1]
+    """
+    return 1 if stage == n_stages - 1 else n_stages - stage + extra_in_flight
 
 
 def actions(
@@ -176,7 +214,11 @@ def in_flight(
 
     >>> in_flight("1f1b", 0, 3, 8, 0), in_flight("gpipe", 0, 3, 8, 0)
     (3, 8)
+    >>> in_flight("async-1f1b", 0, 3, 1, 0)  # of three steps
+    3
     """
+    if not is_flushed(schedule_name):
+        return most_in_flight(stage, n_stages, extra_in_flight)
     held = peak = 0
     for action in actions(
         schedule_name, stage, n_stages, n_microbatches, extra_in_flight=extra_in_flight

@@ -15,9 +15,10 @@ carries one message at a time in each direction::
                                                                it waits for lost packets
 
 A step begins when the coordinator has the last result of the one before; nobody waits for all
-updates. Without feeds there is no coordinator: a device begins its next step when its own update is
-done. Codecs of the plan work beside computing and sending. Not modelled: ``Reduce``, the few bytes
-of results, what the coordinator itself takes to load data, and devices that slow each other down.
+updates. Under ``async-1f1b`` the window reaches into the next step. Without feeds there is no
+coordinator: a device begins its next step when its own update is done. Codecs of the plan work
+beside computing and sending. Not modelled: ``Reduce``, the few bytes of results, what the
+coordinator itself takes to load data, and devices that slow each other down.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ from edgeweave.plan.schedule import (
     Forward,
     Update,
     actions,
+    is_flushed,
     may_swap,
     window,
 )
-from edgeweave.plan.stages import Plan
+from edgeweave.plan.stages import Plan, steps_to_settle
+from edgeweave.plan.stream import Learn, Stream
 
 __all__ = ["Event", "Timeline", "simulate", "with_simulated_step"]
 
@@ -85,7 +88,7 @@ class Timeline:
 
     ``step_seconds`` is the mean time between two updates of the first stage, the device at which a
     step begins and, but for slow optimizers, ends. With one step it is the time until its only
-    update.
+    update. Without a flush, steps that fill or drain the pipeline count only if there is no other.
     """
 
     events: tuple[Event, ...]
@@ -126,14 +129,20 @@ class Timeline:
         return max(0.0, 1 - self.busy_seconds(device) / self.n_steps / self.step_seconds)
 
 
-def simulate(plan: Plan, costs: Costs, *, n_steps: int = 2, seed: int | None = None) -> Timeline:
+def simulate(
+    plan: Plan, costs: Costs, *, n_steps: int | None = None, seed: int | None = None
+) -> Timeline:
     """Predict the timeline of ``n_steps`` steps from an empty pipeline.
+
+    None are two, and without a flush three beside those that fill and drain the pipeline.
 
     Times come from ``costs``, the plan says who does what: an old plan can be looked at with newer
     costs. On links that lose, a message waits for lost packets as long as its size does on
     average; with a ``seed``, as chance has it. Chance takes longer: where streams meet, the latest
     counts. Ask for enough steps then.
     """
+    if n_steps is None:
+        n_steps = _usual_steps(plan)
     if n_steps < 1:
         raise ConfigError(f"n_steps must be positive (got {n_steps}). Simulate at least one.")
     run = _Run(plan, costs, n_steps, None if seed is None else random.Random(seed))
@@ -141,13 +150,14 @@ def simulate(plan: Plan, costs: Costs, *, n_steps: int = 2, seed: int | None = N
         events=tuple(Event(*row) for row in sorted(run.rows, key=_row_order)),
         devices=plan.devices,
         n_steps=n_steps,
-        step_seconds=_mean_interval(run.update_stops),
+        step_seconds=_mean_interval(run.update_stops, steps_to_settle(plan)),
     )
 
 
 def with_simulated_step(plan: Plan, costs: Costs) -> Plan:
     """The plan with the ``step_seconds`` that ``simulate`` finds, for those who need no event."""
-    step_seconds = _mean_interval(_Run(plan, costs, 2, None).update_stops)
+    run = _Run(plan, costs, _usual_steps(plan), None)
+    step_seconds = _mean_interval(run.update_stops, steps_to_settle(plan))
     return replace(plan, step_seconds=step_seconds)
 
 
@@ -177,12 +187,12 @@ class _Wire:
 class _Worker:
     """One stage's device: what it has, and what it does next."""
 
-    def __init__(self, plan: Plan, costs: Costs, index: int) -> None:
+    def __init__(self, plan: Plan, costs: Costs, index: int, n_steps: int) -> None:
         stage = plan.stages[index]
         self.index = index
         self.device = stage.device
         self.free_at = 0.0
-        self.step = 0
+        self.step, self._n_steps = 0, n_steps
         self.begins: dict[int, float] = {}
         self.arrivals: dict[_Key, float] = {}
         self.feed: _Wire | None = None
@@ -190,45 +200,66 @@ class _Worker:
         self.back: dict[int, _Wire] = {}
         self._seconds = stage_seconds(costs, stage.device, stage.first_unit, stage.stop_unit)
         self._may_swap = may_swap(plan.schedule)
-        self._order = tuple(
-            actions(
-                plan.schedule,
-                index,
-                len(plan.stages),
-                plan.n_microbatches,
-                extra_in_flight=plan.extra_in_flight,
-            )
-        )
+        name = plan.schedule if is_flushed(plan.schedule) else "1f1b"
+        n, extra = plan.n_microbatches, plan.extra_in_flight
+        self._order = tuple(actions(name, index, len(plan.stages), n, extra_in_flight=extra))
         self._agenda = Agenda(self._order, may_swap=self._may_swap)
 
-    def take(self, now: float) -> tuple[Action, float] | None:
-        """What is begun now and the seconds it takes; nothing if something is missing."""
+    def take(self, now: float) -> tuple[int, Action, float] | None:
+        """The step and action begun now, the seconds it takes; nothing if something is missing."""
         if self.begins.get(self.step, inf) > now:
             return None
         for action in self._agenda.choices():
-            if all(self.arrivals.get(key, inf) <= now for key in self._needs(action)):
+            if self._may_begin(self.step, action, now):
                 self._agenda.take(action)
-                return action, self._seconds_of(action)
+                return self.step, action, self._seconds_of(action)
         return None
 
     def next_step(self) -> None:
+        """An update is done."""
         self.step += 1
         self._agenda = Agenda(self._order, may_swap=self._may_swap)
 
-    def _needs(self, action: Action) -> list[_Key]:
+    def _may_begin(self, step: int, action: Action, now: float) -> bool:
+        return all(self.arrivals.get(key, inf) <= now for key in self._needs(step, action))
+
+    def _needs(self, step: int, action: Action) -> list[_Key]:
         """The messages without which an action cannot begin."""
         if isinstance(action, Forward):
-            fed: list[_Key] = [("feed", -1, self.step, action.microbatch)]
-            sent: list[_Key] = [("there", s, self.step, action.microbatch) for s in self.back]
+            fed: list[_Key] = [("feed", -1, step, action.microbatch)]
+            sent: list[_Key] = [("there", s, step, action.microbatch) for s in self.back]
             return sent if self.feed is None else fed + sent
         if isinstance(action, Backward):
-            return [("back", s, self.step, action.microbatch) for s in self.there]
+            return [("back", s, step, action.microbatch) for s in self.there]
         return []
 
     def _seconds_of(self, action: Action) -> float:
         if isinstance(action, Forward):
             return self._seconds.forward
         return self._seconds.backward if isinstance(action, Backward) else self._seconds.update
+
+
+class _StreamWorker(_Worker):
+    """The same without a flush."""
+
+    def __init__(self, plan: Plan, costs: Costs, index: int, n_steps: int) -> None:
+        super().__init__(plan, costs, index, n_steps)
+        self._stream = Stream(index, len(plan.stages), extra_in_flight=plan.extra_in_flight)
+        self._n_microbatches = plan.n_microbatches
+
+    def take(self, now: float) -> tuple[int, Action, float] | None:
+        for due in self._stream.choices():
+            if not isinstance(due.action, Learn):
+                if self._may_begin(due.step, due.action, now):
+                    self._stream.take(due)
+                    return due.step, due.action, self._seconds_of(due.action)
+            elif due.step == self._n_steps:
+                self._stream.end()
+                return self.take(now)
+            elif self.begins.get(due.step, inf) <= now:
+                self._stream.begin_step(self._n_microbatches)
+                return self.take(now)
+        return None
 
 
 class _Run:
@@ -242,7 +273,10 @@ class _Run:
         self.update_stops: list[float] = []
         self._n_steps = n_steps
         self._n_microbatches = plan.n_microbatches
-        self._workers = [_Worker(plan, costs, index) for index in range(len(plan.stages))]
+        self._is_flushed = is_flushed(plan.schedule)
+        self._n_fed = self._n_told = 0
+        kind = _Worker if self._is_flushed else _StreamWorker
+        self._workers = [kind(plan, costs, index, n_steps) for index in range(len(plan.stages))]
         self._wakes: list[tuple[float, int]] = []
         for route in routes(costs, plan.devices, plan.bounds, plan.skips):
             self._workers[route.front].there[route.behind] = _Wire(route.there, chance)
@@ -273,10 +307,12 @@ class _Run:
         done = all(worker.step == self._n_steps for worker in self._workers)
         assert done, "the schedule waits for itself"
 
-    def _compute(self, worker: _Worker, action: Action, seconds: float, now: float) -> None:
+    def _compute(
+        self, worker: _Worker, step: int, action: Action, seconds: float, now: float
+    ) -> None:
         worker.free_at = stop = now + seconds
         self._wake(worker, stop)
-        step, microbatch = worker.step, getattr(action, "microbatch", None)
+        microbatch = getattr(action, "microbatch", None)
         kind = _KINDS[type(action)]
         self.rows.append((worker.device, worker.index, kind, step, microbatch, now, stop, None))
         if microbatch is None:
@@ -296,14 +332,34 @@ class _Run:
 
     def _begin(self, step: int, now: float) -> None:
         """The coordinator begins a step: it announces it, and fills its window."""
-        for worker, seconds in zip(self._workers, self._begin_seconds, strict=True):
-            worker.begins[step] = now + seconds
-            self._wake(worker, now + seconds)
+        self._announce(step, now)
+        if not self._is_flushed:
+            self._fill_window(now)
+            return
         for microbatch in range(min(self._window, self._n_microbatches)):
             self._feed(step, microbatch, now)
 
+    def _announce(self, step: int, now: float) -> None:
+        for worker, seconds in zip(self._workers, self._begin_seconds, strict=True):
+            worker.begins[step] = now + seconds
+            self._wake(worker, now + seconds)
+
+    def _fill_window(self, now: float) -> None:
+        """Without a flush: microbatches of this step, then of the next, which is announced."""
+        n_all = self._n_steps * self._n_microbatches
+        while self._n_fed < min(n_all, self._n_told + self._window):
+            step, microbatch = divmod(self._n_fed, self._n_microbatches)
+            self._feed(step, microbatch, now)
+            self._n_fed += 1
+            if self._n_fed < n_all and microbatch + 1 == self._n_microbatches:
+                self._announce(step + 1, now)
+
     def _result(self, step: int, microbatch: int, now: float) -> None:
         """The coordinator learns of a microbatch, and sends the one that takes its place."""
+        if not self._is_flushed:
+            self._n_told += 1
+            self._fill_window(now)
+            return
         if microbatch + self._window < self._n_microbatches:
             self._feed(step, microbatch + self._window, now)
         if microbatch + 1 == self._n_microbatches and step + 1 < self._n_steps:
@@ -333,6 +389,12 @@ def _row_order(row: _Row) -> tuple[float, int, float]:
     return row[5], row[1], row[6]
 
 
-def _mean_interval(moments: list[float]) -> float:
+def _usual_steps(plan: Plan) -> int:
+    return 2 if is_flushed(plan.schedule) else 2 * steps_to_settle(plan) + 3
+
+
+def _mean_interval(moments: list[float], n_unsettled: int) -> float:
+    if len(moments) > 2 * n_unsettled + 1:
+        moments = moments[n_unsettled : len(moments) - n_unsettled]
     n_intervals = len(moments) - 1
     return (moments[-1] - moments[0]) / n_intervals if n_intervals else moments[0]

@@ -28,6 +28,7 @@ from edgeweave.plan.costs import Costs
 from edgeweave.plan.links import Link
 from edgeweave.plan.routes import Skips
 from edgeweave.plan.schedule import in_flight
+from edgeweave.plan.stream import older_versions
 
 __all__ = [
     "ANYWHERE",
@@ -56,10 +57,21 @@ class Microbatching:
     n_microbatches: int
     extra_in_flight: int
     skips: Skips = "relayed"
+    weight_aggregation: int | None = None
 
     def in_flight(self, n_behind: int) -> int:
         """The microbatches that a stage with so many stages behind it holds."""
         return in_flight(self.schedule, 0, n_behind + 1, self.n_microbatches, self.extra_in_flight)
+
+    def older_versions(self, n_behind: int) -> int:
+        """The versions of its weights that it keeps beside the newest."""
+        return older_versions(
+            self.schedule,
+            n_behind,
+            self.n_microbatches,
+            self.extra_in_flight,
+            aggregates=self.weight_aggregation is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +125,12 @@ class Grid:
         )
         self._costs = costs
         self._weight_bytes = self._spans_of_weights()
+        self._trainable_bytes = _spans([unit.trainable_bytes for unit in costs.units])
         self._activation_bytes = _spans([unit.activation_bytes for unit in costs.units])
 
-    def excess_bytes(self, in_flight: int) -> Floats:
+    def excess_bytes(self, in_flight: int, older_versions: int = 0) -> Floats:
         """How far ``stage_memory_bytes`` of a span exceeds a device's limit; 0 where it fits."""
-        memory = self._weight_bytes + in_flight * self._activation_bytes
+        memory = self._memory_bytes(in_flight, older_versions)
         excess = np.maximum(memory[None] - self._limit_bytes[:, None, None], 0.0)
         excess[:, ~_real_spans(self.n_units)] = np.inf
         return np.asarray(excess)
@@ -129,11 +142,11 @@ class Grid:
         """
         limits = self._limit_bytes[:, None, None]
         found: list[Ints] = []
-        held_before = 0
+        held_before = (0, 0)
         for n_behind in range(min(len(self.names), self.n_units)):
-            held = run.in_flight(n_behind)
+            held = run.in_flight(n_behind), run.older_versions(n_behind)
             if held != held_before:
-                memory = self._weight_bytes + held * self._activation_bytes
+                memory = self._memory_bytes(*held)
                 found.append((memory[None] > limits).sum(axis=1))
             else:
                 found.append(found[-1])
@@ -183,6 +196,11 @@ class Grid:
 
     def _links_to_devices(self) -> list[Link]:
         return [self._costs.link(COORDINATOR_NAME, name) for name in self.names]
+
+    def _memory_bytes(self, in_flight: int, older_versions: int) -> Floats:
+        """What spans need, as ``stage_memory_bytes`` counts it."""
+        held = in_flight * self._activation_bytes + older_versions * self._trainable_bytes
+        return np.asarray(self._weight_bytes + held)
 
     def _spans_of_weights(self) -> Floats:
         units = self._costs.units

@@ -14,9 +14,14 @@ from edgeweave.plan._checks import require_not_negative
 from edgeweave.plan.coding import LinkCodec
 from edgeweave.plan.replication import Replication
 from edgeweave.plan.routes import SKIPS, Skips
-from edgeweave.plan.schedule import SCHEDULES
+from edgeweave.plan.schedule import (
+    SCHEDULE_NAMES,
+    check_weight_aggregation,
+    is_flushed,
+    window,
+)
 
-__all__ = ["Plan", "Stage", "from_json", "to_json"]
+__all__ = ["Plan", "Stage", "from_json", "steps_to_settle", "to_json"]
 
 _FORMAT = "edgeweave/plan"
 _VERSION = 4
@@ -54,8 +59,9 @@ class Plan:
     computing, the links' transfers, and the time that feeding a stage keeps a link busy.
     ``step_seconds`` is a whole step as simulated, with the pipeline's filling and draining and the
     optimizer's step. With ``skips="direct"`` values go past the stages that do not use them. Links
-    that are not among ``codecs`` carry values as they are. ``replication`` says how often states
-    are copied.
+    that are not among ``codecs`` carry values as they are. With ``weight_aggregation=k``, which
+    goes with ``async-1f1b``, every ``k`` updates weights become the mean of their last versions.
+    ``replication`` says how often states are copied.
     """
 
     stages: tuple[Stage, ...]
@@ -67,14 +73,17 @@ class Plan:
     skips: Skips = "relayed"
     codecs: tuple[LinkCodec, ...] = ()
     replication: Replication = _USUAL_REPLICATION
+    weight_aggregation: int | None = None
 
     def __post_init__(self) -> None:
         self._check_stages()
         self._check_codecs()
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in SCHEDULE_NAMES:
             raise ConfigError(
-                f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+                f"unknown schedule {self.schedule!r} (known: {', '.join(SCHEDULE_NAMES)}). "
+                "Choose one."
             )
+        check_weight_aggregation(self.weight_aggregation, self.schedule)
         if self.skips not in SKIPS:
             raise ConfigError(
                 f"skips of a plan are {' or '.join(SKIPS)} (got {self.skips!r}). Plan again."
@@ -121,6 +130,17 @@ class Plan:
                 f"a plan has one codec for a link between two of its devices (got {shown}). "
                 "Plan again."
             )
+
+
+def steps_to_settle(plan: Plan) -> int:
+    """How many steps at a run's begin, and at its end, are not like those in the middle.
+
+    None with a flush. Without one, everybody has less to wait for as long as some of the
+    coordinator's window is empty.
+    """
+    if is_flushed(plan.schedule):
+        return 0
+    return -(-window(len(plan.stages), plan.extra_in_flight) // plan.n_microbatches)
 
 
 class _Header(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from edgeweave.program.graph import Program, StateSpec, Value
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
 from edgeweave.program.units import is_external
+from edgeweave.program.versions import VersionedStage, Weights
 
 __all__ = [
     "DTYPES",
@@ -44,7 +45,9 @@ __all__ = [
     "StateSpec",
     "UnitBytes",
     "Value",
+    "VersionedStage",
     "Way",
+    "Weights",
     "capture",
     "check",
     "cut",

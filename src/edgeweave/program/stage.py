@@ -176,12 +176,14 @@ class StageProgram:
         inputs: Mapping[str, torch.Tensor],
         moment: Moment,
         *,
+        key: int | None = None,
         watch: UnitWatch | None = None,
     ) -> StageResult:
         """Compute the outputs of one microbatch and keep what its backward needs.
 
-        Buffers (running statistics) take their new values. Raises ``WireError`` if an input is
-        missing or has another shape or dtype than the program declares.
+        That is kept under ``key``, else under the microbatch's number. Buffers (running
+        statistics) take their new values. Raises ``WireError`` if an input is missing or has
+        another shape or dtype than the program declares.
         """
         leaves = self._leaves(inputs)
         program = self.program
@@ -201,7 +203,7 @@ class StageProgram:
         if result.loss is not None:
             roots[program.loss or ""] = result.loss
         graph = {name: tensor for name, tensor in roots.items() if tensor.requires_grad}
-        self._in_flight[moment.microbatch] = (leaves, graph)
+        self._in_flight[moment.microbatch if key is None else key] = (leaves, graph)
         return StageResult(
             outputs={name: tensor.detach() for name, tensor in result.outputs.items()},
             loss=None if result.loss is None else result.loss.detach(),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from edgeweave.codec import Codec
-from edgeweave.core.errors import PlanError
+from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Assignment, Deploy, Optimizer
 from edgeweave.fleet import Fleet
-from edgeweave.plan import Plan
+from edgeweave.plan import Plan, is_flushed
 from edgeweave.program import (
     Program,
     cut,
@@ -23,7 +23,7 @@ from edgeweave.program import (
 )
 from edgeweave.train.holders import Origin
 
-__all__ = ["Deployment", "RunSettings", "check_place"]
+__all__ = ["Deployment", "RunSettings", "check_clipping", "check_place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,18 @@ class Deployment:
         state: Mapping[str, torch.Tensor],
         optimizer_state: Mapping[str, torch.Tensor] | None,
     ) -> Deployment:
-        """Cut the program where the plan says."""
+        """Cut the program where the plan says.
+
+        ``ConfigError`` if stages would have to agree before they update, and do not wait to.
+        """
         first_units = [stage.first_unit for stage in plan.stages[1:]]
+        stages = cut(without_outputs(program), first_units, direct=plan.skips == "direct")
+        check_clipping(plan.schedule, settings.clip_grad_norm)
+        _check_tied(plan, shared_parameters(stages))
         return cls(
             plan,
             settings,
-            cut(without_outputs(program), first_units, direct=plan.skips == "direct"),
+            stages,
             tuple(spec.name for spec in program.trainable),
             state,
             optimizer_state,
@@ -96,6 +102,7 @@ class Deployment:
             sources=way.sources,
             targets=way.targets,
             codec=settings.codec,
+            weight_aggregation=plan.weight_aggregation,
         )
         return Deploy(
             assignment,
@@ -118,6 +125,27 @@ class Deployment:
             if key.rpartition("|")[0] in names
         }
         return memoryview(encode_state(part))
+
+
+def check_clipping(schedule: str, clip_grad_norm: float | None) -> None:
+    """``ConfigError`` where the norm of all stages' gradients would be needed, and none waits."""
+    if clip_grad_norm is not None and not is_flushed(schedule):
+        raise ConfigError(
+            f"clip_grad_norm needs all stages' gradients of a step at once (got "
+            f"{clip_grad_norm:g} with {schedule}, whose stages update without waiting for each "
+            "other). Leave it out, or take the schedule '1f1b'."
+        )
+
+
+def _check_tied(plan: Plan, tied: Mapping[str, tuple[int, ...]]) -> None:
+    if tied and not is_flushed(plan.schedule):
+        name, holders = next(iter(sorted(tied.items())))
+        where = " and ".join(f"stage {each} on {plan.devices[each]}" for each in holders)
+        raise ConfigError(
+            f"tied weights are in one stage under {plan.schedule} (got {name} in {where}, which "
+            "would update it without waiting for each other). Cut the model elsewhere, or take "
+            "the schedule '1f1b'."
+        )
 
 
 def check_place(plan: Plan, fleet: Fleet, program: Program) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_all
@@ -39,11 +40,14 @@ from edgeweave.program import Program
 from edgeweave.train.batches import Batch
 from edgeweave.train.holders import Holders, Term
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
+from edgeweave.train.step_stream import StepStream
 from edgeweave.train.weights import Weights
 
 __all__ = ["Adopted", "ElasticRun", "Recovery", "Replan", "halted"]
 
 _log = logging.getLogger(__name__)
+
+_REMEMBERED_SNAPSHOTS = 16
 
 Replan = Callable[[tuple[str, ...]], Plan]
 """The plan for the devices that are left; ``PlanError`` if there is none."""
@@ -118,7 +122,8 @@ class ElasticRun:
         self._replicates = replicates
         self._link_seconds = link_seconds
         self._on_term = on_term
-        self._done = self._snapshot_step = weights.step if adopted is None else adopted.step
+        self._done = weights.step if adopted is None else adopted.step
+        self._snapshot_steps = deque([self._done], maxlen=_REMEMBERED_SNAPSHOTS)
         self._recoveries: list[Recovery] = []
         begin = adopted or Adopted(
             f"run-{secrets.token_hex(4)}", 0, weights.step, Holders({}, weights.step)
@@ -143,9 +148,19 @@ class ElasticRun:
         return self._run.plan
 
     @property
-    def snapshot_step(self) -> int:
-        """The last step after which devices were told to keep their states."""
-        return self._snapshot_step
+    def is_streamed(self) -> bool:
+        """Whether steps overlap: then they are submitted, and collected from ``stream``."""
+        return self._run.stream is not None
+
+    @property
+    def stream(self) -> StepStream[RoundResult]:
+        """The steps under way, where they overlap. Another one after a move."""
+        assert self._run.stream is not None, "where steps overlap"
+        return self._run.stream
+
+    def has_snapshot(self, step: int) -> bool:
+        """Whether devices were told to keep their states after that step, not long ago."""
+        return step in self._snapshot_steps
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -171,23 +186,24 @@ class ElasticRun:
     ) -> RoundResult:
         """One step, as ``PipelineRun`` does it, with copies of the state after it where due."""
         self._take_copies()
-        every, done = self.plan.replication, step + 1
-        whole = self._replicates and (self._copy_soon or done % every.whole_every == 0)
-        chain = self._replicates and (self._copy_soon or done % every.chain_every == 0)
+        snapshot, replicate = self._copies_due(step + 1)
         result = self._run.train_step(
-            step,
-            batch,
-            hyperparameters,
-            snapshot=whole or chain,
-            replicate=chain and len(self.plan.stages) > 1,
+            step, batch, hyperparameters, snapshot=snapshot, replicate=replicate
         )
-        self._done = done
-        if whole or chain:
-            self._snapshot_step = done
-        self._copy_soon = False
-        if whole and self._copying is None:
-            self._begin_copies(done)
+        self._begin_copies_due(step + 1)
+        self._done = step + 1
         return result
+
+    def submit(self, step: int, batch: Batch, hyperparameters: Mapping[str, float]) -> None:
+        """The same without waiting for its losses, where steps overlap."""
+        self._take_copies()
+        snapshot, replicate = self._copies_due(step + 1)
+        self._run.submit(step, batch, hyperparameters, snapshot=snapshot, replicate=replicate)
+        self._begin_copies_due(step + 1)
+
+    def step_ends(self, done: int) -> None:
+        """The results of ``done`` steps are all collected."""
+        self._done = done
 
     def evaluate(self, step: int, parts: Iterable[Batch], n_parts: int) -> RoundResult:
         return self._run.evaluate(step, parts, n_parts)
@@ -220,7 +236,8 @@ class ElasticRun:
             holders = self._survivors(lost)
             if not holders.devices:
                 raise error
-            resumed = holders.newest_step(self._program.trained)
+            done = [each for each in holders.steps if each <= step]
+            resumed = holders.newest_step(self._program.trained, of=done)
             plan = replan(tuple(holders.devices))
             try:
                 self._begin(self._term(plan, resumed, holders))
@@ -234,7 +251,8 @@ class ElasticRun:
                 continue
             break
         self._copy_soon = True
-        self._done = self._snapshot_step = resumed
+        self._done = resumed
+        self._snapshot_steps.append(resumed)
         recovery = Recovery(
             step,
             tuple(sorted(lost)),
@@ -278,6 +296,22 @@ class ElasticRun:
         self._copy_soon = True
         return True
 
+    def _copies_due(self, done: int) -> tuple[bool, bool]:
+        """Whether devices keep their states after ``done`` steps, and replicas of others'."""
+        chain = self._is_due(self.plan.replication.chain_every, done)
+        if not chain and not self._is_due(self.plan.replication.whole_every, done):
+            return False, False
+        self._snapshot_steps.append(done)
+        return True, chain and len(self.plan.stages) > 1
+
+    def _begin_copies_due(self, done: int) -> None:
+        if self._is_due(self.plan.replication.whole_every, done) and self._copying is None:
+            self._begin_copies(done)
+        self._copy_soon = False
+
+    def _is_due(self, every: int, done: int) -> bool:
+        return self._replicates and (self._copy_soon or done % every == 0)
+
     def _status(self, _payload: bytes) -> bytes:
         done = self._done
         return encode_message(
@@ -286,7 +320,7 @@ class ElasticRun:
                 term=self._run.number,
                 step=done,
                 devices=self.plan.devices,
-                devices_age_steps=done - self._snapshot_step,
+                devices_age_steps=max(done - self._snapshot_steps[-1], 0),
                 here_age_steps=done - self._weights.step,
                 recoveries=tuple(recovery.line() for recovery in self._recoveries),
             )
@@ -360,7 +394,9 @@ class ElasticRun:
 
     def _take_copies(self) -> None:
         """Take over the whole state, once it is here."""
-        if self._copying is None or not all(each.done() for each in self._copying[1].values()):
+        if self._copying is None or self._copying[0] > self._done:
+            return
+        if not all(each.done() for each in self._copying[1].values()):
             return
         (step, futures), self._copying = self._copying, None
         try:

@@ -6,6 +6,7 @@ Knows steps and epochs; leaves data sets, plans and fleets to the trainer.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class Fit:
         self._settings = settings
         self._journal = None if store is None else Journal(store.directory)
         self._marks: dict[int, tuple[Mark, int]] = {}
+        self._n_calls = 0
+        """Of the learning rate's schedule, up to the last step that is done."""
 
     @property
     def journal(self) -> Journal | None:
@@ -64,7 +67,7 @@ class Fit:
 
     def mark(self) -> None:
         """Remember this step, in case it is where the run goes on after a loss."""
-        self._marks[self.history.step] = self.history.mark(), len(self.rate.calls)
+        self._marks[self.history.step] = self.history.mark(), self._n_calls
         for step in [step for step in self._marks if step < self._weights.step]:
             del self._marks[step]
 
@@ -73,6 +76,7 @@ class Fit:
         mark, n_calls = self._marks[step]
         self.history.rewind(step, mark)
         self.rate.rewind(n_calls)
+        self._n_calls = n_calls
         self._marks = {each: found for each, found in self._marks.items() if each <= step}
 
     def train_epoch(
@@ -83,24 +87,81 @@ class Fit:
         *,
         before_step: Callable[[int, Batch], None],
         on_step: Callable[[RoundResult], None],
+        wants_flush: Callable[[], bool],
     ) -> None:
-        """Train on what is left of the epoch, with checkpoints on the way."""
+        """Train on what is left of the epoch, with checkpoints on the way.
+
+        Where steps overlap, all under way end before a checkpoint, at the epoch's end, and for what
+        ``before_step`` asks of the run. Each step has the learning rate it would have anyway.
+        """
+        if run.is_streamed:
+            self._stream_epoch(
+                run,
+                batches,
+                batch_size,
+                before_step=before_step,
+                on_step=on_step,
+                wants_flush=wants_flush,
+            )
+            return
         saved_at = self.history.step
         for batch in batches:
-            if self._is_due(saved_at):
+            if self._is_due(saved_at, self.history.step):
                 self._save(run)
                 saved_at = self.history.step
             before_step(self.history.step, batch)
             result = run.train_step(self.history.step, batch, self.rate.hyperparameters())
             self.rate.advance("step")
-            self.history.end_step(result, full=batch.n_samples == batch_size)
-            self.mark()
-            self._note(run)
+            self._end_step(run, result, batch_size, len(self.rate.calls))
             on_step(result)
+
+    def _stream_epoch(
+        self,
+        run: ElasticRun,
+        batches: Iterable[Batch],
+        batch_size: int,
+        *,
+        before_step: Callable[[int, Batch], None],
+        on_step: Callable[[RoundResult], None],
+        wants_flush: Callable[[], bool],
+    ) -> None:
+        n_calls: deque[int] = deque()
+
+        def end_steps(results: Iterable[RoundResult]) -> None:
+            for result in results:
+                self._end_step(run, result, batch_size, n_calls.popleft())
+                on_step(result)
+
+        saved_at = step = self.history.step
+        for batch in batches:
+            if self._is_due(saved_at, step) or wants_flush():
+                end_steps(run.stream.collect_all())
+                run.stream.flush()
+            if self._is_due(saved_at, step):
+                self._save(run)
+                saved_at = step
+            before_step(step, batch)
+            run.submit(step, batch, self.rate.hyperparameters())
+            self.rate.advance("step")
+            n_calls.append(len(self.rate.calls))
+            step += 1
+            end_steps(run.stream.collect_nowait())
+        end_steps(run.stream.collect_all())
+        run.stream.flush()
+
+    def _end_step(
+        self, run: ElasticRun, result: RoundResult, batch_size: int, n_calls: int
+    ) -> None:
+        self._n_calls = n_calls
+        self.history.end_step(result, full=result.n_samples == batch_size)
+        run.step_ends(self.history.step)
+        self.mark()
+        self._note(run)
 
     def end_epoch(self, run: ElasticRun, validation: Evaluation | None) -> EpochRecord:
         """Close the epoch, and write its checkpoint."""
         self.rate.advance("epoch", None if validation is None else validation.loss)
+        self._n_calls = len(self.rate.calls)
         record = self.history.end_epoch(validation)
         self._save(run)
         return record
@@ -154,6 +215,7 @@ class Fit:
         """At the point of a run that was written down."""
         self.rate.rewind(0)
         self.rate.replay(progress.lr_calls)
+        self._n_calls = len(progress.lr_calls)
         self.history.restore(
             Cursor(progress.epoch, progress.batch),
             progress.step_losses,
@@ -173,9 +235,9 @@ class Fit:
                 f"{'; '.join(differing)}). Pass the same ones."
             )
 
-    def _is_due(self, saved_at: int) -> bool:
-        """Whether the step just done asks for a checkpoint. The epoch's last has one anyway."""
-        store, step = self._store, self.history.step
+    def _is_due(self, saved_at: int, step: int) -> bool:
+        """Whether the last of ``step`` steps asks for a checkpoint. The epoch's has one anyway."""
+        store = self._store
         every = None if store is None else store.every_steps
         return every is not None and step > saved_at and step % every == 0
 
@@ -195,7 +257,7 @@ class Fit:
             epoch=history.cursor.epoch,
             batch=history.cursor.batch,
             settings=self._settings,
-            lr_calls=self.rate.calls,
+            lr_calls=self.rate.calls[: self._n_calls],
             step_losses=history.step_losses,
             epochs=tuple(history.epochs),
             open_epoch=history.open_epoch(),
@@ -203,7 +265,7 @@ class Fit:
 
     def _note(self, run: ElasticRun) -> None:
         """Write down where the run is whenever devices keep their states."""
-        if self._journal is None or run.snapshot_step != self.history.step:
+        if self._journal is None or not run.has_snapshot(self.history.step):
             return
         try:
             self._journal.note(self._progress())

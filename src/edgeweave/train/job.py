@@ -138,8 +138,8 @@ class TrainSection:
         metadata=key('how many parts a batch is cut into, 1 or more, or "auto"', 8),
     )
     epochs: Count = field(default=1, metadata=key("how often all samples are seen, 1 or more", 2))
-    schedule: Literal["1f1b", "gpipe"] = field(
-        default="1f1b", metadata=key('"1f1b" or "gpipe"', "1f1b")
+    schedule: Literal["1f1b", "gpipe", "async-1f1b"] = field(
+        default="1f1b", metadata=key('"1f1b", "gpipe" or "async-1f1b" (no flush)', "1f1b")
     )
     seed: Seed = field(default=0, metadata=key("a whole number of 0 or more", 0))
     clip_grad_norm: Norm | None = field(
@@ -159,6 +159,10 @@ class TrainSection:
     )
     recover: bool = field(
         default=True, metadata=key("whether a run goes on without devices that vanish", False)
+    )
+    weight_aggregation: Count | None = field(
+        default=None,
+        metadata=key("the updates between two means of weight versions, 1 or more", 10),
     )
 
 

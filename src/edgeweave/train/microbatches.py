@@ -62,7 +62,11 @@ def kept_size(directory: Path) -> int:
 
 
 def choose_microbatches(
-    measurements: Measurements, batch_size: int, *, schedule: str
+    measurements: Measurements,
+    batch_size: int,
+    *,
+    schedule: str,
+    weight_aggregation: int | None = None,
 ) -> PlannedBatch:
     """The microbatches with the shortest predicted step, from few measured sizes.
 
@@ -87,7 +91,7 @@ def choose_microbatches(
     for size in sorted({first[-1], first[(len(first) - 1) // 2]}):
         measure(size)
     while True:
-        found = _best(measurements, batch_size, bounds, schedule)
+        found = _best(measurements, batch_size, bounds, schedule, weight_aggregation)
         size = found.microbatch_size
         if size in measurements.measured or not measurements.fits(size):
             return found
@@ -95,14 +99,22 @@ def choose_microbatches(
 
 
 def _best(
-    measurements: Measurements, batch_size: int, bounds: Sequence[int], schedule: str
+    measurements: Measurements,
+    batch_size: int,
+    bounds: Sequence[int],
+    schedule: str,
+    weight_aggregation: int | None,
 ) -> PlannedBatch:
     """With microbatches of at least the first bound; where nothing fits, of the next."""
     refusal: PlanError | None = None
     for at_least in bounds:
         try:
             return best_microbatching(
-                measurements.costs_at, batch_size, at_least=at_least, schedule=schedule
+                measurements.costs_at,
+                batch_size,
+                at_least=at_least,
+                schedule=schedule,
+                weight_aggregation=weight_aggregation,
             )
         except PlanError as error:
             refusal = error

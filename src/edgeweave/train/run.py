@@ -40,7 +40,7 @@ from edgeweave.device import (
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import Frame, FrameHeader, control_key, frame_key, frame_pattern
-from edgeweave.plan import LinkCodec, Plan, window
+from edgeweave.plan import LinkCodec, Plan, is_flushed, window
 from edgeweave.program import (
     Program,
     is_external,
@@ -50,6 +50,7 @@ from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
 from edgeweave.train.device_watch import device_watch
 from edgeweave.train.holders import Origin, Term
+from edgeweave.train.step_stream import Pipe, StepStream
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
 
@@ -96,10 +97,13 @@ class PipelineRun:
         self._number = 0 if term is None else term.number
         self._deployment = Deployment.of(program, plan, settings, state, optimizer_state)
         self._stages = self._deployment.stages
-        self._inbox = Inbox(capacity=4 * plan.n_microbatches + 8 * len(plan.stages) + 16)
+        self._window = window(len(plan.stages), plan.extra_in_flight)
+        most = max(plan.n_microbatches, self._window)
+        self._inbox = Inbox(capacity=4 * most + 8 * len(plan.stages) + 16)
         self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
         self._vigil = device_watch(fleet, plan, self._crew)
         self._stack = ExitStack()
+        self._stream = None if is_flushed(plan.schedule) else self._new_stream()
         self.codecs: Sequence[LinkCodec] = plan.codecs
         """Of the next training steps; evaluation is exact."""
         self.link_rates: Mapping[tuple[str, str], float] = {}
@@ -170,12 +174,33 @@ class PipelineRun:
         the next step's inputs overlap. With ``snapshot`` each stage keeps a copy of its state
         after the step, with ``replicate`` one of the stage before it too.
         """
+        if self._stream is not None:
+            self.submit(step, batch, hyperparameters, snapshot=snapshot, replicate=replicate)
+            return self._stream.collect_all()[-1]
         self._fleet.step_begins(step)
         parts = batch.microbatches(self._settings.microbatch_size)
-        scalars = {f"hp:{name}": value for name, value in hyperparameters.items()}
-        scalars |= {"train": 1.0, "total_samples": float(batch.n_samples)}
-        scalars |= {"snapshot": float(snapshot), "replicate": float(replicate)}
+        scalars = _told(batch, hyperparameters, snapshot, replicate)
         return self._round(step, parts, len(parts), scalars, self.codecs)
+
+    @property
+    def stream(self) -> StepStream[RoundResult] | None:
+        """Where steps overlap: the steps under way, to be collected; ``submit`` adds one."""
+        return self._stream
+
+    def submit(
+        self,
+        step: int,
+        batch: Batch,
+        hyperparameters: Mapping[str, float],
+        *,
+        snapshot: bool = False,
+        replicate: bool = False,
+    ) -> None:
+        """One optimizer step, without waiting for its losses: see ``StepStream.submit``."""
+        assert self._stream is not None, "a schedule that is flushed has one step under way"
+        self._fleet.step_begins(step)
+        parts = batch.microbatches(self._settings.microbatch_size)
+        self._stream.submit(step, parts, _told(batch, hyperparameters, snapshot, replicate))
 
     def compare(self, step: int, batch: Batch) -> Agreement:
         """The gradient of one microbatch with the present codecs, against the exact one.
@@ -200,7 +225,12 @@ class PipelineRun:
         self._crew.check()
 
     def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """Weights and optimizer state of every device, as safetensors, once all rounds are done."""
+        """Weights and optimizer state of every device, as safetensors, once all rounds are done.
+
+        Steps that overlap end first.
+        """
+        if self._stream is not None:
+            self._stream.flush()
         rounds = self._crew.rounds
         weights = self._crew.ask_all("state", StateRequest(self._name, rounds, "weights"))
         optimizers = self._crew.ask_all("state", StateRequest(self._name, rounds, "optimizer"))
@@ -223,7 +253,28 @@ class PipelineRun:
         scalars: Mapping[str, float],
         codecs: Sequence[LinkCodec] = (),
     ) -> RoundResult:
+        if self._stream is not None:
+            self._stream.settle()
+            self._stream.ended()
         started = self._fleet.clock.now()
+        number = self._announce(step, n_parts, scalars, codecs)
+        results: list[FrameHeader] = []
+        for microbatch, part in enumerate(parts):
+            while microbatch - len(results) >= self._window:
+                results.append(self._result(number, len(results)))
+            self._send_inputs(number, microbatch, part)
+        while len(results) < n_parts:
+            results.append(self._result(number, len(results)))
+        return self._summed(results, self._fleet.clock.now() - started)
+
+    def _announce(
+        self,
+        step: int,
+        n_parts: int,
+        scalars: Mapping[str, float],
+        codecs: Sequence[LinkCodec],
+    ) -> int:
+        """Begin a round at every stage; its number."""
         number, self._crew.rounds = self._crew.rounds, self._crew.rounds + 1
         self._vigil.round_begins(_kind_of(scalars))
         begin = {"step": float(step), "microbatches": float(n_parts), **scalars}
@@ -237,16 +288,11 @@ class PipelineRun:
                     if codec.ends in self.link_rates:
                         told[rate_name] = self.link_rates[codec.ends]
             self._send("begin", stage, number, 0, {}, {**begin, **told})
-        most = window(len(self._stages), self._plan.extra_in_flight)
-        results: list[FrameHeader] = []
-        for microbatch, part in enumerate(parts):
-            while microbatch - len(results) >= most:
-                results.append(self._result(number, len(results)))
-            self._send_inputs(number, microbatch, part)
-        while len(results) < n_parts:
-            results.append(self._result(number, len(results)))
-        seconds = self._fleet.clock.now() - started
+        return number
+
+    def _summed(self, results: Sequence[FrameHeader], seconds: float) -> RoundResult:
         self._vigil.round_ends(seconds)
+        devices = self._plan.devices
         timed = told_timings(results[0].scalars, len(self._stages))
         timings = {devices[stage]: timing for stage, timing in timed.items()}
         rates = {
@@ -254,6 +300,16 @@ class PipelineRun:
             for (source, target), rate in told_rates(results[0].scalars, len(self._stages)).items()
         }
         return _mean(results, seconds, timings, rates)
+
+    def _new_stream(self) -> StepStream[RoundResult]:
+        pipe = Pipe(
+            self._window,
+            lambda step, n_parts, told: self._announce(step, n_parts, told, self.codecs),
+            self._send_inputs,
+            self._result,
+            self._fleet.clock.now,
+        )
+        return StepStream(pipe, self._summed, weight_aggregation=self._plan.weight_aggregation)
 
     def _send_inputs(self, number: int, microbatch: int, part: Batch) -> None:
         scalars = {"samples": float(part.n_samples)}
@@ -360,6 +416,15 @@ def _missing(kind: str) -> str:
 def _kind_of(scalars: Mapping[str, float]) -> str:
     """What kind of round ``begin`` announces: the waits in each are of their own length."""
     return "train" if scalars["train"] else "compare" if scalars.get("compare") else "evaluate"
+
+
+def _told(
+    batch: Batch, hyperparameters: Mapping[str, float], snapshot: bool, replicate: bool
+) -> dict[str, float]:
+    """What devices are told of a training step."""
+    told = {f"hp:{name}": value for name, value in hyperparameters.items()}
+    told |= {"train": 1.0, "total_samples": float(batch.n_samples)}
+    return told | {"snapshot": float(snapshot), "replicate": float(replicate)}
 
 
 def _mean(

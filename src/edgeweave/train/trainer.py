@@ -19,7 +19,7 @@ from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
 from edgeweave.plan import (
-    SCHEDULES,
+    SCHEDULE_NAMES,
     Costs,
     Monitor,
     Plan,
@@ -27,12 +27,14 @@ from edgeweave.plan import (
     Recoding,
     TriedSize,
     best_microbatching,
+    check_weight_aggregation,
+    is_flushed,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.batches import example, n_batches
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
-from edgeweave.train.deployment import check_place
+from edgeweave.train.deployment import check_clipping, check_place
 from edgeweave.train.elastic import Adopted, ElasticRun
 from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store
@@ -111,7 +113,8 @@ class PipelineTrainer:
         metrics: Mapping[str, LossFunction] | None = None,
         lr_schedule: LRSchedule | None = None,
         clip_grad_norm: float | None = None,
-        schedule: Literal["1f1b", "gpipe"] = "1f1b",
+        schedule: Literal["1f1b", "gpipe", "async-1f1b"] = "1f1b",
+        weight_aggregation: int | None = None,
         n_microbatches: int | None = None,
         seed: int = 0,
         measure: Measure = "profile",
@@ -120,9 +123,9 @@ class PipelineTrainer:
         recover: bool = True,
         experience: Experience | None = None,
     ) -> None:
-        if schedule not in SCHEDULES:
+        if schedule not in SCHEDULE_NAMES:
             raise ConfigError(
-                f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULES)}). Choose one."
+                f"unknown schedule {schedule!r} (known: {', '.join(SCHEDULE_NAMES)}). Choose one."
             )
         if measure not in get_args(Measure):
             raise ConfigError(
@@ -130,6 +133,9 @@ class PipelineTrainer:
             )
         if clip_grad_norm is not None and clip_grad_norm <= 0:
             raise ConfigError(f"clip_grad_norm is positive (got {clip_grad_norm}).")
+        planned = schedule if plan is None else plan.schedule
+        check_clipping(planned, clip_grad_norm)
+        check_weight_aggregation(weight_aggregation, planned)
         self._model = model
         self._loss_fn = loss_fn
         self._optimizer = optimizer
@@ -138,6 +144,7 @@ class PipelineTrainer:
         self._lr_schedule = lr_schedule
         self._clip_grad_norm = clip_grad_norm
         self._schedule = schedule
+        self._weight_aggregation = weight_aggregation
         self._n_microbatches = n_microbatches
         self._seed = seed
         self._measure = measure
@@ -231,7 +238,7 @@ class PipelineTrainer:
             weights=self._weights,
             rate=LearningRate(self._optimizer, self._lr_schedule),
             store=store,
-            settings=self._settings(train_set, batch_size),
+            settings=self._settings(train_set, batch_size, plan),
         )
         fit.rate.check(validated=validate is not None)
         adopted = None
@@ -324,6 +331,8 @@ class PipelineTrainer:
         on_term: Callable[[str, int], None],
     ) -> ElasticRun:
         assert self._captured is not None
+        if self._weight_aggregation is not None:
+            plan = replace(plan, weight_aggregation=self._weight_aggregation)
         compression = self._compression or (Compression.of("auto") if plan.codecs else None)
         costs = self._costs
         return ElasticRun(
@@ -368,7 +377,7 @@ class PipelineTrainer:
             codec=None if compression is None else compression.codec,
         )
 
-    def _settings(self, train_set: Dataset[Any], batch_size: int) -> dict[str, str]:
+    def _settings(self, train_set: Dataset[Any], batch_size: int, plan: Plan) -> dict[str, str]:
         """What must be the same for a resumed run to be the same run."""
         return {
             "seed": str(self._seed),
@@ -378,7 +387,15 @@ class PipelineTrainer:
             "optimizer": repr(self._optimizer),
             "lr_schedule": repr(self._lr_schedule),
             "clip_grad_norm": str(self._clip_grad_norm),
+            **self._stale_settings(plan),
         }
+
+    def _stale_settings(self, plan: Plan) -> dict[str, str]:
+        """What decides which weights a gradient is of, where that is not always the newest."""
+        if is_flushed(plan.schedule):
+            return {}
+        every = self._weight_aggregation or plan.weight_aggregation
+        return {"schedule": plan.schedule, "weight_aggregation": str(every)}
 
     def _teach(self, plan: Plan, batch_size: int, timings: RunTimings) -> None:
         assert self._captured is not None
@@ -426,11 +443,20 @@ class PipelineTrainer:
         )
         try:
             if size is None:
-                found = choose_microbatches(measurements, batch_size, schedule=self._schedule)
+                found = choose_microbatches(
+                    measurements,
+                    batch_size,
+                    schedule=self._schedule,
+                    weight_aggregation=self._weight_aggregation,
+                )
             else:
                 measurements.measure(size)
                 found = best_microbatching(
-                    measurements.costs_at, batch_size, sizes=[size], schedule=self._schedule
+                    measurements.costs_at,
+                    batch_size,
+                    sizes=[size],
+                    schedule=self._schedule,
+                    weight_aggregation=self._weight_aggregation,
                 )
         except PlanError:
             if measurements.measured:  # that nothing fits can be seen in them

@@ -77,6 +77,8 @@ class Training:
         self._newcomers = newcomers
         self._bar = bar
         self._first_plan = elastic.plan
+        self._next: Callable[[], object] | None = None
+        """A change of plan, before the next step."""
         self._watches: list[Watches] = [watches(elastic.plan, costs)]
         self.timings = RunTimings()
         """Of the plan in use."""
@@ -121,6 +123,7 @@ class Training:
                     data.batch_size,
                     before_step=self._before_step,
                     on_step=self._on_step,
+                    wants_flush=lambda: self._next is not None,
                 )
             validation = None
             if data.validate is not None:
@@ -138,6 +141,7 @@ class Training:
         recovery = self._elastic.recover(
             fit.history.step, error, lambda left: self._replan(watch, left)
         )
+        self._next = None
         self.recoveries.append(recovery)
         fit.rewind(recovery.resumed_step)
         self._bar.rewind(recovery.resumed_step)
@@ -148,6 +152,9 @@ class Training:
         self.timings = RunTimings()
 
     def _before_step(self, step: int, batch: Batch) -> None:
+        change, self._next = self._next, None
+        if change is not None:
+            change()
         self._watches[-1].codecs.before(self._elastic.run, step, batch)
 
     def _on_step(self, result: RoundResult) -> None:
@@ -158,7 +165,7 @@ class Training:
         decision = watches.plan.step(n_done - 1, result, steps_left=steps_left)
         watches.codecs.after(self._elastic.run, n_done - 1, result, watches.plan.devices)
         if decision is not None:
-            self._move(decision)
+            self._next = lambda: self._move(decision)
         for newcomer in self._newcomers.ready():
             self._welcome(newcomer, n_done, steps_left)
 
@@ -168,12 +175,12 @@ class Training:
         if newcomer.costs is not None:
             decision = watch.join(step - 1, newcomer, steps_left=steps_left)
             if decision is not None:
-                self._move(decision)
+                self._next = lambda: self._move(decision)
             return
         there = {newcomer.device, *self._elastic.plan.devices}
         plan = taken_over(self._first_plan, there)
         if watch.costs is None and plan.devices != self._elastic.plan.devices:
-            self._elastic.move(step, plan)
+            self._next = lambda: self._elastic.move(self._fit.history.step, plan)
 
     def _move(self, decision: Decision) -> None:
         watch = self._watches[-1].plan
