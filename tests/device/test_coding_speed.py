@@ -85,7 +85,7 @@ def test_an_emulated_device_takes_as_much_longer_as_it_is_slower(
         assert (stopwatch is time.thread_time) == (speed is not None)
         return CodingSeconds(1.0, 3.0)
 
-    monkeypatch.setattr("edgeweave.device.agent.coding_seconds", measured)
+    monkeypatch.setattr("edgeweave.device.inquiries.coding_seconds", measured)
     with bench_of(AgentSettings("pi-a", speed=speed)) as bench:
         assert ask(bench, blockfloat(8), (8, 6)) == CodingSeconds(times * 1.0, times * 3.0)
 

@@ -62,6 +62,7 @@ class Middle:
             throttle=throttle,
             clock=clock,
             on_fault=self.faults.put,
+            on_snapshot=lambda _step, _state, _replicate: None,
         )
         self.executor = stack.enter_context(made)
 
@@ -183,6 +184,7 @@ def test_a_stage_without_versions_is_flushed() -> None:
             throttle=throttle,
             clock=clock,
             on_fault=lambda error: None,
+            on_snapshot=lambda _step, _state, _replicate: None,
         )
         assert type(made) is Executor
         assert not isinstance(made, StreamExecutor)
