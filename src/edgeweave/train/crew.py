@@ -39,10 +39,12 @@ class Crew:
         self._news = threading.Event()  # an answer came, or the run failed
 
     def for_each(self, work: Callable[[str], bytes]) -> None:
-        """Do ``work`` for every device; in turn where they share this machine."""
-        fleet = self._fleet
+        """Do ``work`` for every device; in turn where they share this machine, unless it is a later
+        term: its stages have units that were profiled, and training waits.
+        """
+        fleet, in_turn = self._fleet, self._fleet.is_local and self._term == 0
         try:
-            fleet.for_each(self._plan.devices, work, one_at_a_time=fleet.is_local)
+            fleet.for_each(self._plan.devices, work, one_at_a_time=in_turn)
         except EdgeweaveError as error:
             raise self.blamed(error) from error
 
