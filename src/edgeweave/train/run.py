@@ -96,7 +96,9 @@ class PipelineRun:
         self._deployment = Deployment.of(program, plan, settings, state, optimizer_state)
         self._stages = self._deployment.stages
         self._inbox = Inbox(capacity=4 * plan.n_microbatches + 8 * len(plan.stages) + 16)
-        self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
+        self._crew = Crew(
+            fleet, plan, self._name, self._number, self._inbox, outlives=term is not None
+        )
         self._stack = ExitStack()
         self.codecs: Sequence[LinkCodec] = plan.codecs
         """Of the next training steps; evaluation is exact."""
