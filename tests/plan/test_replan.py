@@ -341,8 +341,11 @@ def test_a_slowdown_soon_after_a_newcomer_was_taken_in_waits_for_twice_the_pause
     monitor.take_up(decision)
     rng = random.Random(0)
     found = [
-        monitor.observe(step, measured(monitor.plan, costs_of(), third_from(12), step, rng, 0.02),
-                        steps_left=500 - step)
+        monitor.observe(
+            step,
+            measured(monitor.plan, costs_of(), third_from(12), step, rng, 0.02),
+            steps_left=500 - step,
+        )
         for step in range(11, 200)
     ]
     first = next(each for each in found if each is not None)
@@ -362,8 +365,9 @@ def test_what_turned_out_worse_is_left_and_makes_the_next_change_wait_twice_as_l
     assert monitor.plan == plan
     rng = random.Random(0)
     found = [
-        monitor.observe(step, measured(plan, costs, third_from(30), step, rng, 0.02),
-                        steps_left=500 - step)
+        monitor.observe(
+            step, measured(plan, costs, third_from(30), step, rng, 0.02), steps_left=500 - step
+        )
         for step in range(29, 250)
     ]
     first = next(each for each in found if each is not None)

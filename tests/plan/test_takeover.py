@@ -67,9 +67,7 @@ def test_strangers_take_nothing_over() -> None:
     assert taken_over(plan, {"b", "z"}).devices == ("b",)
     with pytest.raises(PlanError) as nobody:
         taken_over(plan, {"z"})
-    assert str(nobody.value) == (
-        "no device of the plan is left (it had a, b). Plan again."
-    )
+    assert str(nobody.value) == ("no device of the plan is left (it had a, b). Plan again.")
 
 
 def test_codecs_of_links_that_are_gone_go_too() -> None:

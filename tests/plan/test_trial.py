@@ -28,9 +28,7 @@ CHANGE = Decision(
 
 def judged(before: list[float], after: list[float]) -> list[Decision]:
     trial = Trial(CHANGE, before)
-    found = [
-        trial.observe(41 + n, seconds, steps_left=99 - n) for n, seconds in enumerate(after)
-    ]
+    found = [trial.observe(41 + n, seconds, steps_left=99 - n) for n, seconds in enumerate(after)]
     return [each for each in found if each is not None]
 
 

@@ -38,9 +38,7 @@ def world() -> Iterator[MemoryFleet]:
         yield made
 
 
-def when_asked(
-    monkeypatch: pytest.MonkeyPatch, act: Callable[[str, str, Any], None]
-) -> None:
+def when_asked(monkeypatch: pytest.MonkeyPatch, act: Callable[[str, str, Any], None]) -> None:
     """``act(device, verb, message)`` comes before every request of the coordinator."""
     ask = ew.Fleet.ask
 
@@ -213,9 +211,7 @@ def test_a_spare_device_takes_part_where_devices_were_measured() -> None:
             MLP.model(), MLP.loss, optimizer=SGD, fleet=world.fleet, n_microbatches=4, seed=job.seed
         )
         plan = trainer.prepare(job.data, batch_size=job.batch_size)
-        trainer.plan = replace(
-            plan_of(("b",), (), n_units(MLP)), replication=Replication(2, 4)
-        )
+        trainer.plan = replace(plan_of(("b",), (), n_units(MLP)), replication=Replication(2, 4))
         report = trained(trainer, job, at=11, act=lambda: world.fabric.kill("b"))
     assert plan.devices  # whichever
     assert lost_of(report) == [("b",)]

@@ -197,9 +197,7 @@ def test_training_goes_on_from_recovered_weights_in_another_call() -> None:
     expected = train_eagerly(job, torch_optimizer(SGD))
     assert differing(half, expected.state) == []
     again = replace(job, model=_with(job.model, half))
-    assert differing(
-        trainer.state_dict(), train_eagerly(again, torch_optimizer(SGD)).state
-    ) == []
+    assert differing(trainer.state_dict(), train_eagerly(again, torch_optimizer(SGD)).state) == []
 
 
 def _with(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:

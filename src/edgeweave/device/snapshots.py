@@ -82,9 +82,7 @@ class Snapshots:
         or that there was no room for.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: step <= self._newest_own or self._ended, timeout_seconds
-            )
+            self._changed.wait_for(lambda: step <= self._newest_own or self._ended, timeout_seconds)
             if step not in self._own:
                 raise FleetError(
                     f"the state after step {step} is not kept (there are those after "

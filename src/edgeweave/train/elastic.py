@@ -213,6 +213,7 @@ class ElasticRun:
             if not holders.devices:
                 raise error
             resumed = holders.newest_step(self._program.trained)
+            self._drop_copies_after(resumed)
             plan = replan(tuple(holders.devices))
             try:
                 self._begin(self._term(plan, resumed, holders))
@@ -241,17 +242,18 @@ class ElasticRun:
     def move(self, step: int, plan: Plan) -> None:
         """Go on with another plan after ``step`` steps; only units that change hands travel.
 
-        If the new plan cannot be deployed, the old one goes on and the error is raised.
+        If the new plan cannot be deployed, the old one goes on and the error is raised. A device
+        that does not finish the step counts as lost, and ``DeviceLost`` is raised.
         """
-        old, rounds = self.plan, self._run.rounds
-        asked = Halt(self._name, self._fleet.transport.name, rounds, step)
-        holders = Holders(self._halted(self._members, asked, strict=True), self._weights.step)
+        old, me = self.plan, self._fleet.transport.name
+        holders = self._all_halted(Halt(self._name, me, self._run.rounds, step))
         self._leave_term()
         try:
             self._begin(self._term(plan, step, holders))
         except EdgeweaveError:
             if not self._run.lost:
                 self._leave_term()
+                holders = self._all_halted(Halt(self._name, me))  # some had begun anew
                 self._begin(self._term(old, step, holders))
             raise
         self._copy_soon = True
@@ -275,7 +277,7 @@ class ElasticRun:
         self._on_term(self._name, run.number)
         run.__enter__()
         idle = self._members - set(run.plan.devices)
-        self._release(idle)
+        self._release(idle, before=self._number)
         self._members -= idle
 
     def _leave_term(self) -> None:
@@ -284,29 +286,39 @@ class ElasticRun:
     def _survivors(self, lost: set[str]) -> Holders:
         """Those that are there and answer, halted, with what they keep."""
         there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
-        held = self._halted(there, Halt(self._name, self._fleet.transport.name), strict=False)
+        held, failed = halted(self._fleet, there, Halt(self._name, self._fleet.transport.name))
+        for device, error in failed.items():
+            _log.warning("%s does not answer, and counts as lost: %s", device, error)
         for device in self._members - held.keys():
             lost.add(device)
         self._members &= held.keys()
         return Holders(held, self._weights.step)
 
-    def _halted(self, devices: Iterable[str], asked: Halt, *, strict: bool) -> dict[str, Holdings]:
-        """What devices keep; without ``strict`` those that answer."""
-        held, failed = halted(self._fleet, devices, asked)
+    def _all_halted(self, asked: Halt) -> Holders:
+        """What all members keep. One that fails to say so is blamed for it, and counts as lost."""
+        held, failed = halted(self._fleet, self._members, asked)
         for device, error in failed.items():
-            if strict:
-                self._run.check()
-                raise error
-            _log.warning("%s does not answer, and counts as lost: %s", device, error)
-        return held
+            cause = self._run.blamed(error)
+            if cause is not error:
+                raise cause from error
+            raise DeviceLost(
+                f"{device} did not stop for another plan, and counts as lost ({error}). Bring it "
+                "back or leave it out, and resume from the last checkpoint.",
+                device=device,
+            ) from error
+        return Holders(held, self._weights.step)
 
-    def _release(self, devices: Iterable[str]) -> None:
-        """Let devices go; one that is gone or silent cannot be told, and need not be."""
+    def _release(self, devices: Iterable[str], *, before: int | None = None) -> None:
+        """Let devices go, for all or for earlier terms; one that is gone or silent cannot be told,
+        and need not be.
+        """
         there = set(self._fleet.present()) & set(devices)
         for device in sorted(there):
             seconds = self._fleet.timeouts.stop
             try:
-                self._fleet.ask(device, "release", Release(self._name), timeout_seconds=seconds)
+                self._fleet.ask(
+                    device, "release", Release(self._name, before), timeout_seconds=seconds
+                )
             except EdgeweaveError as error:
                 _log.warning("%s was not released: %s", device, error)
 
@@ -340,6 +352,11 @@ class ElasticRun:
             _log.warning("the state after step %d was not copied here: %s", step, error)
             return
         self._weights.take(step, state.values())
+
+    def _drop_copies_after(self, step: int) -> None:
+        """Steps to be computed anew are not the present ones, though their last part may come."""
+        if self._copying is not None and self._copying[0] > step:
+            self._copying = None
 
     def _end_copies(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -198,6 +198,10 @@ class PipelineRun:
         """Raise the error that ended the run, if one did."""
         self._crew.check()
 
+    def blamed(self, error: EdgeweaveError) -> EdgeweaveError:
+        """The cause behind an error, if the run knows a better one."""
+        return self._crew.blamed(error)
+
     def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Weights and optimizer state of every device, as safetensors, once all rounds are done."""
         rounds = self._crew.rounds
