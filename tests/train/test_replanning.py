@@ -1,4 +1,4 @@
-"""A training run notices that a device got slow, and moves to another plan where that is worth it."""
+"""A training run notices that a device got slow, and moves to another plan if that is worth it."""
 
 from __future__ import annotations
 

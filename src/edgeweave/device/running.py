@@ -129,7 +129,7 @@ class Running:
         )
 
     def wait_rounds(self, rounds: int) -> None:
-        """Return once so many rounds are finished; ``close`` then sends what others need of them."""
+        """Return once so many rounds are finished. ``close`` then sends what others need of it."""
         self._executor.wait_rounds(rounds, timeout_seconds=self._place.timeouts.work)
         self._executor.finish_sending()
 
