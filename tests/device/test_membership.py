@@ -283,6 +283,19 @@ def test_a_run_whose_coordinator_is_there_is_halted_by_nobody_else(bench: Bench)
     train(bench)  # and goes on
 
 
+def test_a_device_that_was_let_go_takes_part_in_later_terms_again(bench: Bench) -> None:
+    bench.deploy()
+    bench.ask("release", Release("run-1", before=2))
+    assert bench.greeting().run is None
+    with pytest.raises(FleetError, match=r"^run run-1 was released before it was ready\.$"):
+        deploy_later(bench, term=1)
+    deploy_later(bench, term=2)
+    assert bench.greeting().run == "run-1"
+    bench.ask("release", Release("run-1"))
+    with pytest.raises(FleetError, match=r"^run run-1 was released before it was ready\.$"):
+        deploy_later(bench, term=3)
+
+
 class Successor:
     """Another coordinator, which comes when the first is gone."""
 

@@ -37,6 +37,7 @@ def recovering(
     boundaries: tuple[int, ...] | None = None,
     optimizer: ew.Optimizer = SGD,
     replication: Replication = OFTEN,
+    schedule: str = "1f1b",
     **options: Any,
 ) -> ew.PipelineTrainer:
     """A trainer with a plan made by hand, whose states are copied often."""
@@ -44,6 +45,7 @@ def recovering(
         devices,
         boundaries or BOUNDARIES[example.name][: len(devices) - 1],
         n_units(example),
+        schedule=schedule,
         n_microbatches=job.n_microbatches,
     )
     return ew.PipelineTrainer(

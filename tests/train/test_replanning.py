@@ -1,4 +1,4 @@
-"""A training run notices that a device got slow, and says whether another plan is worth it."""
+"""A training run notices that a device got slow, and moves to another plan if that is worth it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ def test_a_device_slowed_to_a_third_is_planned_around_within_20_steps(
     assert slowed.SLOWED in [departure.device for departure in decision.departures]
     assert (decision.old, decision.steps_left) == (plan, N_STEPS - 1 - decision.step)
     assert decision.new != plan
-    assert report.plan == plan  # no weights moved
+    taken = [each.new for each in report.replans if each.changes]
+    assert report.plan == taken[-1]  # the run moved: to that plan, or to a later one
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"{decision.line()} This run goes on with the plan it has." in warned
+    assert decision.line() in warned
     shown = report_document(report)["replans"]
     assert isinstance(shown, list)
     assert decision.line() in [each["line"] for each in shown]

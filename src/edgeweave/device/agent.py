@@ -109,7 +109,7 @@ class Agent:
         self._membership: Membership | None = None
         self._joining = threading.Lock()
         self._forgetting: threading.Timer | None = None
-        self._released: deque[str] = deque(maxlen=_REMEMBERED_RELEASES)
+        self._released: deque[Release] = deque(maxlen=_REMEMBERED_RELEASES)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -263,7 +263,10 @@ class Agent:
 
     def _check_wanted(self, assignment: Assignment) -> None:
         """End a run that was released, or whose coordinator vanished, while it was deployed."""
-        if assignment.run in self._released:
+        if any(
+            assignment.run == each.run and (each.before is None or assignment.term < each.before)
+            for each in self._released
+        ):
             self._leave("it was released before it was ready", assignment.run)
             raise FleetError(f"run {assignment.run} was released before it was ready.")
         alive = control_key(self._settings.fleet, assignment.coordinator, "alive")
@@ -304,7 +307,7 @@ class Agent:
 
     def _release(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
-        self._released.append(message.run)
+        self._released.append(message)
         self._leave("it was released", message.run)
         return b""
 

@@ -89,6 +89,7 @@ class Executor:
         self._finished = threading.Condition()
         self._rounds = 0
         self._ended = False
+        self._finishes = False
         self._samples: dict[int, int] = {}
         self._codecs: dict[int, FrameCoding] = {}
         self._timings = StepTimings(assignment.stage, assignment.microbatch_size)
@@ -146,7 +147,14 @@ class Executor:
         ended = RunEnded("the run was released")
         self._exchange.inbox.fail(ended)
         self._thread.join()
-        self._exchange.__exit__(RunEnded, ended, None)
+        if self._finishes:
+            self._exchange.__exit__(None, None, None)
+        else:
+            self._exchange.__exit__(RunEnded, ended, None)
+
+    def finish_sending(self) -> None:
+        """At its end the stage still sends what is queued: others have not finished the round."""
+        self._finishes = True
 
     def wait_state(
         self, rounds: int, part: Literal["weights", "optimizer"], *, timeout_seconds: float

@@ -330,9 +330,14 @@ class StateRequest(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """End a run on a device. Harmless if it is not there."""
+    """End a run on a device. Harmless if it is not there.
+
+    What is deployed afterwards is refused, because the request to deploy may have been overtaken;
+    with ``before``, terms from that one on are welcome.
+    """
 
     run: str
+    before: int | None = None
 
 
 class RunStatus(msgspec.Struct, frozen=True):

@@ -130,8 +130,9 @@ class Running:
         )
 
     def wait_rounds(self, rounds: int) -> None:
-        """Return once so many rounds are finished."""
+        """Return once so many rounds are finished. ``close`` then sends what others need of it."""
         self._executor.wait_rounds(rounds, timeout_seconds=self._place.timeouts.work)
+        self._executor.finish_sending()
 
     def state(self) -> State:
         """A copy of what training changed so far. Only while no round is under way."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from edgeweave.core.errors import DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
-from edgeweave.device import Fault, Inbox, Release, StateRequest, decode_message
+from edgeweave.device import Fault, Halt, Inbox, Release, StateRequest, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import Plan
@@ -24,10 +24,16 @@ _BLAME_SECONDS = 3.0
 
 
 class Crew:
-    """Those who hold the stages of ``run``. ``rounds`` is how many have begun, for messages."""
+    """Those who hold the stages of ``run``. ``rounds`` is how many have begun, for messages.
 
-    def __init__(self, fleet: Fleet, plan: Plan, run: str, term: int, inbox: Inbox) -> None:
+    Of a run that ``outlives`` this term, devices keep their states when the term fails.
+    """
+
+    def __init__(
+        self, fleet: Fleet, plan: Plan, run: str, term: int, inbox: Inbox, *, outlives: bool
+    ) -> None:
         self.rounds = 0
+        self._outlives = outlives
         self._term = term
         self._fleet = fleet
         self._plan = plan
@@ -62,7 +68,11 @@ class Crew:
                 self._wait_answers(asked)
             except BaseException as error:
                 cause = self.blamed(error) if isinstance(error, EdgeweaveError) else error
-                self.release()  # or else the other stages answer when their deadline is over
+                # Or else the other stages answer when their deadline is over.
+                if self._outlives:
+                    self._tell("halt", Halt(self._run, self._fleet.transport.name), "halted")
+                else:
+                    self.release()
                 raise cause from error
         return dict(zip(devices, (future.result() for future in asked), strict=True))
 
@@ -73,18 +83,7 @@ class Crew:
 
     def release(self) -> None:
         """Let the devices go; one that is gone or silent cannot be told, and need not be."""
-        for device, lost in self._lost.items():
-            if lost.is_set():
-                continue
-            try:
-                self._fleet.ask(
-                    device,
-                    "release",
-                    Release(self._run),
-                    timeout_seconds=self._fleet.timeouts.stop,
-                )
-            except EdgeweaveError as error:
-                _log.warning("%s was not released: %s", device, error)
+        self._tell("release", Release(self._run), "released")
 
     def check(self) -> None:
         """Raise the error that ended the run, if one did."""
@@ -129,6 +128,16 @@ class Crew:
             if event.is_set():
                 return self._condemned or self._lost_error(device)
         return self._inbox.error or error
+
+    def _tell(self, verb: str, message: Release | Halt, done: str) -> None:
+        seconds = self._fleet.timeouts.stop
+        for device, lost in self._lost.items():
+            if lost.is_set():
+                continue
+            try:
+                self._fleet.ask(device, verb, message, timeout_seconds=seconds)
+            except EdgeweaveError as error:
+                _log.warning("%s was not %s: %s", device, done, error)
 
     def _wait_answers(self, asked: Sequence[Future[bytes]]) -> None:
         """Until all are there; raises the first error, of an answer or of the run."""

@@ -269,20 +269,11 @@ class ElasticRun:
     def move(self, step: int, plan: Plan) -> bool:
         """Go on with another plan after ``step`` steps; only units that change hands travel.
 
-        False if it could not be deployed: then the old one goes on. ``DeviceLost`` if a device is
-        lost on the way, from which ``recover`` leads on.
+        False if it could not be deployed: then the old one goes on. A device that does not finish
+        the step counts as lost, and ``DeviceLost`` is raised: ``recover`` leads on.
         """
-        old, rounds = self.plan, self._run.rounds
-        asked = Halt(self._name, self._fleet.transport.name, rounds, step)
-        held, failed = halted(self._fleet, self._members, asked)
-        for device, error in failed.items():
-            self._run.check()
-            raise DeviceLost(
-                f"{device} did not stop for another plan after step {step} ({error}). The others "
-                "go on without it.",
-                device=device,
-            ) from error
-        holders = Holders(held, self._weights.step)
+        old, me = self.plan, self._fleet.transport.name
+        holders = self._all_halted(Halt(self._name, me, self._run.rounds, step))
         self._leave_term()
         self._copying = None
         try:
@@ -291,6 +282,8 @@ class ElasticRun:
             if self._run.lost:
                 raise
             _log.warning("the plan stays, because another cannot be deployed: %s", error)
+            self._leave_term()
+            holders = self._all_halted(Halt(self._name, me))  # some had begun anew
             self._begin(self._term(old, step, holders))
             return False
         self._copy_soon = True
@@ -345,7 +338,7 @@ class ElasticRun:
         self._on_term(self._name, run.number)
         run.__enter__()
         idle = self._members - set(run.plan.devices)
-        self._release(idle)
+        self._release(idle, before=self._number)
         self._members -= idle
 
     def _leave_term(self) -> None:
@@ -363,13 +356,31 @@ class ElasticRun:
         self._members &= held.keys()
         return Holders(held, self._weights.step)
 
-    def _release(self, devices: Iterable[str]) -> None:
-        """Let devices go; one that is gone or silent cannot be told, and need not be."""
+    def _all_halted(self, asked: Halt) -> Holders:
+        """What all members keep. One that fails to say so is blamed for it, and counts as lost."""
+        held, failed = halted(self._fleet, self._members, asked)
+        for device, error in failed.items():
+            cause = self._run.blamed(error)
+            if cause is not error:
+                raise cause from error
+            raise DeviceLost(
+                f"{device} did not stop for another plan, and counts as lost ({error}). Bring it "
+                "back or leave it out, and resume from the last checkpoint.",
+                device=device,
+            ) from error
+        return Holders(held, self._weights.step)
+
+    def _release(self, devices: Iterable[str], *, before: int | None = None) -> None:
+        """Let devices go, for all or for earlier terms; one that is gone or silent cannot be told,
+        and need not be.
+        """
         there = set(self._fleet.present()) & set(devices)
         for device in sorted(there):
             seconds = self._fleet.timeouts.stop
             try:
-                self._fleet.ask(device, "release", Release(self._name), timeout_seconds=seconds)
+                self._fleet.ask(
+                    device, "release", Release(self._name, before), timeout_seconds=seconds
+                )
             except EdgeweaveError as error:
                 _log.warning("%s was not released: %s", device, error)
 

@@ -100,7 +100,9 @@ class PipelineRun:
         self._window = window(len(plan.stages), plan.extra_in_flight)
         most = max(plan.n_microbatches, self._window)
         self._inbox = Inbox(capacity=4 * most + 8 * len(plan.stages) + 16)
-        self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
+        self._crew = Crew(
+            fleet, plan, self._name, self._number, self._inbox, outlives=term is not None
+        )
         self._vigil = device_watch(fleet, plan, self._crew)
         self._stack = ExitStack()
         self._stream = None if is_flushed(plan.schedule) else self._new_stream()
@@ -223,6 +225,10 @@ class PipelineRun:
     def check(self) -> None:
         """Raise the error that ended the run, if one did."""
         self._crew.check()
+
+    def blamed(self, error: EdgeweaveError) -> EdgeweaveError:
+        """The cause behind an error, if the run knows a better one."""
+        return self._crew.blamed(error)
 
     def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Weights and optimizer state of every device, as safetensors, once all rounds are done.

@@ -1,0 +1,67 @@
+"""Real processes die in the middle of a run, and it ends with the numbers of one device."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import psutil
+import pytest
+
+import edgeweave as ew
+from edgeweave.plan import Replication
+from tests.fleet.worlds import assert_gone, family_of, plan_of
+from tests.models import Example
+from tests.train.reference import Reference, assert_equal_runs, job_of, train_eagerly
+from tests.train.test_trainer_equality import BOUNDARIES, SGD, torch_optimizer, train_uncut
+from tests.train.trained_models import DROPOUT_MLP, UNET, n_units
+
+pytestmark = [pytest.mark.wire, pytest.mark.timeout(180)]
+
+DEVICES = ("a", "b", "c")
+KILLED_AT = 9
+KILLED = [
+    (UNET, "b"),
+    pytest.param(DROPOUT_MLP, "a", marks=pytest.mark.slow),
+    pytest.param(UNET, "c", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(
+    ("example", "victim"), KILLED, ids=lambda value: getattr(value, "name", value)
+)
+def test_a_killed_process_is_done_without_and_the_numbers_stay(
+    example: Example, victim: str
+) -> None:
+    job = job_of(example, 40, epochs=5)
+    plan = plan_of(DEVICES, BOUNDARIES[example.name], n_units(example))
+    family: list[psutil.Process] = []
+    chaos = ew.Chaos().kill(victim, at_step=KILLED_AT)
+    with ew.Fleet.local([ew.Device(name) for name in DEVICES], chaos=chaos) as fleet:
+        for name in DEVICES:
+            family.extend(family_of(fleet.pid(name)))
+        trainer = ew.PipelineTrainer(
+            copy.deepcopy(job.model),
+            job.loss,
+            optimizer=SGD,
+            fleet=fleet,
+            plan=replace(plan, replication=Replication(chain_every=2, whole_every=4)),
+            n_microbatches=job.n_microbatches,
+            seed=job.seed,
+        )
+        report = trainer.fit(job.data, batch_size=job.batch_size, epochs=job.epochs, progress=False)
+        left = {fleet.greet(name).run for name in DEVICES if name != victim}
+    (recovery,) = report.recoveries
+    assert recovery.lost == (victim,)
+    assert KILLED_AT <= recovery.step < job.epochs * 4
+    assert 0 < recovery.resumed_step <= recovery.step
+    assert report.plan.devices == tuple(name for name in DEVICES if name != victim)
+    assert [record.what for record in report.chaos] == [f"kill {victim}"]
+    assert left == {None}
+    assert_gone(family)
+    expected: Reference
+    if example is DROPOUT_MLP:
+        expected = train_uncut(job, torch_optimizer(SGD))
+    else:
+        expected = train_eagerly(job, torch_optimizer(SGD))
+    assert_equal_runs(report, trainer.state_dict(), expected)
