@@ -92,12 +92,12 @@ def test_a_stage_whose_thread_never_comes_back_is_named(
 ) -> None:
     forward, calls, blocked = StageProgram.forward, [0], threading.Event()
 
-    def block(self: StageProgram, *arguments: Any) -> Any:
+    def block(self: StageProgram, *arguments: Any, **options: Any) -> Any:
         if threading.current_thread().name == "edgeweave-stage-1":
             calls[0] += 1
             if calls[0] == 30:
                 blocked.wait()
-        return forward(self, *arguments)
+        return forward(self, *arguments, **options)
 
     monkeypatch.setattr(StageProgram, "forward", block)
     try:
