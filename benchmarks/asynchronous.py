@@ -1,33 +1,28 @@
-"""What a schedule without flush gains, and what its stale weights cost.
+"""What a schedule without flush gains.
 
     async_vs_equal_split_1_1_0p1   devices of 0.4, 0.4 and 0.04 cores, async-1f1b: throughput of our
                                    plan / that of the split for equal devices (FTPipeHD's setting)
     async_efficiency               devices of 0.5, 0.5 and 0.25 cores, async-1f1b: throughput / the
                                    sum of what each device reaches alone
     async_vs_1f1b                  the same fleet: throughput / that of the planner's 1f1b plan
-    accuracy_...                   CIFAR-10 in one process, in the order of each schedule
 
 MobileNetV2 at 32 x 32, 16 microbatches of 8. Contestants take turns (A B A B ...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 import edgeweave as ew
-from benchmarks.convergence_tasks import TASKS, Task, captured
 from benchmarks.harness import Result, interleaved, ratios
-from benchmarks.stale_stages import Order, StalePipeline
 from edgeweave.plan import ASYNCHRONOUS, Costs, Plan, partition
 from edgeweave.plan.ranking import plan_from_split
 from edgeweave.plan.splits import Microbatching, Split
@@ -42,32 +37,22 @@ _MICROBATCH_SIZE = 8
 _BATCH = _MICROBATCHES * _MICROBATCH_SIZE
 _UNEQUAL = {"fast-a": 0.4, "fast-b": 0.4, "slow": 0.04}
 _SPEEDS = {"pi-a": 0.5, "pi-b": 0.5, "old-laptop": 0.25}
-_ARMS = {
-    "1f1b": Order(is_flushed=True),
-    "async": Order(),
-    "extra": Order(extra_in_flight=2),
-    "aggregation": Order(aggregation=10),
-}
-_QUICK_STEPS = 12
-_QUICK_TESTS = 10
 
 
 def run(*, quick: bool) -> Result:
-    """Measure; ``quick`` takes one turn of two steps, and 12 steps of learning on one seed."""
+    """Measure; ``quick`` takes one turn of two steps."""
     torch.set_num_threads(1)
     turns, steps = (1, 2) if quick else (5, 6)
     samples: dict[str, list[float]] = {}
     facts: dict[str, Any] = {}
     _against_equal_split(turns, max(steps // 2, 1), samples, facts)
     predicted = _efficiency(turns, steps, samples, facts)
-    _learning(samples, quick=quick)
     metrics = {
         key: median(samples[key])
         for key in ("async_vs_equal_split_1_1_0p1", "async_efficiency", "async_vs_1f1b")
     }
     seconds = median(samples["fleet_async_step_seconds"])
     metrics["async_predicted_over_measured"] = predicted / seconds
-    metrics |= {key: median(each) for key, each in samples.items() if key.startswith("accuracy_")}
     return Result(
         name="asynchronous",
         quick=quick,
@@ -81,8 +66,6 @@ def run(*, quick: bool) -> Result:
             "microbatches": _MICROBATCHES,
             "microbatch_size": _MICROBATCH_SIZE,
             "speeds": {"unequal": _UNEQUAL, "efficiency": _SPEEDS},
-            "seeds_of_learning": list(_seeds(quick=quick)),
-            "steps_of_learning": _learning_steps(quick=quick),
             **facts,
         },
     )
@@ -198,51 +181,3 @@ def _described(plan: Plan) -> dict[str, Any]:
         "extra_in_flight": plan.extra_in_flight,
         "predicted_seconds": plan.step_seconds,
     }
-
-
-def _learning(samples: dict[str, list[float]], *, quick: bool) -> None:
-    """Fill in test accuracies, in percent, and points lost seed by seed."""
-    task, steps = TASKS["cifar10"], _learning_steps(quick=quick)
-    part = _QUICK_TESTS if quick else 1
-    found: Mapping[str, list[float]] = {
-        arm: [_accuracy(task, order, steps, part, seed=seed) for seed in _seeds(quick=quick)]
-        for arm, order in _ARMS.items()
-    }
-    samples["accuracy_1f1b"] = found["1f1b"]
-    for arm in list(_ARMS)[1:]:
-        pairs = zip(found["1f1b"], found[arm], strict=True)
-        samples[f"accuracy_loss_points_{arm}"] = [exact - stale for exact, stale in pairs]
-
-
-def _seeds(*, quick: bool) -> tuple[int, ...]:
-    seeds = TASKS["cifar10"].seeds
-    return seeds[:1] if quick else seeds
-
-
-def _learning_steps(*, quick: bool) -> int:
-    return _QUICK_STEPS if quick else TASKS["cifar10"].steps
-
-
-def _accuracy(task: Task, order: Order, steps: int, part: int, *, seed: int) -> float:
-    """Of the test data's first of so many parts, after training in that order."""
-    programs, state = captured(task.name, seed)
-    pipeline = StalePipeline(programs, state, task.optimizer, order, seed=seed)
-    samples = task.samples(seed)
-    batches = ([next(samples) for _ in range(task.microbatches)] for _ in range(steps))
-    pipeline.train(batches, _rates(task, steps))
-    tests = task.tests()
-    tests = tests[: len(tests) // part]
-    found = [pipeline.evaluate(batch)["accuracy"] for batch in tests]
-    return 100 * fmean(found, [len(target) for _, target in tests])
-
-
-def _rates(task: Task, steps: int) -> list[float]:
-    """As ``convergence`` trains: up for 30 % of the steps, then down along a cosine."""
-    optimizer = task.optimizer([torch.nn.Parameter(torch.zeros(1))])
-    rule = OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps=steps, cycle_momentum=False)
-    found = []
-    for _ in range(steps):
-        found.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        rule.step()
-    return found

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from benchmarks.asynchronous import _rates
 from benchmarks.convergence_tasks import TASKS
 from benchmarks.stale_stages import Order, StalePipeline
+from benchmarks.staleness import _rates
 from edgeweave.program import capture, cut, without_outputs
 from tests.train.reference import Job, Reference, differing, epoch_indices, job_of, train_eagerly
 from tests.train.stale_reference import Staleness, train_with_stale_weights
