@@ -334,8 +334,8 @@ def test_a_copy_that_comes_after_the_run_went_back_is_not_taken_for_the_present(
     with training(world, job, plan(UNET, "abc", (2, 5), only_whole)) as run:
         run.until(4)
         assert held.wait(30.0)
-        wait_until(lambda: run.elastic._copying is not None, "it is on its way")
-        others = [f for d, f in run.elastic._copying[1].items() if d != "a"]
+        wait_until(lambda: run.elastic._copies._coming is not None, "it is on its way")
+        others = [f for d, f in run.elastic._copies._coming[1].items() if d != "a"]
         wait_until(lambda: all(each.done() for each in others), "b and c have answered")
         world.fabric.kill("c")
         with pytest.raises(ew.DeviceLost) as lost:

@@ -14,8 +14,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_all
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,18 +25,17 @@ from edgeweave.device import (
     Halt,
     Holdings,
     Release,
-    Replicate,
     RunStatus,
     StageStatistics,
     decode_message,
     encode_message,
-    received_state,
 )
 from edgeweave.fleet import Fleet
-from edgeweave.net import Priority, control_key
+from edgeweave.net import control_key
 from edgeweave.plan import Plan
 from edgeweave.program import Program
 from edgeweave.train.batches import Batch
+from edgeweave.train.copies import Copies
 from edgeweave.train.holders import Holders, Term
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
 from edgeweave.train.step_stream import StepStream
@@ -134,8 +132,7 @@ class ElasticRun:
         """Lost, and perhaps only silent: told at the end, if they are there then."""
         self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
-        self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
-        self._copying: tuple[int, Mapping[str, Future[bytes]]] | None = None
+        self._copies = Copies(fleet, weights)
         self._copy_soon = False
 
     @property
@@ -164,7 +161,7 @@ class ElasticRun:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(self._end_copies)
+            stack.callback(self._copies.close)
             stack.callback(lambda: self._release(self._members | self._left_behind))
             stack.callback(self._leave_term)
             asked = control_key(self._fleet.name, self._fleet.transport.name, "run")
@@ -185,7 +182,7 @@ class ElasticRun:
         self, step: int, batch: Batch, hyperparameters: Mapping[str, float]
     ) -> RoundResult:
         """One step, as ``PipelineRun`` does it, with copies of the state after it where due."""
-        self._take_copies()
+        self._copies.take(self._done)
         snapshot, replicate = self._copies_due(step + 1)
         result = self._run.train_step(
             step, batch, hyperparameters, snapshot=snapshot, replicate=replicate
@@ -196,7 +193,7 @@ class ElasticRun:
 
     def submit(self, step: int, batch: Batch, hyperparameters: Mapping[str, float]) -> None:
         """The same without waiting for its losses, where steps overlap."""
-        self._take_copies()
+        self._copies.take(self._done)
         snapshot, replicate = self._copies_due(step + 1)
         self._run.submit(step, batch, hyperparameters, snapshot=snapshot, replicate=replicate)
         self._begin_copies_due(step + 1)
@@ -230,8 +227,8 @@ class ElasticRun:
         silent_seconds = noticed - self._run.last_heard_seconds
         lost = {error.device, *self._run.lost}
         self._leave_term()
-        self._take_copies()
-        self._copying = None
+        self._copies.take(self._done)
+        self._copies.forget()
         while True:
             holders = self._survivors(lost)
             if not holders.devices:
@@ -275,7 +272,7 @@ class ElasticRun:
         old, me = self.plan, self._fleet.transport.name
         holders = self._all_halted(Halt(self._name, me, self._run.rounds, step))
         self._leave_term()
-        self._copying = None
+        self._copies.forget()
         try:
             self._begin(self._term(plan, step, holders))
         except EdgeweaveError as error:
@@ -298,8 +295,8 @@ class ElasticRun:
         return True, chain and len(self.plan.stages) > 1
 
     def _begin_copies_due(self, done: int) -> None:
-        if self._is_due(self.plan.replication.whole_every, done) and self._copying is None:
-            self._begin_copies(done)
+        if self._is_due(self.plan.replication.whole_every, done):
+            self._copies.begin(self._name, self._run.number, done, self.plan.devices)
         self._copy_soon = False
 
     def _is_due(self, every: int, done: int) -> bool:
@@ -383,44 +380,6 @@ class ElasticRun:
                 )
             except EdgeweaveError as error:
                 _log.warning("%s was not released: %s", device, error)
-
-    def _begin_copies(self, step: int) -> None:
-        """Fetch the whole state after ``step`` steps, behind all that training sends."""
-        fleet = self._fleet
-        message = encode_message(Replicate(self._name, self._run.number, step))
-        self._copying = (
-            step,
-            {
-                device: self._pool.submit(
-                    fleet.transport.request,
-                    control_key(fleet.name, device, "replicate"),
-                    message,
-                    device=device,
-                    timeout_seconds=fleet.timeouts.work,
-                    priority=Priority.BACKGROUND,
-                )
-                for device in self.plan.devices
-            },
-        )
-
-    def _take_copies(self) -> None:
-        """Take over the whole state, once it is here."""
-        if self._copying is None or self._copying[0] > self._done:
-            return
-        if not all(each.done() for each in self._copying[1].values()):
-            return
-        (step, futures), self._copying = self._copying, None
-        try:
-            state = {d: received_state(future.result(), d) for d, future in futures.items()}
-        except EdgeweaveError as error:
-            _log.warning("the state after step %d was not copied here: %s", step, error)
-            return
-        self._weights.take(step, state.values())
-
-    def _end_copies(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._copying is not None:
-            wait_all(self._copying[1].values(), self._fleet.timeouts.stop)
 
 
 def halted(
