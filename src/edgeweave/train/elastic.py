@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from edgeweave.core.errors import DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.core.errors import DeviceBusy, DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
 from edgeweave.device import (
     Halt,
     Holdings,
@@ -146,7 +146,7 @@ class ElasticRun:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._end_copies)
-            stack.callback(self._release, self._members)
+            stack.callback(lambda: self._release(self._members))
             stack.callback(self._leave_term)
             self._begin(self._run)
             self._stack = stack.pop_all()
@@ -206,10 +206,11 @@ class ElasticRun:
         noticed = self._fleet.clock.now()
         silent_seconds = noticed - self._run.last_heard_seconds
         lost = {error.device, *self._run.lost}
+        busy: set[str] = set()
         self._leave_term()
         self._take_copies()
         while True:
-            holders = self._survivors(lost)
+            holders = self._survivors(lost, busy)
             if not holders.devices:
                 raise error
             resumed = holders.newest_step(self._program.trained)
@@ -220,6 +221,8 @@ class ElasticRun:
             except (FleetError, DeviceTimeout) as failure:
                 if isinstance(failure, DeviceLost):
                     lost.add(failure.device)
+                elif isinstance(failure, DeviceBusy):
+                    busy.add(failure.device)
                 elif not self._run.lost:
                     raise
                 lost |= self._run.lost
@@ -283,9 +286,12 @@ class ElasticRun:
     def _leave_term(self) -> None:
         self._run.__exit__(None, None, None)
 
-    def _survivors(self, lost: set[str]) -> Holders:
-        """Those that are there and answer, halted, with what they keep."""
-        there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
+    def _survivors(self, lost: set[str], busy: set[str]) -> Holders:
+        """Those that are there and answer, halted, with what they keep; not spare devices that work
+        for another run.
+        """
+        self._members -= busy
+        there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost - busy
         held, failed = halted(self._fleet, there, Halt(self._name, self._fleet.transport.name))
         for device, error in failed.items():
             _log.warning("%s does not answer, and counts as lost: %s", device, error)
