@@ -276,7 +276,7 @@ def test_a_device_lost_while_a_move_halts_it_is_recovered_from(
 
     job = job_of(UNET, 40, epochs=3)
     with (
-        memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=2.0)) as world,
+        memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=5.0)) as world,
         training(world, job, plan(UNET, "abc", (2, 5))) as run,
     ):
         run.until(5)

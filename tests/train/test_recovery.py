@@ -17,7 +17,7 @@ import edgeweave as ew
 from edgeweave.net import NetSettings
 from edgeweave.plan import Replication
 from edgeweave.train.checkpoint import latest, load
-from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of, wait_until
+from tests.fleet.worlds import QUICK, MemoryFleet, memory_fleet, plan_of, wait_until
 from tests.models import Example
 from tests.train.interrupted import Interrupted
 from tests.train.reference import Job, assert_equal_runs, job_of, train_eagerly
@@ -157,7 +157,7 @@ def test_a_run_whose_coordinator_was_killed_goes_on_with_what_its_devices_keep(
     job = job_of(UNET, 120, epochs=3)  # steps 0 to 29, checkpoints after 10 and 20
     often = Replication(chain_every=2, whole_every=1000)
     left = tmp_path / "left"
-    with memory_fleet("a", "b", "c") as world:
+    with memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=5.0)) as world:
 
         def kill() -> None:
             shutil.copytree(tmp_path / "run", left)  # a killed process has no time to clean up
