@@ -123,11 +123,13 @@ class ElasticRun:
         )
         self._name, self._number = begin.run, begin.term
         self._members = set(begin.holders.devices)
+        self._hired = set(self._members)
+        """All that ever were members: one that was silent may be there at the end."""
         self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
         self._copying: tuple[int, Mapping[str, Future[bytes]]] | None = None
-        self._copy_soon = False
+        self._copy_soon = adopted is not None
 
     @property
     def run(self) -> PipelineRun:
@@ -146,7 +148,7 @@ class ElasticRun:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._end_copies)
-            stack.callback(lambda: self._release(self._members))
+            stack.callback(self._release, self._hired)
             stack.callback(self._leave_term)
             self._begin(self._run)
             self._stack = stack.pop_all()
@@ -277,6 +279,7 @@ class ElasticRun:
         """Deploy a term, and let those go that have no part in it."""
         self._run = run
         self._members |= set(run.plan.devices)
+        self._hired |= self._members
         self._on_term(self._name, run.number)
         run.__enter__()
         idle = self._members - set(run.plan.devices)
