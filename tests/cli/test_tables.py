@@ -31,6 +31,7 @@ from edgeweave.cli.tables import (
     tried_line,
 )
 from edgeweave.plan import Deviation, TriedSize, explain, partition
+from edgeweave.train import Recovery
 from tests.cli.values import costs, greeting
 from tests.observe.reports import plan, three_steps
 from tests.predict.probes import made_up_probe
@@ -138,6 +139,24 @@ def test_a_report_as_a_document_has_no_events_and_all_figures() -> None:
     assert document["predicted_over_measured"] == pytest.approx(0.5)
     assert document["samples_per_second"] == pytest.approx(80)
     assert [set(d) & {"events", "device"} for d in document["devices"]] == [{"device"}] * 2  # type: ignore[union-attr,attr-defined]
+
+
+def test_a_recovery_as_a_document_has_its_sentence_and_its_figures() -> None:
+    report = three_steps()
+    recovery = Recovery(9, ("pi-b", "pi-c"), ("pi-a", "pi-d"), report.plan, 6, 0.25, 1.5)
+    (shown,) = report_document(replace(report, recoveries=(recovery,)))["recoveries"]  # type: ignore[misc,attr-defined]
+    devices = list(report.plan.devices)
+    assert shown == {
+        "line": "step 9: pi-b, pi-c lost (noticed after 0.25 s); goes on after step 6 with "
+        f"{', '.join(devices)}, 1.50 s later.",
+        "step": 9,
+        "lost": ["pi-b", "pi-c"],
+        "devices": devices,
+        "resumed_step": 6,
+        "recomputed_steps": 3,
+        "silent_seconds": 0.25,
+        "seconds": 1.5,
+    }
 
 
 def test_an_explanation_as_a_document_has_its_sentences() -> None:

@@ -96,7 +96,8 @@ def training(world: MemoryFleet, job: Job, first: Plan, **options: Any) -> Itera
     ]
     with ElasticRun(world.fleet, captured.program, weights, first, settings, **options) as elastic:
         yield Trained(elastic, weights, job, captured, batches)
-    assert {world.fleet.greet(name).run for name in world.fleet.present()} == {None}
+    let_go = {world.fleet.greet(name).run for name in world.fleet.present()}
+    assert elastic._name not in let_go
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, act: Callable[[str, str, Any], None]) -> None:
@@ -279,7 +280,7 @@ def test_a_device_lost_while_a_move_halts_it_is_recovered_from(
 
     job = job_of(UNET, 40, epochs=3)
     with (
-        memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=2.0)) as world,
+        memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=5.0)) as world,
         training(world, job, plan(UNET, "abc", (2, 5))) as run,
     ):
         run.until(5)
@@ -363,6 +364,22 @@ def test_without_replication_a_loss_is_raised_as_it_is(world: MemoryFleet) -> No
             run.recover(lost.value)
         assert again.value is lost.value
         assert run.elastic.plan.devices == ("a", "b", "c")
+
+
+def test_a_spare_device_that_works_for_another_run_is_left_out(world: MemoryFleet) -> None:
+    job = job_of(MLP, 40)
+    other = training(world, job, plan(MLP, "a", ()))
+    with training(world, job, plan(MLP, "b", ())) as run:
+        run.until(5)
+        with other as busy:
+            world.fabric.kill("b")
+            with pytest.raises(ew.DeviceLost) as lost:
+                run.until(8)
+            found = run.elastic.recover(run.step, lost.value, lambda left: plan(MLP, left[0], ()))
+            assert (found.lost, found.left) == (("b",), ("c", "d"))
+            del run.losses[found.resumed_step :]
+            run.finish()
+            busy.finish()
 
 
 def test_a_recovery_says_what_happened_in_a_line(world: MemoryFleet) -> None:

@@ -88,6 +88,13 @@ def read(folder: Path, text: str, environment=None, overrides=None) -> Job:
     return load_job(path, environment=environment or {}, overrides=overrides or {})
 
 
+def test_a_job_goes_on_without_lost_devices_unless_told_otherwise(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALL).train.recover is True
+    assert read(tmp_path, SMALL, overrides={"train.recover": "false"}).train.recover is False
+    with pytest.raises(ConfigError, match="whether a run goes on without devices that vanish"):
+        read(tmp_path, SMALL, overrides={"train.recover": "sometimes"})
+
+
 def test_a_small_job_has_the_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, SMALL) == Job(
         model=ModelSection(Reference("digits-cnn")),

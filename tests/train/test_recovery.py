@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import edgeweave as ew
+from edgeweave.device.snapshots import Snapshots
 from edgeweave.net import NetSettings
 from edgeweave.plan import Replication
 from edgeweave.train.checkpoint import latest, load
-from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of, wait_until
+from tests.fleet.worlds import QUICK, MemoryFleet, memory_fleet, plan_of, wait_until
 from tests.models import Example
 from tests.train.interrupted import Interrupted
 from tests.train.reference import Job, assert_equal_runs, job_of, train_eagerly
@@ -151,42 +152,73 @@ def test_a_device_that_restarted_takes_its_place_again() -> None:
     assert_as_undisturbed(report, trainer, job)
 
 
+SELDOM_WHOLE = Replication(chain_every=2, whole_every=1000)
+
+
+def killed_run(world: MemoryFleet, job: Job, folder: Path) -> Path:
+    """A run whose coordinator is killed about step 16, after a checkpoint of step 10; the directory
+    as the dead process left it.
+    """
+    left = folder / "left"
+
+    def kill() -> None:
+        shutil.copytree(folder / "run", left)  # a killed process has no time to clean up
+        world.fabric.kill(world.fleet.transport.name)
+
+    trainer = recovering(world, job, UNET, replication=SELDOM_WHOLE)
+    with pytest.raises(ew.EdgeweaveError):
+        trainer.fit(
+            Script(job, {18: kill}),
+            batch_size=job.batch_size,
+            epochs=job.epochs,
+            checkpoint=folder / "run",
+            progress=False,
+        )
+    wait_until(lambda: free(world) == {"a", "b", "c"}, "they let go")
+    assert load(latest(left)).progress.step == 10
+    return left
+
+
+def resumed_run(
+    world: MemoryFleet, job: Job, left: Path, data: Any
+) -> tuple[ew.Report, ew.PipelineTrainer]:
+    """A new process goes on with it."""
+    with ew.Fleet.over(world.fabric.join, NetSettings(), devices=("a", "b", "c")) as fleet:
+        trainer = recovering(replace(world, fleet=fleet), job, UNET, replication=SELDOM_WHOLE)
+        report = trainer.fit(
+            data,
+            batch_size=job.batch_size,
+            epochs=job.epochs,
+            checkpoint=left,
+            resume=True,
+            progress=False,
+        )
+    return report, trainer
+
+
 def test_a_run_whose_coordinator_was_killed_goes_on_with_what_its_devices_keep(
     tmp_path: Path,
 ) -> None:
     job = job_of(UNET, 120, epochs=3)  # steps 0 to 29, checkpoints after 10 and 20
-    often = Replication(chain_every=2, whole_every=1000)
-    left = tmp_path / "left"
-    with memory_fleet("a", "b", "c") as world:
+    with memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=5.0)) as world:
+        left = killed_run(world, job, tmp_path)
+        resumed, again = resumed_run(world, job, left, job.data)
+    assert len(resumed.step_seconds) < 20  # steps that are not done again
+    assert_as_undisturbed(resumed, again, job)
 
-        def kill() -> None:
-            shutil.copytree(tmp_path / "run", left)  # a killed process has no time to clean up
-            world.fabric.kill(world.fleet.transport.name)
 
-        data = Script(job, {18: kill})
-        trainer = recovering(world, job, UNET, replication=often)
-        with pytest.raises(ew.EdgeweaveError):
-            trainer.fit(
-                data,
-                batch_size=job.batch_size,
-                epochs=job.epochs,
-                checkpoint=tmp_path / "run",
-                progress=False,
-            )
-        wait_until(lambda: free(world) == {"a", "b", "c"}, "they let go")
-        step = load(latest(left)).progress.step
-        with ew.Fleet.over(world.fabric.join, NetSettings(), devices=("a", "b", "c")) as fleet:
-            again = recovering(replace(world, fleet=fleet), job, UNET, replication=often)
-            resumed = again.fit(
-                job.data,
-                batch_size=job.batch_size,
-                epochs=job.epochs,
-                checkpoint=left,
-                resume=True,
-                progress=False,
-            )
-    assert step == 10
-    assert len(resumed.step_seconds) < 30 - step  # steps that are not done again
+def test_a_device_lost_right_after_that_takes_the_run_back_to_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has a replica, so that what the device kept is gone with it."""
+    monkeypatch.setattr(Snapshots, "add_replica", lambda *_arguments: None)
+    job = job_of(UNET, 120, epochs=3)
+    with memory_fleet("a", "b", "c", timeouts=replace(QUICK, frame=5.0)) as world:
+        left = killed_run(world, job, tmp_path)
+        data = Interrupted(job.data, at=2, act=lambda: world.fabric.kill("b"))
+        resumed, again = resumed_run(world, job, left, data)
+    (recovery,) = resumed.recoveries
+    assert recovery.step > recovery.resumed_step == 10
     assert_as_undisturbed(resumed, again, job)
 
 

@@ -95,6 +95,7 @@ def _decision(decision: Decision) -> dict[str, object]:
             for each in decision.departures
             if each.target is not None
         ],
+        "arrivals": list(decision.arrivals),
         "new_plan": plan_document(decision.new),
         "old_step_seconds": decision.old_step_seconds,
         "new_step_seconds": decision.new_step_seconds,

@@ -16,7 +16,14 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import FleetError
 from edgeweave.core.names import COORDINATOR_PREFIX
 from edgeweave.core.timeouts import Timeouts
-from edgeweave.device import Emulate, Greeting, RunStatus, decode_message, encode_message
+from edgeweave.device import (
+    Emulate,
+    Greeting,
+    Pulse,
+    RunStatus,
+    decode_message,
+    encode_message,
+)
 from edgeweave.fleet.chaos import Chaos
 from edgeweave.fleet.chaos_runner import ChaosRecord, ChaosRunner
 from edgeweave.fleet.description import FleetDescription
@@ -28,6 +35,7 @@ from edgeweave.fleet.spec import Device
 from edgeweave.net import (
     Links,
     NetSettings,
+    Priority,
     ShapedTransport,
     Subscription,
     Transport,
@@ -289,6 +297,17 @@ class Fleet:
             timeout_seconds=self._timeouts.request,
         )
         return decode_message(answer, Greeting)
+
+    def pulse(self, device: str) -> Pulse:
+        """Ask a device what it does at this moment."""
+        answer = self.transport.request(
+            control_key(self.name, device, "pulse"),
+            b"",
+            device=device,
+            timeout_seconds=self._timeouts.request,
+            priority=Priority.CONTROL,
+        )
+        return decode_message(answer, Pulse)
 
     def run_status(self, coordinator: str) -> RunStatus:
         """Ask a coordinator where its run is; ``FleetError`` if it has none."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from edgeweave.core.errors import DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.core.errors import DeviceBusy, DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
 from edgeweave.device import (
     Halt,
     Holdings,
@@ -128,12 +128,12 @@ class ElasticRun:
         )
         self._name, self._number = begin.run, begin.term
         self._members = set(begin.holders.devices)
-        self._left_behind: set[str] = set()
-        """Lost, and perhaps only silent: told at the end, if they are there then."""
+        self._hired = set(self._members)
+        """All that ever were members: one that was silent may be there at the end."""
         self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
         self._copies = Copies(fleet, weights)
-        self._copy_soon = False
+        self._copy_soon = adopted is not None
 
     @property
     def run(self) -> PipelineRun:
@@ -162,7 +162,7 @@ class ElasticRun:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._copies.close)
-            stack.callback(lambda: self._release(self._members | self._left_behind))
+            stack.callback(self._release, self._hired)
             stack.callback(self._leave_term)
             asked = control_key(self._fleet.name, self._fleet.transport.name, "run")
             stack.callback(self._fleet.transport.serve(asked, self._status).close)
@@ -226,11 +226,12 @@ class ElasticRun:
         noticed = self._fleet.clock.now()
         silent_seconds = noticed - self._run.last_heard_seconds
         lost = {error.device, *self._run.lost}
+        busy: set[str] = set()
         self._leave_term()
         self._copies.take(self._done)
         self._copies.forget()
         while True:
-            holders = self._survivors(lost)
+            holders = self._survivors(lost, busy)
             if not holders.devices:
                 raise error
             done = [each for each in holders.steps if each <= step]
@@ -241,6 +242,8 @@ class ElasticRun:
             except (FleetError, DeviceTimeout) as failure:
                 if isinstance(failure, DeviceLost):
                     lost.add(failure.device)
+                elif isinstance(failure, DeviceBusy):
+                    busy.add(failure.device)
                 elif not self._run.lost:
                     raise
                 lost |= self._run.lost
@@ -270,6 +273,7 @@ class ElasticRun:
         the step counts as lost, and ``DeviceLost`` is raised: ``recover`` leads on.
         """
         old, me = self.plan, self._fleet.transport.name
+        self._run.finish_rounds()
         holders = self._all_halted(Halt(self._name, me, self._run.rounds, step))
         self._leave_term()
         self._copies.forget()
@@ -332,6 +336,7 @@ class ElasticRun:
         """Deploy a term, and let those go that have no part in it."""
         self._run = run
         self._members |= set(run.plan.devices)
+        self._hired |= self._members
         self._on_term(self._name, run.number)
         run.__enter__()
         idle = self._members - set(run.plan.devices)
@@ -341,15 +346,16 @@ class ElasticRun:
     def _leave_term(self) -> None:
         self._run.__exit__(None, None, None)
 
-    def _survivors(self, lost: set[str]) -> Holders:
-        """Those that are there and answer, halted, with what they keep."""
-        there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost
+    def _survivors(self, lost: set[str], busy: set[str]) -> Holders:
+        """Those that are there and answer, halted, with what they keep; not spare devices that work
+        for another run.
+        """
+        self._members -= busy
+        there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost - busy
         held, failed = halted(self._fleet, there, Halt(self._name, self._fleet.transport.name))
         for device, error in failed.items():
             _log.warning("%s does not answer, and counts as lost: %s", device, error)
-        gone = self._members - held.keys()
-        lost |= gone
-        self._left_behind |= gone
+        lost |= self._members - held.keys()
         self._members &= held.keys()
         return Holders(held, self._weights.step)
 

@@ -210,6 +210,7 @@ class Fit:
         self._weights.optimizer = loaded.optimizer
         self._stand(progress)
         self._weights.step = self.history.step
+        self.mark()
 
     def _stand(self, progress: Progress) -> None:
         """At the point of a run that was written down."""

@@ -54,6 +54,8 @@ from edgeweave.train.step_stream import Pipe, StepStream
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]
 
+_POLL_SECONDS = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
@@ -229,6 +231,30 @@ class PipelineRun:
     def blamed(self, error: EdgeweaveError) -> EdgeweaveError:
         """The cause behind an error, if the run knows a better one."""
         return self._crew.blamed(error)
+
+    def finish_rounds(self) -> None:
+        """Return once every stage has finished all rounds; raises what ends the run meanwhile."""
+        deadline = self._fleet.clock.now() + self._fleet.timeouts.work
+        waiting = list(self._plan.devices)
+        while waiting:
+            self._crew.check()
+            waiting = [device for device in waiting if self._finished(device) < self._crew.rounds]
+            if waiting and self._fleet.clock.now() > deadline:
+                raise DeviceTimeout(
+                    f"{waiting[0]} has not finished round {self._crew.rounds - 1} after "
+                    f"{self._fleet.timeouts.work:.0f} s. Look at it, or raise Timeouts.work.",
+                    device=waiting[0],
+                    stage=self._plan.devices.index(waiting[0]),
+                )
+            if waiting:
+                self._fleet.clock.sleep(_POLL_SECONDS)
+
+    def _finished(self, device: str) -> int:
+        """How many rounds a device has finished, as far as it answers."""
+        try:
+            return self._fleet.pulse(device).rounds
+        except EdgeweaveError as error:
+            raise self._crew.blamed(error) from error
 
     def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Weights and optimizer state of every device, as safetensors, once all rounds are done.
