@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 import safetensors.torch
 
 import edgeweave as ew
 from edgeweave.core.errors import EdgeweaveError
-from edgeweave.device import Deploy, Halt
+from edgeweave.device import Deploy, Halt, Pulse
 from edgeweave.plan import Plan, Replication, taken_over
 from edgeweave.program import Captured, capture, cut, without_outputs
 from edgeweave.train import crew
@@ -243,6 +244,30 @@ def test_a_move_that_cannot_be_deployed_leaves_the_run_with_the_plan_it_had(
         run.until(5)
         assert run.elastic.move(5, new)
         assert run.elastic.plan == new
+        run.finish()
+
+
+def test_a_device_lost_while_the_others_end_their_step_for_a_move_is_noticed_there(
+    world: MemoryFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbour would wait ``Timeouts.frame`` for the last gradient before it could halt."""
+    job, pulse = job_of(UNET, 40, epochs=3), ew.Fleet.pulse
+
+    killed = threading.Event()
+
+    def late(self: ew.Fleet, device: str) -> Pulse:
+        if not killed.is_set():
+            killed.set()
+            world.fabric.kill("b")
+        return msgspec.structs.replace(pulse(self, device), rounds=0)
+
+    with training(world, job, plan(UNET, "abc", (2, 5))) as run:
+        run.until(5)
+        monkeypatch.setattr(ew.Fleet, "pulse", late)
+        with pytest.raises(ew.DeviceLost) as lost:
+            run.elastic.move(5, plan(UNET, "cba", (1, 3)))
+        assert lost.value.device == "b"
+        assert 0 <= run.recover(lost.value) <= 5
         run.finish()
 
 
