@@ -87,7 +87,7 @@ MESSAGES = [
     CodingProbe(blockfloat(16), (16, 8)),
     CodingSeconds(1e-9, 5e-10),
     StageStatistics(
-        1.0, 2.0, 3.0, 4.0, 4.5, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)
+        1.0, 2.0, 3.0, 4.0, 4.5, 0.25, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)
     ),
     Fault("run-1", 0, "pi-b", 1, b"error"),
 ]

@@ -44,7 +44,9 @@ def report(*events: TraceEvent) -> Report:
         seconds=0.2,
         step_seconds=(0.1, 0.1),
         devices=tuple(
-            DeviceReport(name, stage, 0.6, 0.05, 0.01, 0.3, 0.1, 1024, 2048, 1 << 28, tuple(events))
+            DeviceReport(
+                name, stage, 0.6, 0.05, 0.01, 0.0, 0.3, 0.1, 1024, 2048, 1 << 28, tuple(events)
+            )
             for stage, name in enumerate(("pi-a", "pi-b"))
         ),
     )

@@ -15,6 +15,7 @@ import torch
 
 import edgeweave as ew
 from edgeweave.device.snapshots import Snapshots
+from edgeweave.fleet import Fleet
 from edgeweave.net import NetSettings
 from edgeweave.plan import Replication
 from edgeweave.train.checkpoint import latest, load
@@ -249,3 +250,32 @@ def asynchronous(world: MemoryFleet, job: Job) -> ew.PipelineTrainer:
     assert trainer.plan is not None
     trainer.plan = replace(trainer.plan, schedule="async-1f1b")
     return trainer
+
+
+def test_whoever_asks_a_coordinator_learns_where_its_run_is() -> None:
+    job = job_of(UNET, 40, epochs=6)
+    told = []
+    with memory_fleet("a", "b", "c") as world:
+
+        def look() -> None:
+            with Fleet.over(world.fabric.join, NetSettings(timeouts=QUICK), devices=()) as other:
+                (coordinator,) = other.coordinators()
+                told.append(other.run_status(coordinator))
+
+        script = {9: look, 11: lambda: world.fabric.kill("b"), 20: look}
+        report = recovering(world, job, UNET).fit(
+            Script(job, script), batch_size=job.batch_size, epochs=job.epochs, progress=False
+        )
+        with Fleet.over(world.fabric.join, NetSettings(timeouts=QUICK), devices=()) as other:
+            (idle,) = other.coordinators()
+            with pytest.raises(ew.FleetError):
+                other.run_status(idle)
+    before, after = told
+    assert before.devices == ("a", "b", "c")
+    assert 9 - 4 <= before.step <= 9
+    assert 0 <= before.devices_age_steps < OFTEN.chain_every + 3
+    assert 0 <= before.here_age_steps <= 9
+    assert before.recoveries == ()
+    assert (after.run, after.term) == (before.run, 1)
+    assert after.devices == report.plan.devices
+    assert after.recoveries == tuple(each.line() for each in report.recoveries)

@@ -100,6 +100,7 @@ class Executor:
         self._forward_senders += [("activation", sender) for sender in assignment.senders]
         self._reduction = Reduction(assignment, stage, exchange)
         self.events: deque[TraceEvent] = deque(maxlen=_MAX_EVENTS)
+        self.snapshot_seconds = 0.0
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
 
     @property
@@ -301,6 +302,8 @@ class Executor:
         if scalars.get("snapshot"):
             with self._timed("compute", step, -1, shown="snapshot"):
                 state = self.state()
+            event = self.events[-1]
+            self.snapshot_seconds += event.stop_seconds - event.start_seconds
             self._on_snapshot(step + 1, state, bool(scalars.get("replicate")))
         self._end_round()
 

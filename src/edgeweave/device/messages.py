@@ -405,6 +405,8 @@ class StageStatistics(msgspec.Struct, frozen=True):
     """Handing frames to the network, beside computing."""
     coding_seconds: float
     """Coding and decoding frames, beside computing."""
+    snapshot_seconds: float
+    """Of computing: copying the stage's state, so that it survives."""
     bytes_in: int
     bytes_out: int
     rounds: int

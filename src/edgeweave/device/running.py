@@ -152,6 +152,7 @@ class Running:
             idle_seconds=executor.seconds["idle"],
             send_seconds=self._exchange.send_seconds,
             coding_seconds=self._exchange.coding_seconds,
+            snapshot_seconds=executor.snapshot_seconds,
             bytes_in=moved.bytes_received - before.bytes_received,
             bytes_out=moved.bytes_sent - before.bytes_sent,
             rounds=executor.rounds,

@@ -73,7 +73,8 @@ class OpenEpoch(msgspec.Struct, frozen=True):
 class DeviceReport:
     """Where one device's time went while it was deployed, in seconds, and what it moved and used.
 
-    ``compute`` + ``wait`` + ``idle`` make up the run; ``send`` and ``coding`` happen beside.
+    ``compute`` + ``wait`` + ``idle`` make up the run; ``send`` and ``coding`` happen beside, and
+    ``snapshot`` (copying the stage's state against failures) is part of ``compute``.
     """
 
     device: str
@@ -81,6 +82,7 @@ class DeviceReport:
     compute_seconds: float
     send_seconds: float
     coding_seconds: float
+    snapshot_seconds: float
     wait_seconds: float
     idle_seconds: float
     bytes_in: int
@@ -145,6 +147,7 @@ def device_reports(
             compute_seconds=statistics[device].compute_seconds,
             send_seconds=statistics[device].send_seconds,
             coding_seconds=statistics[device].coding_seconds,
+            snapshot_seconds=statistics[device].snapshot_seconds,
             wait_seconds=statistics[device].wait_seconds,
             idle_seconds=statistics[device].idle_seconds,
             bytes_in=statistics[device].bytes_in,
