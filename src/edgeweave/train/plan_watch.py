@@ -105,4 +105,9 @@ def replanned(plan: Plan, costs: Costs | None, left: tuple[str, ...]) -> Plan:
     known = set() if costs is None else {each.device for each in costs.devices} & set(left)
     if costs is None or not known:
         return taken_over(plan, left)
-    return partition(costs.only(known), n_microbatches=plan.n_microbatches, schedule=plan.schedule)
+    return partition(
+        costs.only(known),
+        n_microbatches=plan.n_microbatches,
+        schedule=plan.schedule,
+        weight_aggregation=plan.weight_aggregation,
+    )
