@@ -100,7 +100,9 @@ class PipelineRun:
         self._window = window(len(plan.stages), plan.extra_in_flight)
         most = max(plan.n_microbatches, self._window)
         self._inbox = Inbox(capacity=4 * most + 8 * len(plan.stages) + 16)
-        self._crew = Crew(fleet, plan, self._name, self._number, self._inbox)
+        self._crew = Crew(
+            fleet, plan, self._name, self._number, self._inbox, goes_on=term is not None
+        )
         self._vigil = device_watch(fleet, plan, self._crew)
         self._stack = ExitStack()
         self._stream = None if is_flushed(plan.schedule) else self._new_stream()
