@@ -390,6 +390,26 @@ _FAULTS = Claim(
     drawn_unit="",
 )
 
+_CHAOS = Claim(
+    name="chaos",
+    title="Random trouble, and nothing is lost",
+    metrics=(
+        Metric("runs", "runs on real processes, each with random trouble", least=200),
+        Metric("hangs", "runs that did not end by their deadline", most=0),
+        Metric("unequal", "runs whose losses are not those of one device, bit for bit", most=0),
+        Metric("ended_early", "runs that ended although a device was never killed", most=0),
+        Metric("unclear", "runs without any device left that did not say so", most=0),
+        Metric("nobody_left", "runs without any device left, which end with an error"),
+        Metric("recovered", "runs that lost a device and went on"),
+        Metric("orphans", "processes left behind", most=0),
+        Metric("sockets", "sockets left open in the coordinator", most=0),
+        Metric("files", "temporary files left behind", most=0),
+        Metric("threads", "threads left behind in the coordinator", most=0),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _ASYNCHRONOUS = Claim(
     name="asynchronous",
     title="Steps without a flush between them",
@@ -433,6 +453,7 @@ CLAIMS: Mapping[str, Claim] = {
         _ACCEPT,
         _ADAPTIVE,
         _FAULTS,
+        _CHAOS,
         _ASYNCHRONOUS,
         _STALENESS,
     )

@@ -85,6 +85,17 @@ def test_its_end_waits_for_no_slow_answer_longer_than_told() -> None:
     wait_until(lambda: not replicator_threads(), "it has ended")
 
 
+def test_its_end_waits_for_no_device_that_stands_still() -> None:
+    source, kept = Source(), Snapshots()
+    source.may_answer.clear()
+    with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
+        replicator.replicate(2)
+        wait_until(lambda: source.asked == [2], "it is on its way")
+    assert len(replicator_threads()) == 1  # it was not waited for, and waits itself
+    source.may_answer.set()
+    wait_until(lambda: not replicator_threads(), "it has ended")
+
+
 def test_a_replicator_that_was_asked_nothing_ends_at_once() -> None:
     with Replicator(Source().fetch, Snapshots(), stop_seconds=LONG):
         assert len(replicator_threads()) == 1

@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 class Replicator:
     """A thread that ``fetch``es the state after a step, as told. Owned by ``with``.
 
-    While one is on its way, only the newest of those asked for meanwhile is fetched after it.
+    While one is on its way, only the newest of those asked for meanwhile is fetched after it. Its
+    end does not wait for that one: the device that keeps it may be the one that stands still.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Replicator:
         self._snapshots = snapshots
         self._stop_seconds = stop_seconds
         self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._asking = threading.Event()
         # A daemon: an answer on a slow link may be long in coming, and nobody waits for it.
         self._thread = threading.Thread(target=self._run, name="edgeweave-replicas", daemon=True)
 
@@ -48,14 +50,17 @@ class Replicator:
         traceback: TracebackType | None,
     ) -> None:
         self._steps.put(None)
-        self._thread.join(self._stop_seconds)
+        if not self._asking.is_set():
+            self._thread.join(self._stop_seconds)
 
     def _run(self) -> None:
         while (step := self._newest()) is not None:
+            self._asking.set()
             try:
                 self._snapshots.add_replica(step, self._fetch(step))
             except EdgeweaveError as error:
                 _log.warning("no replica of the state after step %d: %s", step, error)
+            self._asking.clear()
 
     def _newest(self) -> int | None:
         step = self._steps.get()

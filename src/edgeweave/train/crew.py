@@ -26,15 +26,15 @@ _BLAME_SECONDS = 3.0
 class Crew:
     """Those who hold the stages of ``run``. ``rounds`` is how many have begun, for messages.
 
-    Of a run that ``outlives`` this term, devices keep their states when the term fails.
+    Of a run that ``goes_on`` in another term, they are never told to forget what they keep.
     """
 
     def __init__(
-        self, fleet: Fleet, plan: Plan, run: str, term: int, inbox: Inbox, *, outlives: bool
+        self, fleet: Fleet, plan: Plan, run: str, term: int, inbox: Inbox, *, goes_on: bool
     ) -> None:
         self.rounds = 0
-        self._outlives = outlives
         self._term = term
+        self._goes_on = goes_on
         self._fleet = fleet
         self._plan = plan
         self._run = run
@@ -52,6 +52,7 @@ class Crew:
         try:
             fleet.for_each(self._plan.devices, work, one_at_a_time=in_turn)
         except EdgeweaveError as error:
+            self._notice_absent()
             raise self.blamed(error) from error
 
     def ask_all(self, verb: str, message: StateRequest | Release) -> dict[str, bytes]:
@@ -68,11 +69,7 @@ class Crew:
                 self._wait_answers(asked)
             except BaseException as error:
                 cause = self.blamed(error) if isinstance(error, EdgeweaveError) else error
-                # Or else the other stages answer when their deadline is over.
-                if self._outlives:
-                    self._tell("halt", Halt(self._run, self._fleet.transport.name), "halted")
-                else:
-                    self.release()
+                self._end()  # or else the other stages answer when their deadline is over
                 raise cause from error
         return dict(zip(devices, (future.result() for future in asked), strict=True))
 
@@ -83,7 +80,7 @@ class Crew:
 
     def release(self) -> None:
         """Let the devices go; one that is gone or silent cannot be told, and need not be."""
-        self._tell("release", Release(self._run), "released")
+        self._tell("release", Release(self._run))
 
     def check(self) -> None:
         """Raise the error that ended the run, if one did."""
@@ -129,7 +126,14 @@ class Crew:
                 return self._condemned or self._lost_error(device)
         return self._inbox.error or error
 
-    def _tell(self, verb: str, message: Release | Halt, done: str) -> None:
+    def _end(self) -> None:
+        """Let all stages stop; what devices keep of their states the next term needs."""
+        if self._goes_on:
+            self._tell("halt", Halt(self._run, self._fleet.transport.name))
+        else:
+            self.release()
+
+    def _tell(self, verb: str, message: Release | Halt) -> None:
         seconds = self._fleet.timeouts.stop
         for device, lost in self._lost.items():
             if lost.is_set():
@@ -137,7 +141,14 @@ class Crew:
             try:
                 self._fleet.ask(device, verb, message, timeout_seconds=seconds)
             except EdgeweaveError as error:
-                _log.warning("%s was not %s: %s", device, done, error)
+                _log.warning("%s did not take its %s: %s", device, verb, error)
+
+    def _notice_absent(self) -> None:
+        """Take those for lost that vanished before anybody watched them for this term."""
+        present = self._fleet.present()
+        for device in self._lost:
+            if device not in present:
+                self.on_lost(device)
 
     def _wait_answers(self, asked: Sequence[Future[bytes]]) -> None:
         """Until all are there; raises the first error, of an answer or of the run."""

@@ -240,7 +240,7 @@ class ElasticRun:
             try:
                 self._begin(self._term(plan, resumed, holders))
             except (FleetError, DeviceTimeout) as failure:
-                if isinstance(failure, DeviceLost):
+                if isinstance(failure, DeviceLost | DeviceTimeout):
                     lost.add(failure.device)
                 elif isinstance(failure, DeviceBusy):
                     busy.add(failure.device)

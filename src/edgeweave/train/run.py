@@ -103,7 +103,7 @@ class PipelineRun:
         most = max(plan.n_microbatches, self._window)
         self._inbox = Inbox(capacity=4 * most + 8 * len(plan.stages) + 16)
         self._crew = Crew(
-            fleet, plan, self._name, self._number, self._inbox, outlives=term is not None
+            fleet, plan, self._name, self._number, self._inbox, goes_on=term is not None
         )
         self._vigil = device_watch(fleet, plan, self._crew)
         self._stack = ExitStack()

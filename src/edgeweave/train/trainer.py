@@ -266,12 +266,13 @@ class PipelineTrainer:
             TrainingProgress(data.n_steps, done=fit.history.step, shown=progress) as bar,
         ):
             started, n_before = self._fleet.clock.now(), len(self._fleet.chaos_log)
+            first_plan = elastic.plan  # the present one knows none of those that came back
             training = Training(
                 elastic,
                 fit,
                 data,
                 watches=lambda plan, costs: self._watches(plan, costs, batch_size),
-                replan=lambda watch, left: replanned(elastic.plan, watch.costs, left),
+                replan=lambda watch, left: replanned(first_plan, watch.costs, left),
                 newcomers=newcomers,
                 bar=bar,
                 costs=self._costs,
