@@ -8,12 +8,20 @@ from benchmarks.claims import CLAIMS
 from benchmarks.harness import read
 from benchmarks.page import PAGE, page
 
+UNMEASURED = {"chaos", "staleness"}
+"""Their whole runs are still to come; the page says so."""
+MEASURED = [name for name in CLAIMS if name not in UNMEASURED]
+
+
+def test_results_are_kept_of_all_claims_but_those_known_to_be_unmeasured() -> None:
+    assert {name for name in CLAIMS if read(name) is None} == UNMEASURED
+
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks --page"
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_kept_result_was_not_quick_and_has_every_metric_of_its_claim(name: str) -> None:
     document = read(name)
     assert document is not None
@@ -21,7 +29,7 @@ def test_a_kept_result_was_not_quick_and_has_every_metric_of_its_claim(name: str
     assert document["metrics"].keys() == {metric.key for metric in CLAIMS[name].metrics}
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_kept_result_tells_where_and_how_it_was_measured(name: str) -> None:
     document = read(name)
     assert document is not None
@@ -30,7 +38,7 @@ def test_a_kept_result_tells_where_and_how_it_was_measured(name: str) -> None:
     assert all(series["samples"] for series in document["series"].values())
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", MEASURED)
 def test_what_is_drawn_has_raw_samples_whose_median_is_the_metric(name: str) -> None:
     document = read(name)
     assert document is not None
