@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from edgeweave.plan import Replication
 from tests.train.scenarios import Scenario
 from tests.train.trained_models import CNN, MLP, UNET, n_units
-from tests.train.troubled import Act, at_request, both, cut_off, kill, linger, mend, resume, stall
+from tests.train.troubled import Act, at_request, both, cut_off, kill, linger, resume, stall
 from tests.train.troubled import start_if_gone as start
 
 _VERBS = ("halt", "halt", "deploy", "deploy", "fetch", "replicate", "state", "statistics", "pulse")
@@ -48,7 +48,7 @@ def _trouble(rng: random.Random, victim: str, devices: str, script: dict[int, Ac
             (kill(victim), None),
             (kill(victim), start(victim)),
             (stall(victim), resume(victim)),
-            (cut_off(victim), mend(victim)),
+            (cut_off(victim), None),  # mended at once, what was lost would stay lost here
         )
     )
     if rng.random() < 0.4:

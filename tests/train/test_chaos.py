@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import edgeweave as ew
 from edgeweave.net import NetSettings
@@ -42,6 +43,7 @@ N_SAMPLES = 40  # four steps an epoch, the last of fewer samples
 def expected_of(name: str, epochs: int) -> tuple[Job, Reference]:
     """Trained once for all scripts; validation changes nothing."""
     job = job_of(EXAMPLES[name], N_SAMPLES, epochs=epochs)
+    torch.set_num_threads(1)  # as agents do: more threads add up in another order
     return job, train_eagerly(job, torch_optimizer(SGD))
 
 

@@ -5,6 +5,7 @@ Knows data sets, epochs, checkpoints; leaves computing to ``PipelineRun`` and cu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from edgeweave.codec import Codec, none
-from edgeweave.core.errors import ConfigError, PlanError
+from edgeweave.core.errors import ConfigError, EdgeweaveError, PlanError
 from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
 from edgeweave.plan import (
@@ -53,6 +54,8 @@ from edgeweave.train.training import Data, Training, Watches, evaluated
 from edgeweave.train.weights import Weights
 
 __all__ = ["PipelineTrainer"]
+
+_log = logging.getLogger(__name__)
 
 _EXAMPLE_SAMPLES = 2
 """The batch is symbolic: one capture serves microbatches of every size."""
@@ -420,10 +423,20 @@ class PipelineTrainer:
     def _device_reports(
         self, statistics: Mapping[str, StageStatistics], plan: Plan, started_seconds: float
     ) -> tuple[DeviceReport, ...]:
-        offsets = {device: self._fleet.clock_offset(device) for device in plan.devices}
+        offsets = {device: self._clock_offset(device) for device in plan.devices}
         return device_reports(
             statistics, plan, clock_offsets=offsets, started_seconds=started_seconds
         )
+
+    def _clock_offset(self, device: str) -> float:
+        """Of a device that may be gone now that all is done: then its events are not in line."""
+        try:
+            return self._fleet.clock_offset(device)
+        except EdgeweaveError as error:
+            _log.warning(
+                "the clock of %s is not known, nor when its events were: %s", device, error
+            )
+            return 0.0
 
     def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:
         """The samples of a microbatch as told or as a checkpoint had them; None: to be chosen."""
