@@ -406,4 +406,4 @@ def halted(
     names = sorted(devices)
     with ThreadPoolExecutor(max_workers=max(len(names), 1)) as pool:
         list(pool.map(ask, names))
-    return held, failed
+    return {device: held[device] for device in names if device in held}, failed
