@@ -85,8 +85,12 @@ def assert_as_undisturbed(
     assert_equal_runs(report, trainer.state_dict(), expected)
 
 
-@pytest.mark.parametrize("victim", ["a", "b", "c"])
-@pytest.mark.parametrize("example", [MLP, CNN, UNET], ids=lambda example: example.name)
+@pytest.mark.parametrize("victim", ["a", "b", pytest.param("c", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(MLP, marks=pytest.mark.slow), CNN, UNET],
+    ids=lambda example: example.name,
+)
 def test_any_device_may_vanish(example: Example, victim: str) -> None:
     job = job_of(example, 40, epochs=4)
     with memory_fleet("a", "b", "c") as world:
@@ -110,7 +114,11 @@ def kill_all(world: MemoryFleet, *victims: str) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize("victims", ["ab", "bc", "cd", "ad", "abc", "bcd", "acd"])
+@pytest.mark.parametrize(
+    "victims",
+    ["bc", "ad", "abc"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("ab", "cd", "bcd", "acd")],
+)
 def test_several_devices_may_vanish_at_once_and_all_but_one(victims: str) -> None:
     job = job_of(UNET, 40, epochs=4)
     with memory_fleet("a", "b", "c", "d") as world:
@@ -228,7 +236,10 @@ def free(world: MemoryFleet) -> set[str]:
     return {name for name, agent in world.agents.items() if agent.greeting().run is None}
 
 
-@pytest.mark.parametrize("victim", ["a", "b", "c"])
+@pytest.mark.parametrize(
+    "victim",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in "ac"), "b"],
+)
 def test_without_a_flush_a_run_goes_on_from_states_after_one_step(victim: str) -> None:
     """Before the loss the numbers are the undisturbed run's; after it versions are others."""
     job = job_of(UNET, 120, epochs=3)
