@@ -34,7 +34,7 @@ class Source:
 
 
 def test_what_was_asked_for_is_fetched_and_kept() -> None:
-    source, kept = Source(), Snapshots()
+    source, kept = Source(), Snapshots("pi-b")
     with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
         for step in (2, 4):
             replicator.replicate(step)
@@ -44,7 +44,7 @@ def test_what_was_asked_for_is_fetched_and_kept() -> None:
 
 
 def test_asking_does_not_wait_and_what_became_old_meanwhile_is_left_out() -> None:
-    source, kept = Source(), Snapshots()
+    source, kept = Source(), Snapshots("pi-b")
     source.may_answer.clear()
     with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
         replicator.replicate(2)
@@ -60,7 +60,7 @@ def test_asking_does_not_wait_and_what_became_old_meanwhile_is_left_out() -> Non
 def test_a_state_that_cannot_be_fetched_is_said_and_the_next_one_is_fetched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    source, kept = Source(), Snapshots()
+    source, kept = Source(), Snapshots("pi-b")
     source.fails.add(2)
     with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
         replicator.replicate(2)
@@ -75,7 +75,7 @@ def test_a_state_that_cannot_be_fetched_is_said_and_the_next_one_is_fetched(
 
 
 def test_its_end_waits_for_no_slow_answer_longer_than_told() -> None:
-    source, kept = Source(), Snapshots()
+    source, kept = Source(), Snapshots("pi-b")
     source.may_answer.clear()
     with Replicator(source.fetch, kept, stop_seconds=0.01) as replicator:
         replicator.replicate(2)
@@ -86,7 +86,7 @@ def test_its_end_waits_for_no_slow_answer_longer_than_told() -> None:
 
 
 def test_its_end_waits_for_no_device_that_stands_still() -> None:
-    source, kept = Source(), Snapshots()
+    source, kept = Source(), Snapshots("pi-b")
     source.may_answer.clear()
     with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
         replicator.replicate(2)
@@ -97,7 +97,7 @@ def test_its_end_waits_for_no_device_that_stands_still() -> None:
 
 
 def test_a_replicator_that_was_asked_nothing_ends_at_once() -> None:
-    with Replicator(Source().fetch, Snapshots(), stop_seconds=LONG):
+    with Replicator(Source().fetch, Snapshots("pi-b"), stop_seconds=LONG):
         assert len(replicator_threads()) == 1
     assert replicator_threads() == []
 

@@ -32,7 +32,7 @@ def equal(found: State, expected: State) -> bool:
 
 
 def test_the_last_two_steps_of_each_kind_are_kept() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     for step in (2, 4, 6, 8):
         kept.add(step, state(step, "w"))
         kept.add_replica(step - 2, state(step - 2, "v"))
@@ -43,7 +43,7 @@ def test_the_last_two_steps_of_each_kind_are_kept() -> None:
 
 
 def test_what_is_added_to_a_step_joins_what_is_known_of_it() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.add(4, state(4, "w"))
     kept.add(4, state(4, "x"))
     kept.add_replica(4, state(4, "v"))
@@ -52,7 +52,7 @@ def test_what_is_added_to_a_step_joins_what_is_known_of_it() -> None:
 
 
 def test_what_never_changes_is_part_of_every_step_and_of_none() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.fixed = {"mask": torch.ones(3)}
     kept.add(4, state(4, "w"))
     assert kept.held() == {4: ("w",)}
@@ -61,19 +61,19 @@ def test_what_never_changes_is_part_of_every_step_and_of_none() -> None:
 
 
 def test_what_is_not_kept_is_refused_by_name() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.add(4, state(4, "w"))
     with pytest.raises(FleetError) as missing:
         kept.take(4, ("w", "z", "y", "x", "a"))
     assert str(missing.value) == (
-        "the state of a, x, y after step 4 is not kept. Ask who holds it."
+        "pi-b does not keep the state of a, x, y after step 4. Ask who holds it."
     )
-    with pytest.raises(FleetError, match=r"^the state of w after step 2 is not kept"):
+    with pytest.raises(FleetError, match=r"^pi-b does not keep the state of w after step 2\."):
         kept.take(2, ("w",))
 
 
 def test_later_steps_are_forgotten_and_earlier_ones_stay() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     for step in (4, 6):
         kept.add(step, state(step, "w"))
         kept.add_replica(step, state(step, "v"))
@@ -86,7 +86,7 @@ def test_later_steps_are_forgotten_and_earlier_ones_stay() -> None:
 
 
 def test_no_more_is_kept_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.room_bytes = 20  # two states of one name, each with its momentum, and not three
     kept.add(2, state(2, "w"))
     kept.add(4, state(4, "w"))
@@ -95,15 +95,15 @@ def test_no_more_is_kept_than_there_is_room_for(caplog: pytest.LogCaptureFixture
     assert kept.held() == {2: ("w",), 4: ("w",)}
     assert caplog.records[-1].levelno == logging.WARNING
     assert caplog.records[-1].message == (
-        "the state after step 4 is not kept: snapshots would take 24 B, there is room for 20 B. "
-        "After a failure the coordinator's copy is used."
+        "pi-b does not keep the state after step 4: snapshots would take 24 B, there is room for "
+        "20 B. After a failure the run goes back to the newest state that is whole."
     )
     kept.add(6, state(6, "w"))  # the oldest of its kind goes for it
     assert kept.held() == {4: ("w",), 6: ("w",)}
 
 
 def test_a_state_that_fits_only_alone_takes_the_place_of_those_before() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.room_bytes = 12
     for step in (2, 4, 6):
         kept.add(step, state(step, "w"))
@@ -111,7 +111,7 @@ def test_a_state_that_fits_only_alone_takes_the_place_of_those_before() -> None:
 
 
 def test_without_room_nothing_is_kept() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.room_bytes = 7
     kept.add(2, state(2, "w"))
     assert kept.held() == {}
@@ -124,7 +124,7 @@ def test_without_room_nothing_is_kept() -> None:
 def test_kept_states_never_exceed_the_room_and_are_the_newest(
     room_bytes: int, added: list[tuple[bool, int, int]]
 ) -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.room_bytes = room_bytes
     for step, (is_replica, later, size) in enumerate(added):
         number = 10 * step + later
@@ -144,7 +144,7 @@ def test_kept_states_never_exceed_the_room_and_are_the_newest(
 
 
 def test_who_waits_for_a_step_gets_it_when_it_comes() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(kept.own, 4, timeout_seconds=LONG)
         kept.add(2, state(2, "w"))
@@ -156,7 +156,7 @@ def test_who_waits_for_a_step_gets_it_when_it_comes() -> None:
 
 
 def test_the_end_wakes_who_waits_and_a_reopened_one_waits_again() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     kept.add(2, state(2, "w"))
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(kept.own, 4, timeout_seconds=LONG)
@@ -164,7 +164,8 @@ def test_the_end_wakes_who_waits_and_a_reopened_one_waits_again() -> None:
         with pytest.raises(FleetError) as ended:
             waiting.result(LONG)
         assert str(ended.value) == (
-            "the state after step 4 is not kept (there are those after [2]). Ask for one of these."
+            "pi-b does not keep its state after step 4 (it keeps those after [2]). "
+            "Ask for one of these."
         )
         with pytest.raises(FleetError):
             kept.own(4, timeout_seconds=LONG)  # at once
@@ -176,13 +177,13 @@ def test_the_end_wakes_who_waits_and_a_reopened_one_waits_again() -> None:
 
 
 def test_a_deadline_ends_the_wait() -> None:
-    with pytest.raises(FleetError, match=r"^the state after step 4 is not kept \(.* none\)"):
-        Snapshots().own(4, timeout_seconds=0.01)
+    with pytest.raises(FleetError, match=r"^pi-b does not keep its state after step 4 \(.* none\)"):
+        Snapshots("pi-b").own(4, timeout_seconds=0.01)
 
 
 def test_nobody_waits_for_a_step_that_will_not_be_kept_any_more() -> None:
     """It was passed, or there was no room for it: no deadline has to be waited for."""
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(kept.own, 4, timeout_seconds=1000.0)
         kept.add(6, state(6, "w"))
@@ -203,7 +204,7 @@ def test_nobody_waits_for_a_step_that_will_not_be_kept_any_more() -> None:
 
 
 def test_writers_and_readers_on_many_threads_see_whole_states() -> None:
-    kept = Snapshots()
+    kept = Snapshots("pi-b")
     n_steps, names = 300, ("a", "b", "c")
     done = threading.Event()
 

@@ -34,7 +34,7 @@ class Membership:
         self.run = run
         self._place = place
         self._on_orphaned = on_orphaned
-        self._snapshots = Snapshots()
+        self._snapshots = Snapshots(place.settings.name)
         self._changing = threading.RLock()
         self._running: Running | None = None
         self._coordinator: str | None = None

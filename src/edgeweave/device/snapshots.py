@@ -49,7 +49,8 @@ class Snapshots:
     they are here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self._device = device
         self.room_bytes: int | None = None
         self.fixed: State = {}
         """What the stage holds that never changes."""
@@ -85,8 +86,8 @@ class Snapshots:
             self._changed.wait_for(lambda: step <= self._newest_own or self._ended, timeout_seconds)
             if step not in self._own:
                 raise FleetError(
-                    f"the state after step {step} is not kept (there are those after "
-                    f"{sorted(self._own) or 'none'}). Ask for one of these."
+                    f"{self._device} does not keep its state after step {step} (it keeps those "
+                    f"after {sorted(self._own) or 'none'}). Ask for one of these."
                 )
             return dict(self._own[step])
 
@@ -97,8 +98,8 @@ class Snapshots:
             missing = set(names) - self._names(step) - self.fixed.keys()
             if missing:
                 raise FleetError(
-                    f"the state of {', '.join(sorted(missing)[:3])} after step {step} is not kept. "
-                    "Ask who holds it."
+                    f"{self._device} does not keep the state of {', '.join(sorted(missing)[:3])} "
+                    f"after step {step}. Ask who holds it."
                 )
             wanted = set(names)
             return {
@@ -134,8 +135,9 @@ class Snapshots:
         needed = self._bytes() + _bytes(state)
         if self.room_bytes is not None and needed > self.room_bytes:
             _log.warning(
-                "the state after step %d is not kept: snapshots would take %s, there is room "
-                "for %s. After a failure the coordinator's copy is used.",
+                "%s does not keep the state after step %d: snapshots would take %s, there is room "
+                "for %s. After a failure the run goes back to the newest state that is whole.",
+                self._device,
                 step,
                 format_bytes(needed),
                 format_bytes(self.room_bytes),
