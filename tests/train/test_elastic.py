@@ -255,11 +255,11 @@ def test_a_device_lost_while_the_others_end_their_step_for_a_move_is_noticed_the
 
     killed = threading.Event()
 
-    def late(self: ew.Fleet, device: str) -> Pulse:
+    def late(self: ew.Fleet, device: str, **options: Any) -> Pulse:
         if not killed.is_set():
             killed.set()
             world.fabric.kill("b")
-        return msgspec.structs.replace(pulse(self, device), rounds=0)
+        return msgspec.structs.replace(pulse(self, device, **options), rounds=0)
 
     with training(world, job, plan(UNET, "abc", (2, 5))) as run:
         run.until(5)

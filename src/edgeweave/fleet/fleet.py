@@ -20,6 +20,7 @@ from edgeweave.device import (
     Emulate,
     Greeting,
     Pulse,
+    Relay,
     RunStatus,
     decode_message,
     encode_message,
@@ -298,13 +299,17 @@ class Fleet:
         )
         return decode_message(answer, Greeting)
 
-    def pulse(self, device: str) -> Pulse:
-        """Ask a device what it does at this moment."""
+    def pulse(
+        self, device: str, *, via: str | None = None, timeout_seconds: float | None = None
+    ) -> Pulse:
+        """Ask a device what it does at this moment, directly or over another one."""
+        seconds = self._timeouts.request if timeout_seconds is None else timeout_seconds
+        to, verb = (device, "pulse") if via is None else (via, "relay")
         answer = self.transport.request(
-            control_key(self.name, device, "pulse"),
-            b"",
-            device=device,
-            timeout_seconds=self._timeouts.request,
+            control_key(self.name, to, verb),
+            b"" if via is None else encode_message(Relay(device, seconds)),
+            device=to,
+            timeout_seconds=seconds,
             priority=Priority.CONTROL,
         )
         return decode_message(answer, Pulse)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from edgeweave.core.errors import DeviceLost
 from edgeweave.core.units import format_seconds
-from edgeweave.device import Pulse, Relay, decode_message, encode_message
+from edgeweave.device import Pulse
 from edgeweave.fleet import Fleet
-from edgeweave.net import Priority, control_key
 from edgeweave.plan import Plan
 from edgeweave.train.crew import Crew
 from edgeweave.train.deadlines import Deadlines
@@ -20,19 +19,7 @@ def device_watch(fleet: Fleet, plan: Plan, crew: Crew) -> Vigil:
     """A vigil over the devices of ``plan``, whose verdict ends the run of ``crew``."""
 
     def ask(asked: Ask) -> Pulse:
-        if asked.via is None:
-            to, verb, payload = asked.device, "pulse", b""
-        else:
-            to, verb = asked.via, "relay"
-            payload = encode_message(Relay(asked.device, asked.timeout_seconds))
-        answer = fleet.transport.request(
-            control_key(fleet.name, to, verb),
-            payload,
-            device=to,
-            timeout_seconds=asked.timeout_seconds,
-            priority=Priority.CONTROL,
-        )
-        return decode_message(answer, Pulse)
+        return fleet.pulse(asked.device, via=asked.via, timeout_seconds=asked.timeout_seconds)
 
     def condemn(verdict: Verdict, what: str) -> None:
         stage = plan.devices.index(verdict.device)
