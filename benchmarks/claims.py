@@ -153,6 +153,8 @@ _PREDICTOR = Claim(
 _REGRETS: Mapping[str, tuple[str, float | None]] = {
     "zero_shot": ("plan from the probes / from full profiles: step, median fleet", 1.05),
     "50_samples": ("the same, after 50 samples", 1.02),
+    "1_runs": ("the same, best of the first and a second run, which learnt from it", None),
+    "3_runs": ("the same, best of four runs", None),
     "scalar_capacity": ("the same, a full profile of another kind times one scalar", None),
     "flops": ("the same, regression on multiply-adds", None),
     "equal_split": ("the same, as many units for each device", None),

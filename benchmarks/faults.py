@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 import edgeweave as ew
-from benchmarks.harness import Result
+from benchmarks.harness import Result, ratios
 from edgeweave.net import Links, LinkShape
 from edgeweave.plan import Plan, partition
 from edgeweave.train import Recovery, Report
@@ -42,7 +42,7 @@ _MICROBATCHES, _MICROBATCH_SIZE = 8, 8
 _BATCH_SIZE = _MICROBATCHES * _MICROBATCH_SIZE
 _LINKS = Links(LinkShape(100e6 / 8, 0.001))
 _KILLED_AT = 15
-_COPYING_TURNS, _COPYING_STEPS = 3, 100
+_COPYING_TURNS, _COPYING_STEPS = 7, 60
 _TOTAL_STEPS, _TOTAL_KILLED_AT = 200, 100
 _SEED = 0
 
@@ -94,7 +94,7 @@ def run(*, quick: bool) -> Result:
             "samples_per_second_without": without,
         }
         metrics |= {
-            "replication_cost": 1 - median(with_copies) / median(without),
+            "replication_cost": 1 - median(ratios(with_copies, without)),
             "vs_takeover": totals["takeover"] / totals["ours"],
             "vs_restart": totals["restart"] / totals["ours"],
         }

@@ -300,7 +300,8 @@ class Executor:
         """The update of a training round was done."""
         self._timings.end_step(self._exchange.link_rates(number))
         if scalars.get("snapshot"):
-            with self._timed("compute", step, -1, shown="snapshot"):
+            shown = self._timed("compute", step, -1, shown="snapshot")
+            with shown, self._throttle.pace("snapshot"):
                 state = self.state()
             event = self.events[-1]
             self.snapshot_seconds += event.stop_seconds - event.start_seconds
