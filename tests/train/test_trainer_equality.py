@@ -143,6 +143,18 @@ def test_training_over_agents_equals_a_plain_loop_bit_for_bit(
     assert_equal_runs(report, trainer.state_dict(), train_eagerly(job, torch_optimizer(SGD)))
 
 
+@pytest.mark.parametrize("size", [5, 6, 7, 10])
+def test_the_compute_thread_multiplies_with_torchs_number_of_threads(
+    fleet: ew.Fleet, size: int
+) -> None:
+    # MKL adds up products of so many rows in another order where it has a thread more.
+    job = job_of(MLP, 2 * size, batch_size=size, n_microbatches=1)
+    trainer = trainer_of(job, MLP, fleet)
+    report = fit(trainer, job)
+    expected = train_eagerly(job, torch_optimizer(SGD))
+    assert_equal_runs(report, trainer.state_dict(), expected)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

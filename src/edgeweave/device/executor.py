@@ -192,6 +192,8 @@ class Executor:
         return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
 
     def _run(self) -> None:
+        # MKL has a number of its own in every thread; torch's is handed to this one here.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             while True:
                 self._round()
