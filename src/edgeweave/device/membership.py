@@ -97,8 +97,7 @@ class Membership:
                 f"{self._place.settings.name} works in term {running.assignment.term} of run "
                 f"{self.run} (a state of term {message.term} was asked for). It is another's now."
             )
-        seconds = self._place.timeouts.work
-        return encode_state(self._snapshots.own(message.step, timeout_seconds=seconds))
+        return running.replica(message.step)
 
     def close(self) -> None:
         """Let everything go."""

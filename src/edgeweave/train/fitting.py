@@ -154,7 +154,7 @@ class Fit:
     ) -> None:
         self._n_calls = n_calls
         self.history.end_step(result, full=result.n_samples == batch_size)
-        run.step_ends(self.history.step)
+        run.step_ends(self.history.step, result)
         self.mark()
         self._note(run)
 
