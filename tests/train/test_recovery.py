@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,16 @@ def test_a_device_that_restarted_takes_its_place_again() -> None:
 SELDOM_WHOLE = Replication(chain_every=2, whole_every=1000)
 
 
-def killed_run(world: MemoryFleet, job: Job, folder: Path) -> Path:
+def killed_run(
+    world: MemoryFleet,
+    job: Job,
+    folder: Path,
+    *,
+    at: int = 18,
+    before: Mapping[int, Callable[[], None]] | None = None,
+) -> Path:
     """A run whose coordinator is killed about step 16, after a checkpoint of step 10; the directory
-    as the dead process left it.
+    as the dead process left it. ``before`` is what else happens, by batches read.
     """
     left = folder / "left"
 
@@ -177,7 +184,7 @@ def killed_run(world: MemoryFleet, job: Job, folder: Path) -> Path:
     trainer = recovering(world, job, UNET, replication=SELDOM_WHOLE)
     with pytest.raises(ew.EdgeweaveError):
         trainer.fit(
-            Script(job, {18: kill}),
+            Script(job, {**(before or {}), at: kill}),
             batch_size=job.batch_size,
             epochs=job.epochs,
             checkpoint=folder / "run",

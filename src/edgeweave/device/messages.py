@@ -193,6 +193,8 @@ class Holdings(msgspec.Struct, frozen=True):
 
     steps: dict[int, tuple[str, ...]]
     fixed: tuple[str, ...]
+    term: int = 0
+    """The newest one of the run that it had a part in."""
 
 
 class Fetch(msgspec.Struct, frozen=True):
