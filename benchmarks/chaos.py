@@ -1,8 +1,8 @@
 """Random trouble on real processes: every run ends, and with the numbers of an undisturbed one.
 
 Three to five emulated devices, a random plan and random intervals of copies; one to four of: kill,
-kill two, stop for a while, slow, link down for a while, rate. Each run is a process of its own with
-a deadline. All that a seed stands for is in ``benchmarks/chaos_run.py``.
+kill two, kill one and start it again, stop for a while, slow, link down for a while, rate. Each run
+is a process of its own with a deadline. What a seed stands for is in ``benchmarks/chaos_run.py``.
 
     runs           that were begun
     hangs          that did not end by their deadline
@@ -71,6 +71,7 @@ def run(*, quick: bool) -> Result:
             "seed": seeds,
             "steps": reference.told["n_steps"],
             "deadline_seconds": _DEADLINE_SECONDS,
+            "ended_with_a_lost_device_again": _n_returned(runs),
             "whole_seconds": sum(each.seconds for each in runs),
         },
     )
@@ -95,6 +96,11 @@ def counted(runs: Sequence[Ended], losses: Sequence[str]) -> dict[str, float]:
         "files": sum(len(each["files"]) for each in told),
         "threads": sum(len(each["threads"]) for each in told),
     }
+
+
+def _n_returned(runs: Sequence[Ended]) -> int:
+    """Runs at whose end a device that was lost held a stage again."""
+    return sum(bool(each.told and each.told.get("returned")) for each in runs)
 
 
 def _lines(ended: Ended, losses: Sequence[str]) -> list[str]:

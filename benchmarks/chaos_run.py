@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import edgeweave as ew
 from benchmarks.children import reply
+from edgeweave.fleet.chaos import Restart
 from edgeweave.plan import Plan, Replication, Stage
 from edgeweave.program import capture
 
@@ -33,6 +35,7 @@ _BATCH_SIZE, _N_MICROBATCHES, _EPOCHS, _N_SAMPLES = 16, 4, 4, 160
 _N_STEPS = _EPOCHS * _N_SAMPLES // _BATCH_SIZE
 _WIDTH, _LAYERS, _CLASSES = 24, 5, 4
 _SPEEDS = (0.3, 0.5, 1.0)
+_SLOW_SECONDS = 0.3
 _COORDINATOR = "coordinator"
 
 
@@ -46,6 +49,12 @@ class Trouble:
     replication: Replication
     chaos: ew.Chaos
     killed: frozenset[str]
+    """For good, or to be started again."""
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether somebody is started again."""
+        return any(isinstance(event.act, Restart) for event in self.chaos.events)
 
 
 def drawn(seed: int, n_units: int) -> Trouble:
@@ -56,7 +65,7 @@ def drawn(seed: int, n_units: int) -> Trouble:
     chaos, killed = ew.Chaos(), set[str]()
     for _ in range(rng.randint(1, 4)):
         step = rng.randrange(_N_STEPS)
-        act = rng.choice(("kill", "kill two", "stop", "slow", "link down", "rate"))
+        act = rng.choice(("kill", "kill two", "restart", "stop", "slow", "link down", "rate"))
         one, other = rng.sample(names, 2)
         source, target = rng.sample([*names, _COORDINATOR], 2)
         if act in ("kill", "kill two"):
@@ -64,6 +73,9 @@ def drawn(seed: int, n_units: int) -> Trouble:
             killed.update(victims)
             for victim in victims:
                 chaos = chaos.kill(victim, at_step=step)
+        elif act == "restart":
+            killed.add(one)
+            chaos = chaos.restart(one, at_step=step, for_seconds=rng.uniform(0.1, 2.0))
         elif act == "stop":
             chaos = chaos.stop(one, at_step=step, for_seconds=rng.uniform(0.2, 4.0))
         elif act == "slow":
@@ -100,6 +112,10 @@ def main(arguments: Sequence[str]) -> int:
         told |= {
             "losses": [loss.hex() for loss in report.step_losses],
             "recoveries": [recovery.line() for recovery in report.recoveries],
+            "returned": sorted(
+                {device for recovery in report.recoveries for device in recovery.lost}
+                & set(report.plan.devices)
+            ),
         }
     ours = [each.name for each in threading.enumerate() if each not in threads]
     told |= {
@@ -171,7 +187,22 @@ def _trained(trouble: Trouble, n_units: int) -> ew.Report:
             n_microbatches=_N_MICROBATCHES,
             seed=0,
         )
-        return trainer.fit(_data(), batch_size=_BATCH_SIZE, epochs=_EPOCHS, progress=False)
+        data: Dataset[Any] = _Slow(_data()) if trouble.has_returns else _data()
+        return trainer.fit(data, batch_size=_BATCH_SIZE, epochs=_EPOCHS, progress=False)
+
+
+class _Slow(Dataset[Any]):
+    """The same samples, read so slowly that who is started again comes before the last of them."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batch(self, indices: torch.Tensor) -> Any:
+        time.sleep(_SLOW_SECONDS)
+        return self._data[indices]
 
 
 if __name__ == "__main__":

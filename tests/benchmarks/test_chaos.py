@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.chaos import Ended, counted
 from benchmarks.chaos_run import drawn
-from edgeweave.fleet.chaos import Kill
+from edgeweave.fleet.chaos import Kill, Restart
 
 SEEDS = range(200)
 
@@ -26,12 +26,12 @@ def test_who_is_killed_is_known() -> None:
     for seed in SEEDS:
         trouble = drawn(seed, 12)
         acts = [event.act for event in trouble.chaos.events]
-        assert trouble.killed == {act.device for act in acts if isinstance(act, Kill)}
+        assert trouble.killed == {act.device for act in acts if isinstance(act, Kill | Restart)}
 
 
 def test_two_hundred_seeds_have_every_kind_of_trouble() -> None:
     seen = {type(e.act).__name__ for seed in SEEDS for e in drawn(seed, 12).chaos.events}
-    assert seen == {"Kill", "Stop", "Slow", "LinkDown", "Rate"}
+    assert seen == {"Kill", "Restart", "Stop", "Slow", "LinkDown", "Rate"}
 
 
 LOSSES = ("0x1p+0", "0x1p-1")

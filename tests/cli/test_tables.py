@@ -30,6 +30,7 @@ from edgeweave.cli.tables import (
     step_line,
     tried_line,
 )
+from edgeweave.device import ServiceLevel
 from edgeweave.plan import Deviation, TriedSize, explain, partition
 from edgeweave.train import Recovery
 from tests.cli.values import costs, greeting
@@ -99,6 +100,31 @@ def test_coding_is_shown_where_there_was_any() -> None:
     table = devices_table(replace(report, devices=coded))
     assert "coding" in _rendered(table)
     assert "250 ms" in _row(table, coded[0].device)
+
+
+def test_what_copies_of_states_cost_is_shown_where_there_were_any() -> None:
+    report = three_steps()
+    copied = tuple(
+        replace(device, copy_bytes_out=3 << 20, snapshot_seconds=0.25) for device in report.devices
+    )
+    assert "copies" not in _rendered(devices_table(report))
+    table = devices_table(replace(report, devices=copied))
+    assert "copies of states" in _rendered(table)
+    assert _row(table, copied[0].device)[-2] == "3.0 MiB, 250 ms"
+    document = report_document(replace(report, devices=copied))
+    assert [each["copy_bytes_out"] for each in document["devices"]] == [3 << 20] * 2  # type: ignore[attr-defined]
+
+
+def test_a_reports_service_level_is_in_its_document() -> None:
+    level = ServiceLevel(1, 0.25, 1.5, 3, 2, 11)
+    assert report_document(replace(three_steps(), service=level))["service"] == {
+        "n_lost": 1,
+        "detect_seconds": 0.25,
+        "recover_seconds": 1.5,
+        "recomputed_steps": 3,
+        "replica_age_steps": 2,
+        "oldest_replica_steps": 11,
+    }
 
 
 def test_predicted_and_measured_stand_together() -> None:

@@ -22,6 +22,7 @@ from edgeweave.device import (
     Holdings,
     Release,
     Replicate,
+    StageStatistics,
     StateRequest,
     decode_message,
     encode_message,
@@ -115,6 +116,14 @@ def test_a_halted_device_tells_what_it_keeps_and_gives_it(bench: Bench) -> None:
     assert not torch.equal(fetched(bench, 2, TRAINED[0])[TRAINED[0]], first[TRAINED[0]])
     assert bench.greeting().run == "run-1"  # it is still taken
     assert halt(bench) == Holdings({2: TRAINED, 3: TRAINED}, ())  # and may be asked again
+
+
+def test_every_byte_of_a_copy_that_was_sent_is_counted(bench: Bench) -> None:
+    bench.deploy()
+    train(bench)
+    answers = [bench.ask("replicate", Replicate("run-1", 0, 1)) for _ in range(2)]
+    told = decode_message(bench.ask("statistics", Release("run-1")), StageStatistics)
+    assert told.copy_bytes_out == sum(len(answer) for answer in answers) > 0
 
 
 def test_a_halted_device_has_no_stage_at_work(bench: Bench) -> None:

@@ -29,6 +29,8 @@ from edgeweave.device import (
     Pulse,
     Relay,
     Release,
+    RunStatus,
+    ServiceLevel,
     StageStatistics,
     StateRequest,
     TraceEvent,
@@ -89,6 +91,8 @@ MESSAGES = [
     StageStatistics(
         1.0, 2.0, 3.0, 4.0, 4.5, 0.25, 5, 6, 7, 8, 9.0, (TraceEvent("forward", 0, 1, 0.5, 0.6),)
     ),
+    RunStatus("run-1", 2, 40, ("pi-a",), 3, 12, ("a sentence",), ServiceLevel(1, 0.5, 2.0, 3)),
+    ServiceLevel(2, 0.5, 2.0, 3, 4, 11),
     Fault("run-1", 0, "pi-b", 1, b"error"),
 ]
 

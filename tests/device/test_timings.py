@@ -7,7 +7,7 @@ import math
 import pytest
 
 from edgeweave.core.errors import WireError
-from edgeweave.device import StageTiming, told_rates, told_timings
+from edgeweave.device import StageTiming, told_rates, told_replicas, told_timings
 from edgeweave.device.timings import StepTimings
 
 
@@ -81,3 +81,20 @@ def test_rates_are_told_by_who_received_and_handed_on() -> None:
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(WireError, match="the rate from stage 0 to stage 1"):
         told_rates({"rate:0:1": rate}, 2)
+
+
+def test_the_newest_replica_of_each_stage_is_told_and_handed_on() -> None:
+    first, second = StepTimings(0, 8), StepTimings(1, 8)
+    first.end_step({}, 40)
+    second.end_step({}, 30)
+    second.hear({**first.tell(), "replica:1": 99.0, "replica:5": 99.0})
+    assert told_replicas(second.tell(), 2) == {0: 40, 1: 30}
+    first.end_step({})
+    assert told_replicas(first.tell(), 2) == {}
+
+
+@pytest.mark.parametrize("step", [-1.0, 0.5, math.nan, math.inf])
+def test_a_replica_of_no_step_is_refused(step: float) -> None:
+    with pytest.raises(WireError) as refused:
+        told_replicas({"replica:1": step}, 2)
+    assert str(refused.value) == (f"the step of the replica on stage 1 is 0 or more (got {step}).")

@@ -58,6 +58,29 @@ def test_events_on_steps_happen_before_their_step_and_once() -> None:
     assert fake.log() == [("slow a to 0.1", 1), ("kill b", 2), ("end of slow a to 0.1", 3)]
 
 
+def test_a_restarted_device_is_dead_until_its_time_is_over() -> None:
+    fake = Fake(Chaos().restart("a", at_step=1, for_seconds=2.0).restart("b", for_steps=1))
+    fake.begin()
+    assert fake.world.killed == {"b"}
+    fake.runner.step_begins(1)
+    assert fake.world.killed == {"a"}
+    fake.until(2.0)
+    assert fake.world == FIRST
+    assert [what for what, _step in fake.log()] == [
+        "restart b",
+        "end of restart b",
+        "restart a",
+        "end of restart a",
+    ]
+
+
+def test_a_device_that_is_killed_for_good_is_not_started_by_the_end_of_a_restart() -> None:
+    fake = Fake(Chaos().restart("a", for_steps=2).kill("a", at_step=1))
+    for step in range(4):
+        fake.runner.step_begins(step)
+    assert fake.world.killed == {"a"}
+
+
 def test_a_run_resumed_after_an_event_does_not_see_it() -> None:
     fake = Fake(Chaos().kill("b", at_step=2).slow("a", 0.1, at_step=6))
     for step in (5, 6):

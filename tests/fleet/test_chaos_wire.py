@@ -137,6 +137,30 @@ def test_a_fleet_ends_though_a_device_stands_still() -> None:
     assert_gone(family)
 
 
+def test_a_restarted_device_comes_back_as_another_process_and_hears_what_it_missed() -> None:
+    chaos = ew.Chaos().restart("a", for_seconds=0.1).slow("a", 0.25, at_step=1)
+    with ew.Fleet.local(DEVICES[:1], chaos=chaos) as fleet:
+        before = family_of(fleet.pid("a"))
+        fleet.step_begins(0)
+        wait_until(lambda: len(fleet.chaos_log) == 2, "it was killed and started again")
+        fleet.step_begins(1)  # torch takes seconds to load: nobody can be told anything yet
+        wait_until(lambda: fleet.present() == ("a",), "it is there")
+        wait_until(lambda: fleet.greet("a").speed == 0.25, "it was told")
+        after = family_of(fleet.pid("a"))
+        assert {each.pid for each in before}.isdisjoint(each.pid for each in after)
+        assert log_of(fleet) == [("restart a", 0), ("end of restart a", 0), ("slow a to 0.25", 1)]
+    assert_gone(before)
+    assert_gone(after)
+
+
+def test_a_fleet_ends_though_a_device_is_just_being_started() -> None:
+    with ew.Fleet.local(DEVICES[:1], chaos=ew.Chaos().restart("a", for_steps=1)) as fleet:
+        fleet.step_begins(0)
+        fleet.step_begins(1)
+        family = family_of(fleet.pid("a"))
+    assert_gone(family)
+
+
 def test_without_links_and_chaos_nothing_stands_before_the_network() -> None:
     with ew.Fleet.described(FleetDescription(DEVICES[:1])) as fleet:
         assert isinstance(fleet.transport, ZenohTransport)

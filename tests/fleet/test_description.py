@@ -263,6 +263,7 @@ WRONG = [
     (DEVICE + '[[chaos]]\nevent = "kill"\ndevice = "b"', r"'b' is not in the fleet \(a\)"),
     (DEVICE + '[[chaos]]\nevent = "kill"\ndevice = "coordinator"', r"is not in the fleet \(a\)"),
     (DEVICE + '[[chaos]]\nevent = "kill"\ndevice = "a"\nfor_steps = 1', r"kill a: is for good"),
+    (DEVICE + '[[chaos]]\nevent = "restart"\ndevice = "a"', r"restart a: lasts for_steps or for_s"),
     (DEVICE + '[[chaos]]\nevent = "kill"\ndevice = "a"\nspeed = 1', r"speed is not a key here"),
     (
         DEVICE + '[[chaos]]\nevent = "stop"\ndevice = "a"\nat_step = 1\nat_seconds = 1',

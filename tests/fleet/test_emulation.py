@@ -23,12 +23,14 @@ class Hands:
     def __init__(self, *, tells_links: bool = True) -> None:
         self.signals: list[tuple[str, int]] = []
         self.told: dict[str, Emulate] = {}
+        self.started: list[tuple[str, float, Links | None]] = []
         self.own: list[Links] = []
         self.deaf: set[str] = set()
         self.gone: set[str] = set()
         self.emulation = Emulation(
             FIRST,
             send_signal=self._send_signal,
+            start=lambda *told: self.started.append(told),
             tell=self._tell,
             reshape=self.own.append,
             tells_links=tells_links,
@@ -85,6 +87,66 @@ def test_the_dead_are_neither_stopped_nor_continued_nor_told() -> None:
     hands.emulation.change(dead, replace(DOWN, killed=dead.killed, stopped=frozenset({"a"})))
     assert hands.signals == [("a", signal.SIGKILL)]
     assert list(hands.told) == ["b"]
+
+
+DEAD = replace(FIRST, killed=frozenset({"a"}))
+
+
+def restarted(hands: Hands, after: World) -> World:
+    """``a`` is killed and started again, in a world that has changed meanwhile."""
+    hands.emulation.change(FIRST, DEAD)
+    hands.emulation.change(DEAD, replace(after, killed=DEAD.killed))
+    hands.emulation.change(replace(after, killed=DEAD.killed), after)
+    hands.told.clear()
+    return after
+
+
+def test_who_is_killed_no_more_is_started_as_the_world_is_now() -> None:
+    hands = Hands()
+    restarted(hands, Slow("a", 0.2).act_on(DOWN))
+    assert hands.signals == [("a", signal.SIGKILL)]
+    assert hands.started == [("a", 0.2, DOWN.links)]
+    hands.emulation.came("a")
+    assert hands.told == {}  # it was started so
+
+
+def test_who_was_started_is_told_what_changed_once_it_is_there() -> None:
+    hands = Hands()
+    world = restarted(hands, FIRST)
+    slow = Slow("a", 0.2).act_on(world)
+    hands.emulation.change(world, slow)
+    hands.emulation.change(slow, LinkDown("a", "b").act_on(slow))
+    message = Emulate(speed=None, links=DOWN.links)
+    assert hands.told == {"b": message}
+    hands.emulation.came("a")
+    hands.emulation.came("b")
+    assert hands.told == {"a": Emulate(speed=0.2, links=DOWN.links), "b": message}
+
+
+def test_who_is_killed_again_before_it_is_there_is_told_nothing() -> None:
+    hands = Hands()
+    world = restarted(hands, FIRST)
+    hands.emulation.change(world, replace(DOWN, killed=DEAD.killed))
+    hands.emulation.came("a")  # news that comes late
+    assert list(hands.told) == ["b"]
+    assert hands.signals == [("a", signal.SIGKILL)] * 2
+
+
+def test_in_kernel_mode_who_is_started_is_not_told_of_links() -> None:
+    hands = Hands(tells_links=False)
+    restarted(hands, DOWN)
+    assert hands.started == [("a", 0.5, None)]
+
+
+def test_who_is_to_stand_still_is_stopped_as_soon_as_it_is_started() -> None:
+    hands = Hands()
+    both = replace(DEAD, stopped=frozenset({"a"}))
+    stopped = replace(FIRST, stopped=frozenset({"a"}))
+    hands.emulation.change(FIRST, both)
+    hands.emulation.change(both, stopped)
+    hands.emulation.change(stopped, FIRST)
+    assert hands.signals == [("a", n) for n in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)]
+    assert [device for device, *_ in hands.started] == ["a"]
 
 
 def test_a_device_that_does_not_answer_is_logged_and_told_with_the_next_change(

@@ -47,6 +47,7 @@ def _trouble(rng: random.Random, victim: str, devices: str, script: dict[int, Ac
         (
             (kill(victim), None),
             (kill(victim), start(victim)),
+            (both(kill(victim), start(victim)), start(victim)),
             (stall(victim), resume(victim)),
             (cut_off(victim), None),  # mended at once, what was lost would stay lost here
         )

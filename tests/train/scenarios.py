@@ -121,6 +121,29 @@ SCENARIOS: dict[str, Scenario] = {
             epochs=8,
         )
     ),
+    "killed and started again before anybody looked": slow(
+        Scenario(
+            {5: both(kill("b"), start("b")), **dict.fromkeys(range(6, 24), linger("b"))},
+            "b",
+            at_end="abc",
+            epochs=8,
+            example=UNET,
+        )
+    ),
+    "the first and the last are started again, one after the other": slow(
+        Scenario(
+            {
+                5: both(kill("a"), start("a")),
+                **dict.fromkeys(range(6, 16), linger("a")),
+                16: both(kill("c"), start("c")),
+                **dict.fromkeys(range(17, 29), linger("c")),
+            },
+            "ac",
+            at_end="abc",
+            epochs=8,
+            **GPIPE,
+        )
+    ),
     "back while the others recover": slow(
         Scenario(
             {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,87 @@ def test_a_write_that_fails_leaves_the_note_before_as_it_was(
         assert "cannot be written (No space left on device)" in str(full.value)
     assert journal.record() == RunRecord("run-1", 0)
     assert journal.progress() == {}
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_note_leaves_those_before_and_no_half_one(
+    journal: Journal,
+) -> None:
+    """The operating system itself ends the write after 4 KiB."""
+    journal.begin_term(RunRecord("run-1", 0))
+    journal.note(progress(4))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"progress-00005000\.json cannot be written \("):
+            journal.note(progress(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert journal.progress() == {4: progress(4)}
+    assert sorted(path.name for path in journal.directory.iterdir()) == [
+        "progress-00000004.json",
+        "run.json",
+    ]
+
+
+def read_only(*_arguments: object, **_options: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_note_that_cannot_be_deleted_is_an_error_of_ours(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.note(progress(4))
+    monkeypatch.setattr(Path, "unlink", read_only)
+    for act in (journal.end, lambda: journal.begin_term(RunRecord("run-2", 0))):
+        with pytest.raises(CheckpointError) as refused:
+            act()
+        assert str(refused.value) == (
+            f"{journal.directory / 'progress-00000004.json'} cannot be deleted (Read-only file "
+            "system). Make its disk writable or choose another directory."
+        )
+
+
+def test_a_note_that_cannot_be_read_is_an_error_of_ours(journal: Journal) -> None:
+    (journal.directory / "progress-00000004.json").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"00000004\.json cannot be read \(Is a directory\)"):
+        journal.progress()
+
+
+def test_a_run_whose_first_term_cannot_be_noted_does_not_begin(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "write_whole", read_only)
+    with (
+        noted(journal) as on_term,
+        pytest.raises(
+            CheckpointError, match=r"run\.json cannot be written \(Read-only file system"
+        ),
+    ):
+        on_term("run-1", 0)
+
+
+def test_a_later_term_that_cannot_be_noted_and_notes_that_stay_are_said_and_no_error(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with noted(journal) as on_term:
+        on_term("run-1", 0)
+        monkeypatch.setattr(module, "write_whole", read_only)
+        monkeypatch.setattr(Path, "unlink", read_only)
+        on_term("run-1", 1)
+        assert "term 1 of run-1 goes on without being noted: " in caplog.text
+    assert "what was noted of a run that is over stays: " in caplog.text
+    assert journal.record() == RunRecord("run-1", 0)
+
+
+def test_what_a_crash_left_half_written_goes_with_the_next_run(journal: Journal) -> None:
+    journal.note(progress(4))
+    for name in ("progress-00000006.json.4711", "run.json.4711"):
+        (journal.directory / name).write_bytes(b"{")
+    theirs = ["job.json.bak", "progress-00000006.json.bak"]
+    for name in theirs:
+        (journal.directory / name).write_bytes(b"not ours")
+    journal.begin_term(RunRecord("run-2", 0))
+    assert sorted(path.name for path in journal.directory.iterdir()) == [*theirs, "run.json"]
 
 
 def test_a_write_that_was_cut_off_is_not_taken_for_a_note(journal: Journal) -> None:

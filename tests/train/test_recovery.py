@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,16 @@ def test_a_device_that_restarted_takes_its_place_again() -> None:
 SELDOM_WHOLE = Replication(chain_every=2, whole_every=1000)
 
 
-def killed_run(world: MemoryFleet, job: Job, folder: Path) -> Path:
+def killed_run(
+    world: MemoryFleet,
+    job: Job,
+    folder: Path,
+    *,
+    at: int = 18,
+    before: Mapping[int, Callable[[], None]] | None = None,
+) -> Path:
     """A run whose coordinator is killed about step 16, after a checkpoint of step 10; the directory
-    as the dead process left it.
+    as the dead process left it. ``before`` is what else happens, by batches read.
     """
     left = folder / "left"
 
@@ -177,7 +184,7 @@ def killed_run(world: MemoryFleet, job: Job, folder: Path) -> Path:
     trainer = recovering(world, job, UNET, replication=SELDOM_WHOLE)
     with pytest.raises(ew.EdgeweaveError):
         trainer.fit(
-            Script(job, {18: kill}),
+            Script(job, {**(before or {}), at: kill}),
             batch_size=job.batch_size,
             epochs=job.epochs,
             checkpoint=folder / "run",
@@ -287,6 +294,38 @@ def test_whoever_asks_a_coordinator_learns_where_its_run_is() -> None:
     assert 0 <= before.devices_age_steps < OFTEN.chain_every + 3
     assert 0 <= before.here_age_steps <= 9
     assert before.recoveries == ()
+    assert (before.service.n_lost, before.service.recomputed_steps) == (0, 0)
+    assert 0 <= (before.service.replica_age_steps or 0) <= before.step
     assert (after.run, after.term) == (before.run, 1)
     assert after.devices == report.plan.devices
     assert after.recoveries == tuple(each.line() for each in report.recoveries)
+    (recovery,) = report.recoveries
+    for level in (after.service, report.service):
+        assert level.n_lost == 1
+        assert level.recomputed_steps == recovery.recomputed_steps
+        assert (level.detect_seconds, level.recover_seconds) == (
+            recovery.silent_seconds,
+            recovery.seconds,
+        )
+
+
+def test_the_report_tells_what_copies_cost_and_how_old_they_were() -> None:
+    job = job_of(MLP, 40, epochs=4)
+    with memory_fleet("a", "b", "c") as world:
+        trainer = recovering(world, job, MLP)
+        report = trained(trainer, job, at=10**6, act=lambda: None)
+        spared = recovering(world, job, MLP, recover=False)
+        without = trained(spared, job, at=10**6, act=lambda: None)
+    state_bytes = 2 * sum(each.nbytes for each in job.model.parameters())  # with momentum
+    sent_bytes = sum(device.copy_bytes_out for device in report.devices)
+    most = 16 // OFTEN.chain_every + 16 // OFTEN.whole_every  # to neighbours, and to here
+    assert 2 * state_bytes <= sent_bytes <= most * 1.5 * state_bytes  # names and shapes beside it
+    assert min(device.copy_bytes_out for device in report.devices) > 0
+    assert min(device.snapshot_seconds for device in report.devices) > 0
+    assert report.service.n_lost == 0
+    age, oldest = report.service.replica_age_steps, report.service.oldest_replica_steps
+    assert age is not None
+    assert oldest is not None
+    assert 0 <= age <= oldest < 16  # some copies came in time
+    assert {device.copy_bytes_out for device in without.devices} == {0}
+    assert without.service.replica_age_steps is None

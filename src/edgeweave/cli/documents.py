@@ -77,6 +77,7 @@ def report_document(report: Report) -> dict[str, object]:
         "chaos": msgspec.to_builtins(report.chaos),
         "replans": [_decision(decision) for decision in report.replans],
         "recoveries": [_recovery(recovery) for recovery in report.recoveries],
+        "service": _plain(report.service),
         "codec_changes": [
             {**msgspec.to_builtins(change), "line": change.line()}
             for change in report.codec_changes

@@ -34,6 +34,7 @@ def status(network: Network, output: Output, *, wait_seconds: float) -> None:
             f"{run.run}: {run.step} steps done, on {', '.join(run.devices)}; states were kept by "
             f"devices {run.devices_age_steps} steps ago, by the coordinator {run.here_age_steps}."
         )
+        output.say(f"  {run.service.line()}")
         for line in run.recoveries:
             output.say(f"  {line}")
     output.finish(

@@ -13,7 +13,7 @@ from edgeweave.device import Greeting
 from edgeweave.plan import Costs, Explanation, Interval, Plan, TriedSize
 from edgeweave.plan.explanation import likely
 from edgeweave.predict.probe import Probe
-from edgeweave.train import Report
+from edgeweave.train import DeviceReport, Report
 
 __all__ = [
     "Alone",
@@ -158,12 +158,15 @@ def probes_table(probes: Mapping[str, Probe]) -> Table:
 
 
 def devices_table(report: Report) -> Table:
-    """Where each device's time went. Sending and coding, if any, happen beside computing."""
+    """Where each device's time went. Sending and coding, if any, happen beside computing; copies
+    are what keeping its state elsewhere took: bytes sent beside, and seconds of computing.
+    """
     coding = ["coding"] if any(device.coding_seconds for device in report.devices) else []
+    copies = ["copies"] if any(device.copy_bytes_out for device in report.devices) else []
     table = _table(
         "Where each device's time went",
         ["stage", "device"],
-        ["computing", "waiting", "idle", "sending", *coding, "in", "out", "peak memory"],
+        ["computing", "waiting", "idle", "sending", *coding, "in", "out", *copies, "peak memory"],
     )
     for device in report.devices:
         total = device.compute_seconds + device.wait_seconds + device.idle_seconds
@@ -177,9 +180,12 @@ def devices_table(report: Report) -> Table:
             *(format_seconds(device.coding_seconds) for _ in coding),
             format_bytes(device.bytes_in),
             format_bytes(device.bytes_out),
+            *(_copies(device) for _ in copies),
             format_bytes(device.peak_memory_bytes),
         )
     table.caption = "waiting: for neighbours within a step; idle: for the next step or evaluation"
+    if copies:
+        table.caption += "; copies of states, against failures: sent, and time of computing"
     return table
 
 
@@ -295,6 +301,10 @@ def _giga(rate: float | None, unit: str) -> str:
 def _share(seconds: float, total: float) -> str:
     share = seconds / total if total else 0.0
     return f"{seconds:.1f} s  {share * 100:3.0f} %"
+
+
+def _copies(device: DeviceReport) -> str:
+    return f"{format_bytes(device.copy_bytes_out)}, {format_seconds(device.snapshot_seconds)}"
 
 
 def _of(part: float, whole: float) -> str:

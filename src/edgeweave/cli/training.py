@@ -85,6 +85,7 @@ def _show(report: Report, options: TrainOptions, output: Output) -> None:
         output.say(change.line())
     for recovery in report.recoveries:
         output.say(recovery.line())
+    output.say(report.service.line())
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
         facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]

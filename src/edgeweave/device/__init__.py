@@ -25,6 +25,7 @@ from edgeweave.device.messages import (
     Release,
     Replicate,
     RunStatus,
+    ServiceLevel,
     StageStatistics,
     StateRequest,
     TraceEvent,
@@ -41,7 +42,7 @@ from edgeweave.device.optimizer import (
 from edgeweave.device.probing import probe_link
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.snapshots import received_state
-from edgeweave.device.timings import StageTiming, told_rates, told_timings
+from edgeweave.device.timings import StageTiming, told_rates, told_replicas, told_timings
 from edgeweave.device.whole_files import write_whole
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "Release",
     "Replicate",
     "RunStatus",
+    "ServiceLevel",
     "StageStatistics",
     "StageTiming",
     "StateRequest",
@@ -88,6 +90,7 @@ __all__ = [
     "tensor_frame",
     "told_products",
     "told_rates",
+    "told_replicas",
     "told_timings",
     "write_whole",
 ]

@@ -74,7 +74,9 @@ class Executor:
         clock: Clock,
         on_fault: Callable[[BaseException], None],
         on_snapshot: OnSnapshot,
+        replica_step: Callable[[], int | None] = lambda: None,
     ) -> None:
+        """``replica_step()`` is that of the newest replica of another stage, if there is one."""
         self._assignment = assignment
         self._stage = stage
         self._optimizer = optimizer
@@ -83,6 +85,7 @@ class Executor:
         self._clock = clock
         self._on_fault = on_fault
         self._on_snapshot = on_snapshot
+        self._replica_step = replica_step
         self._thread = threading.Thread(
             target=self._run, name=f"edgeweave-stage-{assignment.stage}"
         )
@@ -300,7 +303,7 @@ class Executor:
 
     def _end_step(self, number: int, step: int, scalars: Mapping[str, float]) -> None:
         """The update of a training round was done."""
-        self._timings.end_step(self._exchange.link_rates(number))
+        self._timings.end_step(self._exchange.link_rates(number), self._replica_step())
         if scalars.get("snapshot"):
             shown = self._timed("compute", step, -1, shown="snapshot")
             with shown, self._throttle.pace("snapshot"):

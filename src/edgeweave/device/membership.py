@@ -37,6 +37,7 @@ class Membership:
         self._snapshots = Snapshots(place.settings.name)
         self._changing = threading.RLock()
         self._running: Running | None = None
+        self._newest_term = 0
         self._coordinator: str | None = None
         self._watch: Subscription | None = None
 
@@ -61,6 +62,7 @@ class Membership:
         with self._changing:
             self._stop()
             self._snapshots.reopen()
+            self._newest_term = max(self._newest_term, message.assignment.term)
             self._running = Running(message, self._place, self._snapshots)
             self._look_after(message.assignment.coordinator)
 
@@ -83,7 +85,8 @@ class Membership:
             if running is not None and message.rounds is not None:
                 self._snapshots.room_bytes = None  # the stage's memory is free, until the next one
                 self._snapshots.add(message.step, running.state())
-            return Holdings(self._snapshots.held(), tuple(sorted(self._snapshots.fixed)))
+            held, fixed = self._snapshots.held(), tuple(sorted(self._snapshots.fixed))
+            return Holdings(held, fixed, self._newest_term)
 
     def fetch(self, message: Fetch) -> bytes:
         """A part of a state, as safetensors."""
@@ -97,8 +100,7 @@ class Membership:
                 f"{self._place.settings.name} works in term {running.assignment.term} of run "
                 f"{self.run} (a state of term {message.term} was asked for). It is another's now."
             )
-        seconds = self._place.timeouts.work
-        return encode_state(self._snapshots.own(message.step, timeout_seconds=seconds))
+        return running.replica(message.step)
 
     def close(self) -> None:
         """Let everything go."""

@@ -37,6 +37,7 @@ __all__ = [
     "Release",
     "Replicate",
     "RunStatus",
+    "ServiceLevel",
     "StageStatistics",
     "StateRequest",
     "TraceEvent",
@@ -192,6 +193,8 @@ class Holdings(msgspec.Struct, frozen=True):
 
     steps: dict[int, tuple[str, ...]]
     fixed: tuple[str, ...]
+    term: int = 0
+    """The newest one of the run that it had a part in."""
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -340,6 +343,41 @@ class Release(msgspec.Struct, frozen=True):
     before: int | None = None
 
 
+class ServiceLevel(msgspec.Struct, frozen=True):
+    """How a run stood failures so far, and what another would cost. ``line()`` says it."""
+
+    n_lost: int = 0
+    """Devices that were lost, each as often as it was."""
+    detect_seconds: float = 0.0
+    """The longest from the last result before a loss to its being noticed."""
+    recover_seconds: float = 0.0
+    """The longest from there until the next step could begin."""
+    recomputed_steps: int = 0
+    """Whole steps that had to be done again, all together."""
+    replica_age_steps: int | None = None
+    """What the loss of any one device would cost now: steps since the newest after which the state
+    of every stage had reached another device, or the coordinator. None if no state is copied."""
+    oldest_replica_steps: int | None = None
+    """The most that it was after a step so far."""
+
+    def line(self) -> str:
+        """Two sentences for a person."""
+        lost, copies = "No device was lost.", "No states are copied."
+        if self.n_lost:
+            times = "once" if self.n_lost == 1 else f"{self.n_lost} times"
+            lost = (
+                f"A device was lost {times}, noticed after {self.detect_seconds:.2f} s and made "
+                f"good {self.recover_seconds:.2f} s later at most; {self.recomputed_steps} steps "
+                "were computed again."
+            )
+        if self.replica_age_steps is not None:
+            copies = (
+                f"Copies of all states are {self.replica_age_steps} steps old, "
+                f"{self.oldest_replica_steps} at most so far."
+            )
+        return f"{lost} {copies}"
+
+
 class RunStatus(msgspec.Struct, frozen=True):
     """Where a run is; its coordinator answers with it to whoever asks."""
 
@@ -355,6 +393,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     """Steps since the coordinator's own copy of all of them."""
     recoveries: tuple[str, ...]
     """What was lost so far and how the run went on, a sentence each."""
+    service: ServiceLevel = ServiceLevel()
+    """The same in figures."""
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -414,6 +454,8 @@ class StageStatistics(msgspec.Struct, frozen=True):
     """The largest resident size of the process since deployment."""
     clock_seconds: float
     events: tuple[TraceEvent, ...]
+    copy_bytes_out: int = 0
+    """States sent to those that keep copies of them: another device, the coordinator."""
 
 
 class Fault(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ go by ``close``. Which run is on, and whether there may be one, is the agent's b
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -42,7 +43,7 @@ from edgeweave.device.throttle import Throttle
 from edgeweave.net import Priority, Transport, control_key
 from edgeweave.net.remote import encode_error
 from edgeweave.plan import in_flight, is_flushed, older_versions
-from edgeweave.program import Program, StageProgram, VersionedStage, decode
+from edgeweave.program import Program, StageProgram, VersionedStage, decode, encode_state
 
 __all__ = ["Running", "Workplace"]
 
@@ -82,6 +83,8 @@ class Running:
         self.assignment = assignment = message.assignment
         self._place = place
         self._snapshots = snapshots
+        self._copying = threading.Lock()
+        self._copy_bytes_out = 0
         known = self._known(message)
         program, stage = self._load(message, known)
         optimizer = StageOptimizer(assignment.optimizer, stage.parameters)
@@ -106,6 +109,7 @@ class Running:
             clock=place.clock,
             on_fault=self._report_fault,
             on_snapshot=self._keep,
+            replica_step=lambda: snapshots.replica_step,
         )
         self._replicator = Replicator(
             self._replica_before, snapshots, stop_seconds=place.timeouts.stop
@@ -138,6 +142,15 @@ class Running:
         """A copy of what training changed so far. Only while no round is under way."""
         return self._executor.state()
 
+    def replica(self, step: int) -> bytes:
+        """The state after ``step`` steps for who keeps a copy of it, as safetensors, once the stage
+        has come so far.
+        """
+        found = encode_state(self._snapshots.own(step, timeout_seconds=self._place.timeouts.work))
+        with self._copying:
+            self._copy_bytes_out += len(found)
+        return found
+
     def pulse(self) -> Pulse:
         """What the stage does now."""
         return self._executor.pulse()
@@ -159,6 +172,7 @@ class Running:
             peak_memory_bytes=memory.peak_bytes(),
             clock_seconds=self._place.clock.now(),
             events=tuple(executor.events),
+            copy_bytes_out=self._copy_bytes_out,
         )
 
     def close(self) -> None:

@@ -58,6 +58,7 @@ class Snapshots:
         self._replicas: dict[int, dict[str, torch.Tensor]] = {}
         self._changed = threading.Condition()
         self._newest_own = -1
+        self._newest_replica: int | None = None
         self._ended = False
 
     def add(self, step: int, state: State) -> None:
@@ -70,7 +71,13 @@ class Snapshots:
     def add_replica(self, step: int, state: State) -> None:
         """Keep another stage's."""
         with self._changed:
-            self._add(self._replicas, step, state)
+            if self._add(self._replicas, step, state):
+                self._newest_replica = step
+
+    @property
+    def replica_step(self) -> int | None:
+        """After which step the newest replica is that came since ``reopen``."""
+        return self._newest_replica
 
     def held(self) -> dict[int, tuple[str, ...]]:
         """By step, the parameters and buffers whose state is here."""
@@ -125,8 +132,10 @@ class Snapshots:
         """More will come."""
         with self._changed:
             self._ended = False
+            self._newest_replica = None
 
-    def _add(self, kept: dict[int, dict[str, torch.Tensor]], step: int, state: State) -> None:
+    def _add(self, kept: dict[int, dict[str, torch.Tensor]], step: int, state: State) -> bool:
+        """Whether there was room for it."""
         for old in sorted(kept.keys() - {step})[: -_KEPT_STEPS + 1]:
             del kept[old]
         if self.room_bytes is not None and self._bytes() + _bytes(state) > self.room_bytes:
@@ -142,8 +151,9 @@ class Snapshots:
                 format_bytes(needed),
                 format_bytes(self.room_bytes),
             )
-            return
+            return False
         kept.setdefault(step, {}).update(state)
+        return True
 
     def _names(self, step: int) -> set[str]:
         both = (self._own.get(step, {}), self._replicas.get(step, {}))

@@ -40,6 +40,7 @@ def executor_of(
     clock: Clock,
     on_fault: Callable[[BaseException], None],
     on_snapshot: OnSnapshot,
+    replica_step: Callable[[], int | None],
 ) -> Executor:
     """The executor for the kind of stage: one whose versions are kept is not flushed."""
     if isinstance(stage, VersionedStage):
@@ -52,6 +53,7 @@ def executor_of(
             clock=clock,
             on_fault=on_fault,
             on_snapshot=on_snapshot,
+            replica_step=replica_step,
         )
     return Executor(
         assignment,
@@ -62,6 +64,7 @@ def executor_of(
         clock=clock,
         on_fault=on_fault,
         on_snapshot=on_snapshot,
+        replica_step=replica_step,
     )
 
 
@@ -88,6 +91,7 @@ class StreamExecutor(Executor):
         clock: Clock,
         on_fault: Callable[[BaseException], None],
         on_snapshot: OnSnapshot,
+        replica_step: Callable[[], int | None] = lambda: None,
     ) -> None:
         super().__init__(
             assignment,
@@ -98,6 +102,7 @@ class StreamExecutor(Executor):
             clock=clock,
             on_fault=on_fault,
             on_snapshot=on_snapshot,
+            replica_step=replica_step,
         )
         self._versioned = stage
         every, index = assignment.weight_aggregation, assignment.stage

@@ -1,12 +1,14 @@
-"""What work and links take, told to the coordinator along with the frames that travel anyway.
+"""What work and links take, told to the coordinator along with the frames that travel anyway, and
+how new the replicas are that stages keep of each other.
 
     step k       every stage times its full microbatches
     step k + 1   stage 0 --activation 0 [t0]--> stage 1 --activation 0 [t0 t1]--> ... --result 0-->
 
 Nobody asks and nobody answers: two numbers a stage and step ride on the first microbatch, and one
-for each link that frames tell of (``link_rates``), told by the stage that received them. It
-costs no message, no thread and no waiting. Requests for ``statistics`` would cost all three, and
-carry every event of the run. An emulated device tells what it was paced to.
+for each link that frames tell of (``link_rates``), told by the stage that received them, and the
+step of the newest replica. It costs no message, no thread and no waiting. Requests for
+``statistics`` would cost all three, and carry every event of the run. An emulated device tells what
+it was paced to.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import msgspec
 
 from edgeweave.core.errors import WireError
 
-__all__ = ["StageTiming", "StepTimings", "told_rates", "told_timings"]
+__all__ = ["StageTiming", "StepTimings", "told_rates", "told_replicas", "told_timings"]
 
 _KINDS = ("forward", "backward")
 
@@ -50,8 +52,12 @@ class StepTimings:
         if kind in self._samples and n_samples == self._microbatch_size:
             self._samples[kind].append(seconds)
 
-    def end_step(self, rates: Mapping[int, float]) -> None:
-        """Keep the step's medians, and bytes per second by sending stage, until they are told."""
+    def end_step(self, rates: Mapping[int, float], replica_step: int | None = None) -> None:
+        """Keep the step's medians, bytes per second by sending stage, and after which step the
+        newest replica here is, until they are told.
+        """
+        if replica_step is not None:
+            self._to_tell[_replica_name(self._stage)] = float(replica_step)
         for sender, rate in rates.items():
             self._to_tell[_rate_name(sender, self._stage)] = rate
         if all(self._samples.values()):
@@ -62,7 +68,7 @@ class StepTimings:
     def hear(self, scalars: Mapping[str, float]) -> None:
         """Take over what a frame tells of the stages before."""
         for stage in range(self._stage):
-            for name in (*_names(stage), *_rate_names(stage)):
+            for name in (*_names(stage), *_rate_names(stage), _replica_name(stage)):
                 if name in scalars:
                     self._to_tell[name] = scalars[name]
 
@@ -104,6 +110,21 @@ def told_rates(scalars: Mapping[str, float], n_stages: int) -> dict[tuple[int, i
     return found
 
 
+def told_replicas(scalars: Mapping[str, float], n_stages: int) -> dict[int, int]:
+    """By stage, the step after which the newest replica is that it keeps of another stage;
+    ``WireError`` if one is no step.
+    """
+    found: dict[int, int] = {}
+    for stage in range(n_stages):
+        step = scalars.get(_replica_name(stage))
+        if step is None:
+            continue
+        if not (math.isfinite(step) and step >= 0 and step == int(step)):
+            raise WireError(f"the step of the replica on stage {stage} is 0 or more (got {step}).")
+        found[stage] = int(step)
+    return found
+
+
 def _rate_names(stage: int) -> tuple[str, ...]:
     """Of the links to a stage from its neighbours."""
     return _rate_name(stage - 1, stage), _rate_name(stage + 1, stage)
@@ -111,6 +132,10 @@ def _rate_names(stage: int) -> tuple[str, ...]:
 
 def _rate_name(source: int, target: int) -> str:
     return f"rate:{source}:{target}"
+
+
+def _replica_name(stage: int) -> str:
+    return f"replica:{stage}"
 
 
 def _names(stage: int) -> tuple[str, ...]:

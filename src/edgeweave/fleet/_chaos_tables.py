@@ -8,7 +8,7 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
 from edgeweave.fleet._link_tables import loss, rate
 from edgeweave.fleet._tables import Table, flag, number, text, whole
-from edgeweave.fleet.chaos import Act, Chaos, Drop, Kill, LinkDown, Rate, Slow, Stop
+from edgeweave.fleet.chaos import Act, Chaos, Drop, Kill, LinkDown, Rate, Restart, Slow, Stop
 from edgeweave.net.link import RateTrace
 
 __all__ = ["read_chaos"]
@@ -50,6 +50,10 @@ def _kill(table: Table) -> Act:
     return Kill(_device(table))
 
 
+def _restart(table: Table) -> Act:
+    return Restart(_device(table))
+
+
 def _stop(table: Table) -> Act:
     return Stop(_device(table))
 
@@ -82,6 +86,7 @@ def _limit(value: object) -> float:
 
 _ACTS: dict[str, Callable[[Table], Act]] = {
     "kill": _kill,
+    "restart": _restart,
     "stop": _stop,
     "slow": _slow,
     "link_down": _link_down,

@@ -1,8 +1,9 @@
 """Scripted trouble, as values: what happens to which device or link, when, and for how long.
 
     kill       the process dies (SIGKILL)                 link_down  nothing passes
-    stop       it stands still (SIGSTOP), then goes on    drop       packets are lost
-    slow       it computes with another speed             rate       the link has another rate
+    restart    it dies, and is started again              drop       packets are lost
+    stop       it stands still (SIGSTOP), then goes on    rate       the link has another rate
+    slow       it computes with another speed
 
 Nothing happens here: ``chaos_runner`` lets it happen.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "Kill",
     "LinkDown",
     "Rate",
+    "Restart",
     "Slow",
     "Stop",
     "World",
@@ -59,6 +61,21 @@ class Kill:
 
     def __str__(self) -> str:
         return f"kill {self.device}"
+
+    def act_on(self, world: World) -> World:
+        return replace(world, killed=world.killed | {self.device})
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The process of a device dies, and another is started when this is undone: as a board whose
+    power failed. It comes back with nothing of the run, after the seconds that starting takes.
+    """
+
+    device: str
+
+    def __str__(self) -> str:
+        return f"restart {self.device}"
 
     def act_on(self, world: World) -> World:
         return replace(world, killed=world.killed | {self.device})
@@ -159,7 +176,7 @@ class Rate:
         )
 
 
-Act = Kill | Stop | Slow | LinkDown | Drop | Rate
+Act = Kill | Restart | Stop | Slow | LinkDown | Drop | Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +203,9 @@ class ChaosEvent:
         if self.for_seconds is not None and not 0 < self.for_seconds < math.inf:
             raise self._refused("for_seconds is above 0", "Leave it out if it lasts")
         if isinstance(self.act, Kill) and (self.for_steps or self.for_seconds):
-            raise self._refused("is for good", "Leave for_steps and for_seconds out, or stop it")
+            raise self._refused("is for good", "Leave for_steps and for_seconds out, or restart it")
+        if isinstance(self.act, Restart) and not (self.for_steps or self.for_seconds):
+            raise self._refused("lasts for_steps or for_seconds", "Give one, or kill it for good")
 
     def _refused(self, rule: str, fix: str) -> ConfigError:
         given = {
@@ -222,6 +241,22 @@ class Chaos:
     ) -> Chaos:
         """Kill the process of a device, for good."""
         return self.plus(Kill(device), at_step=at_step, at_seconds=at_seconds)
+
+    def restart(
+        self,
+        device: str,
+        *,
+        at_step: int | None = None,
+        at_seconds: float | None = None,
+        for_steps: int | None = None,
+        for_seconds: float | None = None,
+    ) -> Chaos:
+        """Kill the process of a device, and start it again ``for_steps`` or ``for_seconds`` later.
+
+        ``for_steps`` only if the steps go on without it. Starting takes some seconds more; then a
+        run that goes on takes it in as a newcomer, if that is worth it.
+        """
+        return self.plus(Restart(device), at_step, at_seconds, for_steps, for_seconds)
 
     def stop(
         self,
@@ -328,7 +363,7 @@ class Chaos:
 
 def _names(act: Act) -> tuple[str, ...]:
     """The device, or the two ends of the link, that an act is about."""
-    if isinstance(act, Kill | Stop | Slow):
+    if isinstance(act, Kill | Restart | Stop | Slow):
         return (act.device,)
     return (act.source, act.target)
 

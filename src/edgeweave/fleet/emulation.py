@@ -1,6 +1,7 @@
 """Makes a local fleet be as a script's ``World`` says: signals to processes, ``Emulate`` to agents.
 
-A device that is dead or stands still cannot be told anything; one that goes on is told then.
+A device that is dead, stands still or is being started cannot be told anything; it is told when it
+goes on, or has come.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from edgeweave.core.errors import EdgeweaveError
@@ -27,7 +28,8 @@ class Emulation:
     ``send_signal(device, number)`` raises ``ProcessLookupError`` if the process has gone;
     ``tell(device, message)`` has a deadline of its own, and past it raises ``EdgeweaveError``,
     which is logged: that device is told the next time something changes. ``reshape`` changes the
-    coordinator's own links, or all of them if ``tells_links`` is False.
+    coordinator's own links, or all of them if ``tells_links`` is False. ``start(device, speed,
+    links)`` starts the process of one that was killed, and does not wait until it is there.
     """
 
     def __init__(
@@ -35,41 +37,65 @@ class Emulation:
         world: World,
         *,
         send_signal: Callable[[str, int], None],
+        start: Callable[[str, float, Links | None], None],
         tell: Callable[[str, Emulate], None],
         reshape: Callable[[Links], None],
         tells_links: bool = True,
     ) -> None:
         self._send_signal = send_signal
+        self._start = start
         self._tell = tell
         self._reshape = reshape
         self._tells_links = tells_links
         self._lock = threading.Lock()
         links = self._links_told(world)
         self._told = {device: (speed, links) for device, speed in world.speeds.items()}
+        self._coming: set[str] = set()
+        """Started again, and not there yet."""
+        self._world = world
 
     def change(self, before: World, after: World) -> None:
         """Go from one world to the next."""
         with self._lock:
+            self._world = after
             for device in sorted(after.killed - before.killed):
                 self._signal(device, signal.SIGKILL)
-            for device in sorted(after.stopped - before.stopped - after.killed):
+                self._coming.discard(device)
+            for device in sorted(before.killed - after.killed):
+                self._begin_again(device)
+            for device in sorted(_still(after) - _still(before)):
                 self._signal(device, signal.SIGSTOP)
-            for device in sorted(before.stopped - after.stopped - after.killed):
+            for device in sorted(_still(before) - after.stopped - after.killed):
                 self._signal(device, signal.SIGCONT)
             if after.links != before.links:
                 self._reshape(after.links)
-            able = after.speeds.keys() - after.killed - after.stopped
-            self._tell_all(sorted(able), after)
+            self._tell_all(after.speeds.keys())
+
+    def came(self, device: str) -> None:
+        """A device is there: if it was started again, tell it what has changed meanwhile."""
+        with self._lock:
+            if device in self._coming:
+                self._coming.discard(device)
+                self._tell_all([device])
 
     def release(self, world: World) -> None:
         """Let those that stand still go on, so that they can end."""
         with self._lock:
-            for device in sorted(world.stopped - world.killed):
+            for device in sorted(_still(world)):
                 self._signal(device, signal.SIGCONT)
 
-    def _tell_all(self, devices: Sequence[str], world: World) -> None:
-        wanted = {d: (world.speeds[d], self._links_told(world)) for d in devices}
-        news = [device for device in devices if wanted[device] != self._told[device]]
+    def _begin_again(self, device: str) -> None:
+        speed, links = self._world.speeds[device], self._links_told(self._world)
+        self._start(device, speed, links)
+        self._told[device] = speed, links
+        self._coming.add(device)
+
+    def _tell_all(self, devices: Iterable[str]) -> None:
+        """Those of them that can be told, and do not know yet."""
+        world = self._world
+        able = sorted({*devices} - world.killed - world.stopped - self._coming)
+        wanted = {d: (world.speeds[d], self._links_told(world)) for d in able}
+        news = [device for device in able if wanted[device] != self._told[device]]
         if not news:
             return
         with ThreadPoolExecutor(max_workers=len(news)) as pool:
@@ -99,3 +125,8 @@ class Emulation:
             self._send_signal(device, number)
         except ProcessLookupError:
             _log.warning("%s: signal %d came too late, its process has gone", device, number)
+
+
+def _still(world: World) -> frozenset[str]:
+    """The processes that are stopped."""
+    return world.stopped - world.killed

@@ -262,8 +262,8 @@ class Fleet:
                 on_waiting=self._on_waiting,
             )
             self._check_versions()
-            if self._local is not None and self._local.chaos:
-                self._runner = self._begin_chaos(self._local, stack)
+            if self._local is not None and self._processes is not None and self._local.chaos:
+                self._runner = self._begin_chaos(self._local, self._processes, stack)
             self._stack = stack.pop_all()
         return self
 
@@ -388,18 +388,23 @@ class Fleet:
             net = self._local.coordinator_net(net)
         return stack.enter_context(ZenohTransport(name, net))
 
-    def _begin_chaos(self, local: LocalSetup, stack: ExitStack) -> ChaosRunner:
+    def _begin_chaos(
+        self, local: LocalSetup, processes: AgentProcesses, stack: ExitStack
+    ) -> ChaosRunner:
         world = local.world()
         emulation = Emulation(
             world,
-            send_signal=lambda device, number: os.kill(self.pid(device), number),
+            send_signal=lambda device, number: os.kill(processes.pid(device), number),
+            start=processes.start_again,
             tell=self._tell,
             reshape=self._reshape,
             tells_links=local.layout is None,
         )
         runner = ChaosRunner(local.chaos, world, emulation.change, self._clock)
         stack.callback(lambda: emulation.release(runner.world))
-        return stack.enter_context(runner)
+        stack.enter_context(runner)
+        stack.callback(self.watch(lambda _device: None, emulation.came).close)
+        return runner
 
     def _tell(self, device: str, message: Emulate) -> None:
         """Beside shaped links, or one that is down would keep itself down."""

@@ -1,12 +1,12 @@
 """Pipeline-parallel training: data, runs, checkpoints, reports."""
 
-from edgeweave.train.elastic import Recovery
 from edgeweave.train.experience import Experience
 from edgeweave.train.learning_rate import LRSchedule
 from edgeweave.train.measurements import measure_costs
 from edgeweave.train.predictions import device_latencies, predict_units
 from edgeweave.train.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
+from edgeweave.train.service import Recovery
 from edgeweave.train.trainer import PipelineTrainer
 
 __all__ = [

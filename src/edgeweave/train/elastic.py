@@ -26,6 +26,7 @@ from edgeweave.device import (
     Holdings,
     Release,
     RunStatus,
+    ServiceLevel,
     StageStatistics,
     decode_message,
     encode_message,
@@ -38,10 +39,11 @@ from edgeweave.train.batches import Batch
 from edgeweave.train.copies import Copies
 from edgeweave.train.holders import Holders, Term
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings
+from edgeweave.train.service import Recovery, Service
 from edgeweave.train.step_stream import StepStream
 from edgeweave.train.weights import Weights
 
-__all__ = ["Adopted", "ElasticRun", "Recovery", "Replan", "halted"]
+__all__ = ["Adopted", "ElasticRun", "Replan", "halted"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,37 +61,6 @@ class Adopted:
     term: int
     step: int
     holders: Holders
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """Devices were lost in step ``step``, and the run went on without them. ``line()`` says it."""
-
-    step: int
-    lost: tuple[str, ...]
-    left: tuple[str, ...]
-    """All that were there then, whether they have a part in the plan or not."""
-    plan: Plan
-    """The one it went on with."""
-    resumed_step: int
-    """After so many steps it stood when it went on; those up to ``step`` were computed again."""
-    silent_seconds: float
-    """From the last result before the loss to its being noticed."""
-    seconds: float
-    """From there until the next step could begin."""
-
-    @property
-    def recomputed_steps(self) -> int:
-        """Whole steps that were done and had to be done again."""
-        return self.step - self.resumed_step
-
-    def line(self) -> str:
-        """One sentence for a person."""
-        return (
-            f"step {self.step}: {', '.join(self.lost)} lost (noticed after "
-            f"{self.silent_seconds:.2f} s); goes on after step {self.resumed_step} with "
-            f"{', '.join(self.plan.devices)}, {self.seconds:.2f} s later."
-        )
 
 
 class ElasticRun:
@@ -122,7 +93,7 @@ class ElasticRun:
         self._on_term = on_term
         self._done = weights.step if adopted is None else adopted.step
         self._snapshot_steps = deque([self._done], maxlen=_REMEMBERED_SNAPSHOTS)
-        self._recoveries: list[Recovery] = []
+        self._service = Service(replicates=replicates)
         begin = adopted or Adopted(
             f"run-{secrets.token_hex(4)}", 0, weights.step, Holders({}, weights.step)
         )
@@ -198,9 +169,15 @@ class ElasticRun:
         self._run.submit(step, batch, hyperparameters, snapshot=snapshot, replicate=replicate)
         self._begin_copies_due(step + 1)
 
-    def step_ends(self, done: int) -> None:
-        """The results of ``done`` steps are all collected."""
+    def step_ends(self, done: int, result: RoundResult) -> None:
+        """The results of ``done`` steps are all collected; that of the last one."""
         self._done = done
+        told = result.replica_steps
+        self._service.step_ended(done, self.plan.devices, told, here=self._weights.step)
+
+    def service(self) -> ServiceLevel:
+        """How the run stood failures so far."""
+        return self._service.level()
 
     def evaluate(self, step: int, parts: Iterable[Batch], n_parts: int) -> RoundResult:
         return self._run.evaluate(step, parts, n_parts)
@@ -262,7 +239,7 @@ class ElasticRun:
             silent_seconds,
             self._fleet.clock.now() - noticed,
         )
-        self._recoveries.append(recovery)
+        self._service.recovered(recovery)
         _log.warning("%s", recovery.line())
         return recovery
 
@@ -316,7 +293,8 @@ class ElasticRun:
                 devices=self.plan.devices,
                 devices_age_steps=max(done - self._snapshot_steps[-1], 0),
                 here_age_steps=done - self._weights.step,
-                recoveries=tuple(recovery.line() for recovery in self._recoveries),
+                recoveries=tuple(recovery.line() for recovery in self._service.recoveries),
+                service=self.service(),
             )
         )
 
@@ -335,6 +313,7 @@ class ElasticRun:
     def _begin(self, run: PipelineRun) -> None:
         """Deploy a term, and let those go that have no part in it."""
         self._run = run
+        self._service.term_begins()
         self._members |= set(run.plan.devices)
         self._hired |= self._members
         self._on_term(self._name, run.number)

@@ -57,6 +57,8 @@ class Fit:
         self._settings = settings
         self._journal = None if store is None else Journal(store.directory)
         self._marks: dict[int, tuple[Mark, int]] = {}
+        self._is_unnoted = False
+        """Whether the last step that was to be noted could not be."""
         self._n_calls = 0
         """Of the learning rate's schedule, up to the last step that is done."""
 
@@ -154,7 +156,7 @@ class Fit:
     ) -> None:
         self._n_calls = n_calls
         self.history.end_step(result, full=result.n_samples == batch_size)
-        run.step_ends(self.history.step)
+        run.step_ends(self.history.step, result)
         self.mark()
         self._note(run)
 
@@ -174,21 +176,33 @@ class Fit:
         record = None if journal is None else journal.record()
         if journal is None or record is None:
             return None
-        noted = journal.progress()
+        noted, here = journal.progress(), self._weights.step
         asked = Halt(record.run, fleet.transport.name)
         held, failed = halted(fleet, fleet.devices, asked)
         for device, error in failed.items():
             if isinstance(error, DeviceBusy):
                 raise error
             _log.warning("%s does not say what it keeps of %s: %s", device, record.run, error)
-        holders = Holders(held, self._weights.step)
-        step = holders.newest_step(trained, of=noted)
-        if step == self._weights.step:
-            _log.info("devices keep nothing of %s that is newer than its checkpoint", record.run)
+        holders = Holders(held, here)
+        step, kept = holders.newest_step(trained, of=noted), holders.newest_step(trained)
+        if kept > step:
+            _log.warning(
+                "the devices keep all of %s after step %d, but where it stood then is not noted in "
+                "%s (was its disk full?)",
+                record.run,
+                kept,
+                journal.directory,
+            )
+        if step == here:
+            _log.warning(
+                "%s goes on from its checkpoint of step %d: no newer state of it is whole on %s",
+                *(record.run, here, ", ".join(sorted(held)) or "any device"),
+            )
             return None
         self._check_same(journal.directory, noted[step].settings)
         self._stand(noted[step])
-        return Adopted(record.run, record.term + 1, step, holders)
+        newest_term = max(record.term, *(each.term for each in held.values()))
+        return Adopted(record.run, newest_term + 1, step, holders)
 
     def resume(self) -> None:
         """Stand where the newest checkpoint was written."""
@@ -268,7 +282,19 @@ class Fit:
         """Write down where the run is whenever devices keep their states."""
         if self._journal is None or not run.has_snapshot(self.history.step):
             return
+        step, was_unnoted = self.history.step, self._is_unnoted
         try:
             self._journal.note(self._progress())
         except CheckpointError as error:
-            _log.warning("step %d is not written down: %s", self.history.step, error)
+            self._is_unnoted = True
+            if not was_unnoted:
+                _log.warning(
+                    "from step %d on it is not noted where the run is, so that --resume would go "
+                    "back to a checkpoint: %s",
+                    step,
+                    error,
+                )
+            return
+        self._is_unnoted = False
+        if was_unnoted:
+            _log.warning("from step %d on it is noted again where the run is", step)

@@ -8,11 +8,11 @@ from statistics import median
 
 import msgspec
 
-from edgeweave.device import StageStatistics, TraceEvent
+from edgeweave.device import ServiceLevel, StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Decision, Plan
 from edgeweave.train.codec_watch import CodecChange
-from edgeweave.train.elastic import Recovery
+from edgeweave.train.service import Recovery
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
 
@@ -90,6 +90,8 @@ class DeviceReport:
     peak_memory_bytes: int
     events: tuple[TraceEvent, ...] = field(repr=False, default=())
     """What it did, with times relative to the start of the run."""
+    copy_bytes_out: int = 0
+    """States it sent to those that keep copies of them against failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Report:
     """When links began to code in other bits than before, and why."""
     recoveries: tuple[Recovery, ...] = ()
     """Devices that were lost, and how the run went on."""
+    service: ServiceLevel = field(default_factory=ServiceLevel)
+    """The same in figures, and how old copies of states were."""
 
     @property
     def samples_per_second(self) -> float:
@@ -156,6 +160,7 @@ def device_reports(
             events=tuple(
                 _shifted(statistics[device].events, clock_offsets[device] + started_seconds)
             ),
+            copy_bytes_out=statistics[device].copy_bytes_out,
         )
         for stage, device in enumerate(plan.devices)
     )

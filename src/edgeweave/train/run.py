@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +36,7 @@ from edgeweave.device import (
     tensor_frame,
     told_products,
     told_rates,
+    told_replicas,
     told_timings,
 )
 from edgeweave.fleet import Fleet
@@ -62,7 +63,8 @@ class RoundResult:
     """Means over the samples of one round; seconds from its first input to its last loss.
 
     ``timings``: what the devices took for a microbatch in the training step before this one;
-    ``link_bytes_per_second``: of the links, by source and target, that frames told of in it.
+    ``link_bytes_per_second``: of the links, by source and target, that frames told of in it;
+    ``replica_steps``: after which step the newest replica is that a device keeps of another stage.
     """
 
     loss: float
@@ -71,6 +73,7 @@ class RoundResult:
     seconds: float
     timings: Mapping[str, StageTiming] = field(default_factory=dict)
     link_bytes_per_second: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    replica_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 class PipelineRun:
@@ -331,7 +334,14 @@ class PipelineRun:
             (devices[source], devices[target]): rate
             for (source, target), rate in told_rates(results[0].scalars, len(self._stages)).items()
         }
-        return _mean(results, seconds, timings, rates)
+        kept = told_replicas(results[0].scalars, len(self._stages))
+        replicas = {devices[stage]: step for stage, step in kept.items()}
+        return replace(
+            _mean(results, seconds),
+            timings=timings,
+            link_bytes_per_second=rates,
+            replica_steps=replicas,
+        )
 
     def _new_stream(self) -> StepStream[RoundResult]:
         pipe = Pipe(
@@ -428,6 +438,7 @@ class PipelineRun:
             )
         told_timings(header.scalars, len(self._stages))
         told_rates(header.scalars, len(self._stages))
+        told_replicas(header.scalars, len(self._stages))
 
     def _late(self, key: FrameId) -> EdgeweaveError:
         device = self._plan.devices[key.sender]
@@ -459,12 +470,7 @@ def _told(
     return told | {"snapshot": float(snapshot), "replicate": float(replicate)}
 
 
-def _mean(
-    results: Sequence[FrameHeader],
-    seconds: float,
-    timings: Mapping[str, StageTiming],
-    rates: Mapping[tuple[str, str], float],
-) -> RoundResult:
+def _mean(results: Sequence[FrameHeader], seconds: float) -> RoundResult:
     """Means over samples from results that are means over microbatches."""
     samples = [result.scalars["samples"] for result in results]
 
@@ -478,6 +484,4 @@ def _mean(
         metrics={name.removeprefix("metric:"): mean(name) for name in names},
         n_samples=int(sum(samples)),
         seconds=seconds,
-        timings=timings,
-        link_bytes_per_second=rates,
     )

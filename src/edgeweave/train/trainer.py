@@ -289,6 +289,7 @@ class PipelineTrainer:
                 replans=training.decisions,
                 codec_changes=training.codec_changes,
                 recoveries=tuple(training.recoveries),
+                service=elastic.service(),
             )
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:

@@ -16,7 +16,7 @@ from edgeweave.device import StageStatistics
 from edgeweave.plan import Costs, Decision, Plan, taken_over
 from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
 from edgeweave.train.codec_watch import CodecChange, CodecWatch
-from edgeweave.train.elastic import ElasticRun, Recovery
+from edgeweave.train.elastic import ElasticRun
 from edgeweave.train.fitting import Fit
 from edgeweave.train.lessons import RunTimings
 from edgeweave.train.newcomers import Newcomer, Newcomers
@@ -24,6 +24,7 @@ from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import Evaluation
 from edgeweave.train.run import PipelineRun, RoundResult
+from edgeweave.train.service import Recovery
 
 __all__ = ["Data", "Training", "Watches", "evaluated"]
 
