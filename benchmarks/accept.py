@@ -48,7 +48,7 @@ from edgeweave.plan import (
 from edgeweave.plan.links import LinkCoding
 from edgeweave.predict import LatencyModel
 from edgeweave.train.compression import Compression, measure_coding
-from edgeweave.train.profiles import without_weights
+from edgeweave.fleet.profiles import without_weights
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["run"]

@@ -24,8 +24,8 @@ PUBLIC = {
     "edgeweave.device": """
         Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds
         Deploy Emulate Fault Fetch FrameId Greeting Halt Holdings Inbox LinkProbe
-        LinkTimings Optimizer ProbeRequest Profile Pulse Relay Release Replicate RunStatus
-        StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
+        LinkTimings Optimizer Place ProbeRequest Profile Pulse Relay Release Replicate Retire
+        RunStatus Serve ServingStatistics StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
         coding_names decode_message encode_message probe_link received_state
         state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
         told_products told_rates told_timings write_whole
