@@ -93,11 +93,13 @@ def serving_plan(
     result_bytes: int = 0,
     objective: Objective = "throughput",
     devices: Collection[str] | None = None,
+    use: Literal["fastest", "all"] = "fastest",
 ) -> ServingPlan:
     """The best plan for the objective; a device that adds less than 0.5 % is left out.
 
     ``costs`` are of requests of ``batch_size`` samples, whose answers have ``result_bytes``.
-    ``devices`` restricts the choice. ``PlanError`` if nothing fits.
+    ``devices`` restricts the choice, ``use="all"`` takes as many of them as there are units for.
+    ``PlanError`` if nothing fits.
     """
     plans = serving_plans(
         costs if devices is None else costs.only(devices),
@@ -110,6 +112,8 @@ def serving_plan(
             f"no device holds the model, nor do all {len(costs.devices)} of them together. Add a "
             "device, or raise a memory limit."
         )
+    if use == "all":
+        return plans[-1]
     best = min(_counted(plan, objective) for plan in plans)
     return next(p for p in plans if _counted(p, objective) <= best * _WORTH_A_DEVICE)
 

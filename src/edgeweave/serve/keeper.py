@@ -378,12 +378,15 @@ class Keeper:
                 result_bytes=self._measuring.result_bytes,
                 objective=self._options.objective,
                 devices=known,
+                use=self._options.use,
             )
         except PlanError as error:
             self._absences.last_error = error
             return None
 
     def _is_worth(self, plan: ServingPlan, old: ServingPlan) -> bool:
+        if self._options.use == "all" and len(plan.stages) != len(old.stages):
+            return len(plan.stages) > len(old.stages)
         if self._options.objective == "latency":
             return plan.latency_seconds < _WORTH_A_SWITCH * old.latency_seconds
         return plan.period_seconds < _WORTH_A_SWITCH * old.period_seconds

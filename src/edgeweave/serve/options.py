@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.plan import Objective
@@ -13,6 +14,8 @@ __all__ = ["ServeOptions"]
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """What a served model accepts, and what it is cut for.
+
+    ``use="all"`` takes every device, also where fewer would be faster.
 
     ``queue_size`` requests may be unanswered at once; a further one waits or is refused. A request
     that is not answered in ``timeout_seconds`` fails. ``max_samples`` is the most samples in one
@@ -27,6 +30,7 @@ class ServeOptions:
     """
 
     objective: Objective = "throughput"
+    use: Literal["fastest", "all"] = "fastest"
     queue_size: int = 64
     timeout_seconds: float = 30.0
     max_samples: int | None = None
@@ -35,6 +39,11 @@ class ServeOptions:
     watts: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective) or self.use not in ("fastest", "all"):
+            raise ConfigError(
+                f"objective is {' or '.join(get_args(Objective))}, use is fastest or all (got "
+                f"{self.objective!r} and {self.use!r}). Choose one of each."
+            )
         if self.queue_size < 1 or self.timeout_seconds <= 0 or self.watts <= 0:
             raise ConfigError(
                 "queue_size is 1 or more, timeout_seconds and watts are above 0 (got "
