@@ -43,10 +43,10 @@ SERVED_WHOLE_ZOO = [
     pytest.param("resnet18", marks=pytest.mark.slow),
     "unet",
     pytest.param("vit", marks=pytest.mark.slow),
-    "bert",
+    pytest.param("bert", marks=pytest.mark.slow),
     pytest.param("gpt2", marks=pytest.mark.slow),
     pytest.param("llama", marks=pytest.mark.slow),
-    "lstm",
+    pytest.param("lstm", marks=pytest.mark.slow),
 ]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from edgeweave.core.errors import DeviceError, EdgeweaveError, PlanError
-from edgeweave.device import (
-    Fault,
-    Release,
-    Retire,
-    ServingStatistics,
-    decode_message,
-)
+from edgeweave.core.errors import DeviceError, DeviceTimeout, EdgeweaveError, PlanError
+from edgeweave.device import Fault, Pulse, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.net import check_hello, control_key, hello_of
 from edgeweave.net.remote import decode_error
@@ -38,9 +31,11 @@ from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan, serving_plan
 from edgeweave.program import Inference
 from edgeweave.serve.absences import Absences
 from edgeweave.serve.desk import Desk
+from edgeweave.serve.hands import Hands
 from edgeweave.serve.measuring import Measuring
 from edgeweave.serve.options import ServeOptions
 from edgeweave.serve.report import Change
+from edgeweave.serve.stalls import culprits
 from edgeweave.serve.term import Hearing, ServingTerm
 
 __all__ = ["Keeper"]
@@ -80,20 +75,15 @@ class Keeper:
         most_samples: int,
     ) -> None:
         self._fleet = fleet
-        self._inference = inference
         self._options = options
         self._measuring = measuring
-        self._most_samples = most_samples
-        self._run = f"serve-{secrets.token_hex(4)}"
+        self._hands = Hands(fleet, inference.program, inference.state, most_samples=most_samples)
         self._desk: Desk | None = None
         self._costs: Costs | None = None
         self._there: set[str] = set()
         self._absences = Absences(fleet.clock, fleet.timeouts.silence)
-        self._held: dict[str, frozenset[str]] = {}
-        """What devices have of this run, which are hired for it."""
         self._term: ServingTerm | None = None
         self._draining: list[_Draining] = []
-        self._number = 0
         self._stalls = 0
         self._began = fleet.clock.now()
         self._changes: list[Change] = []
@@ -130,20 +120,14 @@ class Keeper:
 
     def statistics(self) -> dict[str, ServingStatistics]:
         """What the devices of the plan did so far; without those that do not answer."""
-        found = {}
-        for device in self.plan.devices if self.plan is not None else ():
-            try:
-                answer = self._ask(device, "serving", Release(self._run))
-                found[device] = decode_message(answer, ServingStatistics)
-            except EdgeweaveError as error:
-                _log.warning("%s does not say what it did: %s", device, error)
-        return found
+        plan = self.plan
+        return self._hands.statistics(() if plan is None else plan.devices)
 
     def __enter__(self) -> Self:
         fleet, transport = self._fleet, self._fleet.transport
         with ExitStack() as stack:
             stack.callback(self._meeting.shutdown, wait=True, cancel_futures=True)
-            stack.callback(self._release_all)
+            stack.callback(self._hands.release_all)
             stack.callback(self._close_terms)
             fault_key = control_key(fleet.name, transport.name, "fault")
             stack.callback(transport.serve(fault_key, self._on_fault).close)
@@ -185,19 +169,19 @@ class Keeper:
             try:
                 news()
             except Exception:  # noqa: BLE001 - a thread's boundary: what fails once must not end serving
-                _log.exception("looking after run %s failed", self._run)
+                _log.exception("looking after run %s failed", self._hands.run)
 
     def _on_fault(self, payload: bytes) -> bytes:
         """A stage says that it cannot go on."""
         fault = decode_message(payload, Fault)
-        if fault.run == self._run:
+        if fault.run == self._hands.run:
             error = decode_error(fault.error, fault.device)
             self._news.put(lambda: self._failed(fault.term, error))
         return b""
 
     def _lost(self, device: str) -> None:
         """A device has vanished, and with it all that it had."""
-        self._held.pop(device, None)
+        self._hands.forget(device)
         self._absences.forget(device)
         if device in self._there:
             self._there.discard(device)
@@ -242,7 +226,7 @@ class Keeper:
             self._stop_draining(draining)
         if self._term is None or self._term.number != number:
             return
-        _log.warning("run %s, term %d failed: %s", self._run, number, error)
+        _log.warning("run %s, term %d failed: %s", self._hands.run, number, error)
         noticed = self._fleet.clock.now()
         present = set(self._fleet.present())
         gone = self._there - present
@@ -266,7 +250,7 @@ class Keeper:
                 self._stop_draining(draining)
         self._watch_silence(now)
         for device in self._absences.due():
-            if device in self._fleet.present() and self._answers(device):
+            if device in self._fleet.present() and self._pulse(device) is not None:
                 self._absences.end(device)
                 self._came(device)
             else:
@@ -283,28 +267,28 @@ class Keeper:
         if silent <= _STALLED * usual + slack * (1 + self._stalls):
             self._stalls = 0 if silent == 0 else self._stalls
             return
-        with ThreadPoolExecutor(len(plan.devices)) as pool:
-            answers = dict(zip(plan.devices, pool.map(self._answers, plan.devices), strict=True))
-        for device in (each for each, answered in answers.items() if not answered):
-            self._exclude(device, DeviceError(f"{device} answers no pulse", device=device))
         self._stalls += 1
-        if not all(answers.values()):
-            silent_ones = ", ".join(device for device, well in answers.items() if not well)
-            self._change(f"{silent_ones} stands still", now, is_broken=True)
-        elif self._stalls > 1:
+        with ThreadPoolExecutor(len(plan.devices)) as pool:
+            pulses = dict(zip(plan.devices, pool.map(self._pulse, plan.devices), strict=True))
+        found = culprits(plan.devices, pulses, term.n_sent)
+        if None not in pulses.values() and (self._stalls == 1 or len(self._there) == 1):
+            found = {}  # slower than planned, it may be: look again
+        for device, fact in found.items():
+            text = f"nothing came for {silent:.1f} s, and of {device} is known: {fact}"
+            self._exclude(device, DeviceTimeout(text, device=device))
+        if found or self._stalls > 1:
             self._stalls = 0
-            self._change(f"nothing came for {silent:.1f} s", now, is_broken=True)
+            why = f"{', '.join(found)} stands still" if found else f"{silent:.1f} s of silence"
+            self._change(why, now, is_broken=True)
 
-    def _answers(self, device: str) -> bool:
-        """Whether a device says that it lives, asked up to three times."""
+    def _pulse(self, device: str) -> Pulse | None:
+        """What a device says of itself, asked up to three times; None if it says nothing."""
         for _ in range(3):
             try:
-                self._fleet.pulse(device, timeout_seconds=self._fleet.timeouts.silence)
+                return self._fleet.pulse(device, timeout_seconds=self._fleet.timeouts.silence)
             except EdgeweaveError as error:
                 _log.debug("no pulse of %s: %s", device, error)
-            else:
-                return True
-        return False
+        return None
 
     def _change(self, why: str, noticed: float, *, is_broken: bool = False) -> None:
         """Serve by the best plan for those that are there, if there is one and it is worth it."""
@@ -325,10 +309,10 @@ class Keeper:
             now = self._fleet.clock.now()
             change = Change(now - self._began, why, term.plan, now - noticed, n_resent)
             self._changes.append(change)
-            _log.info("run %s: %s", self._run, change.line())
+            _log.info("run %s: %s", self._hands.run, change.line())
         elif is_broken:
             self._term = None
-            _log.warning("run %s: %s, and nobody can serve for now", self._run, why)
+            _log.warning("run %s: %s, and nobody can serve for now", self._hands.run, why)
         self._let_go()
 
     def _deployed(self, old: ServingTerm | None, *, is_broken: bool) -> ServingTerm | None:
@@ -339,26 +323,10 @@ class Keeper:
             if old is not None and not is_broken and not self._is_worth(plan, old.plan):
                 return None
             hearing = Hearing(desk.answered, desk.refused, desk.room_changed, self._tell_failed)
-            term = ServingTerm(
-                self._fleet,
-                self._run,
-                self._number,
-                self._inference.program,
-                plan,
-                most_samples=self._most_samples,
-                hearing=hearing,
-            )
-            self._number += 1
-            term.listen()
-            failed = term.deploy(self._inference.state, self._held)
-            for device in plan.devices:
-                if device not in failed:
-                    self._held[device] = term.weights_of(device)
-            if not failed:
+            term, failed = self._hands.deploy(plan, hearing)
+            if term is not None:
                 return term
-            term.close()
             for device, error in failed.items():
-                self._held.pop(device, None)
                 self._exclude(device, error)
         return None
 
@@ -412,35 +380,14 @@ class Keeper:
 
     def _let_go(self) -> None:
         """Retire the stages that no term needs, and the devices that have no stage."""
-        terms = [*(each.term for each in self._draining), *([self._term] if self._term else [])]
-        needed = {device for term in terms for device in term.plan.devices}
-        oldest = min((term.number for term in terms), default=self._number)
-        for device in sorted(self._held):
-            verb, message = "retire", Retire(self._run, oldest)
-            try:
-                if device in needed:
-                    self._ask(device, verb, message)
-                else:
-                    del self._held[device]
-                    self._ask(device, "release", Release(self._run))
-            except EdgeweaveError as error:
-                _log.warning("%s could not be told what to let go: %s", device, error)
+        self._hands.let_go(self._terms())
 
-    def _ask(self, device: str, verb: str, message: Retire | Release) -> bytes:
-        seconds = self._fleet.timeouts.stop
-        return self._fleet.ask(device, verb, message, timeout_seconds=seconds)
+    def _terms(self) -> list[ServingTerm]:
+        """Those that answer, the newest last."""
+        old = [each.term for each in self._draining]
+        return old if self._term is None else [*old, self._term]
 
     def _close_terms(self) -> None:
-        for term in [*(each.term for each in self._draining), self._term]:
-            if term is not None:
-                term.close()
+        for term in self._terms():
+            term.close()
         self._term, self._draining = None, []
-
-    def _release_all(self) -> None:
-        """Let everybody go that is there."""
-        there = set(self._fleet.present())
-        for device in sorted(there & self._held.keys()):
-            try:
-                self._ask(device, "release", Release(self._run))
-            except EdgeweaveError as error:
-                _log.warning("%s was not released: %s", device, error)

@@ -99,6 +99,12 @@ class ServingTerm:
         with self._lock:
             return not self._open
 
+    @property
+    def n_sent(self) -> int:
+        """Shipments sent so far."""
+        with self._lock:
+            return self._next
+
     def silent_seconds(self) -> float:
         """For how long something has been under way and nothing came; 0 if nothing is."""
         with self._lock:
