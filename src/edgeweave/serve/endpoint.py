@@ -25,6 +25,7 @@ from edgeweave.serve.measuring import Measuring
 from edgeweave.serve.options import ServeOptions
 from edgeweave.serve.report import Change, ServingReport, report_of
 from edgeweave.serve.requests import Request, has_rows, named_inputs
+from edgeweave.serve.signature import Signature
 
 __all__ = ["Endpoint", "serve"]
 
@@ -59,6 +60,8 @@ class Endpoint:
         self, inference: Inference, fleet: Fleet, example: Any, options: ServeOptions
     ) -> None:
         samples = _samples_of(example)
+        self.signature = Signature.of(inference, example)
+        """What requests and answers hold, for those who name their tensors."""
         self._inference = inference
         self._fleet = fleet
         self._options = options
@@ -195,7 +198,10 @@ class Endpoint:
         if not self._is_open:
             raise RequestError("the endpoint is not open. Use it in a with block.")
         tensors, samples = named_inputs(
-            self._inference.program, inputs, most_samples=self.max_samples
+            self._inference.program,
+            inputs,
+            most_samples=self.max_samples,
+            shown=[port.name for port in self.signature.inputs],
         )
         return self._desk.accept(
             tensors, samples, timeout_seconds=timeout_seconds, wait_seconds=wait_seconds

@@ -79,11 +79,12 @@ class Shipment:
 
 
 def named_inputs(
-    program: Program, inputs: Any, *, most_samples: int
+    program: Program, inputs: Any, *, most_samples: int, shown: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], int]:
     """A request's tensors by the names of the program's inputs, and how many samples they hold.
 
-    ``RequestError`` unless they are what the model takes: it says which tensor is not, and how.
+    ``RequestError`` unless they are what the model takes: it says which tensor is not, and how,
+    by the names that are ``shown``.
     """
     try:
         given = flatten_inputs(inputs, ())
@@ -101,12 +102,12 @@ def named_inputs(
             f"a request has 1 to {most_samples} samples, its first dimension (got {samples}). "
             "Send fewer, or serve with a larger max_samples."
         )
-    for name, value in declared.items():
+    for (name, value), word in zip(declared.items(), shown, strict=True):
         tensor, shape = given[name], value.shape_at(samples)
         dtype = str(tensor.dtype).removeprefix("torch.")
         if (dtype, tuple(tensor.shape)) != (value.dtype, shape):
             raise RequestError(
-                f"{name} of a request with {samples} samples is {value.dtype} {shape} (got {dtype} "
+                f"{word} of a request with {samples} samples is {value.dtype} {shape} (got {dtype} "
                 f"{tuple(tensor.shape)}). Convert it."
             )
     plain = {name: t.detach().to("cpu").contiguous() for name, t in given.items()}
