@@ -56,6 +56,8 @@ class DeskStatistics:
     """Answers to requests that had left already."""
     latencies: tuple[float, ...]
     """Seconds from acceptance to answer, of the last ten thousand answers."""
+    latency_seconds: float
+    """Of all answers, added up."""
     first_seconds: float | None
     last_seconds: float | None
     """When the first request was accepted, and the last answer came, on the clock."""
@@ -92,6 +94,7 @@ class Desk:
         self._next_deadline = float("inf")
         self._answered = self._refused = self._expired = self._resent = self._duplicates = 0
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
+        self._latency_seconds = 0.0
         self._first: float | None = None
         self._last: float | None = None
         self._thread = threading.Thread(target=self._run, name="edgeweave-desk")
@@ -179,7 +182,9 @@ class Desk:
                 with self._news:
                     self._answered += 1
                     self._last = self._clock.now()
-                    self._latencies.append(self._last - request.accepted_seconds)
+                    seconds = self._last - request.accepted_seconds
+                    self._latencies.append(seconds)
+                    self._latency_seconds += seconds
                 request.answer(self._build(part))
 
     def refused(self, shipment: Shipment, error: EdgeweaveError) -> None:
@@ -217,6 +222,7 @@ class Desk:
                 self._resent,
                 self._duplicates,
                 tuple(self._latencies),
+                self._latency_seconds,
                 self._first,
                 self._last,
             )
