@@ -16,26 +16,31 @@ from edgeweave.net.remote import decode_error, encode_error
 
 PUBLIC = {
     "edgeweave": """
-        CaptureError Chaos CheckpointError ConfigError Device DeviceBusy DeviceError DeviceFailed
-        DeviceLost DeviceTimeout EdgeweaveError Evaluation Fleet FleetDescription FleetError
-        FormatError LRSchedule LinkShape Links NetSettings Optimizer PipelineTrainer Plan PlanError
-        Report Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
+        CaptureError Chaos CheckpointError ConfigError Device DeviceBusy DeviceError
+        DeviceFailed DeviceLost DeviceTimeout EdgeweaveError Endpoint Evaluation Fleet
+        FleetDescription FleetError FormatError LRSchedule LinkShape Links NetSettings Optimizer
+        PipelineTrainer Plan PlanError QueueFull Report RequestError RequestTimeout ServeOptions
+        Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset serve
     """,
     "edgeweave.device": """
-        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds
-        Deploy Emulate Fault Fetch FrameId Greeting Halt Holdings Inbox LinkProbe
-        LinkTimings Optimizer ProbeRequest Profile Pulse Relay Release Replicate RunStatus
-        ServiceLevel StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping
-        build coding_names decode_message encode_message probe_link received_state
-        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
+        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds Deploy
+        Emulate Fault Fetch FrameId Greeting Halt Holdings Inbox LinkProbe LinkTimings Optimizer
+        Place ProbeRequest Profile Pulse Relay Release Replicate Retire RunStatus Serve
+        ServiceLevel ServingStatistics StageStatistics StageTiming StateRequest TraceEvent
+        UnitTimings as_mapping build coding_names decode_message encode_message probe_link
+        received_state state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
         told_products told_rates told_replicas told_timings write_whole
     """,
     "edgeweave.fleet": """
-        Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
+        Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet
+        load_preset
+    """,
+    "edgeweave.serve": """
+        Change DeviceUse Endpoint ServeOptions ServingReport serve
     """,
     "edgeweave.train": """
-        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Recovery Report
-        device_latencies measure_costs predict_units probe_devices
+        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Recovery
+        Report device_latencies measure_costs predict_units probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""
@@ -78,7 +83,7 @@ def test_every_error_stands_in_the_tree_with_its_exit_code() -> None:
     shown = {
         name: code
         for name, code in documented().items()
-        if name.endswith(("Error", "Busy")) or name.startswith("Device")
+        if name.endswith(("Error", "Busy", "Full", "Timeout")) or name.startswith("Device")
     }
     expected = {kind.__name__: kind.exit_code for kind in public_errors()}
     assert {name: shown.get(name) for name in expected.keys() - abstract} == {

@@ -1,4 +1,4 @@
-"""Edgeweave: train one PyTorch model across the unequal, unreliable devices you already have.
+"""Edgeweave: train and serve one PyTorch model on the unequal, unreliable devices you already have.
 
 Names are imported at their first use: an agent on a small device needs few of them.
 """
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         FleetError,
         FormatError,
         PlanError,
+        QueueFull,
+        RequestError,
+        RequestTimeout,
         VersionError,
         WireError,
     )
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from edgeweave.fleet import Chaos, Device, Fleet, FleetDescription, load_fleet, load_preset
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
+    from edgeweave.serve import Endpoint, ServeOptions, serve
     from edgeweave.train import Evaluation, LRSchedule, PipelineTrainer, Report
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "DeviceLost",
     "DeviceTimeout",
     "EdgeweaveError",
+    "Endpoint",
     "Evaluation",
     "Fleet",
     "FleetDescription",
@@ -59,7 +64,11 @@ __all__ = [
     "PipelineTrainer",
     "Plan",
     "PlanError",
+    "QueueFull",
     "Report",
+    "RequestError",
+    "RequestTimeout",
+    "ServeOptions",
     "Timeouts",
     "TlsFiles",
     "VersionError",
@@ -67,11 +76,13 @@ __all__ = [
     "__version__",
     "load_fleet",
     "load_preset",
+    "serve",
 ]
 
 _HOMES = {
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
+    "Endpoint": "edgeweave.serve",
     "Evaluation": "edgeweave.train",
     "Fleet": "edgeweave.fleet",
     "FleetDescription": "edgeweave.fleet",
@@ -83,10 +94,12 @@ _HOMES = {
     "PipelineTrainer": "edgeweave.train",
     "Plan": "edgeweave.plan",
     "Report": "edgeweave.train",
+    "ServeOptions": "edgeweave.serve",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",
     "load_preset": "edgeweave.fleet",
+    "serve": "edgeweave.serve",
 }
 
 

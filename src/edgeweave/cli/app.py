@@ -10,14 +10,14 @@ import typer
 
 from edgeweave.cli.boundary import guarded
 from edgeweave.cli.fleet_commands import join, status
-from edgeweave.cli.job_commands import demo, plan, profile, train
+from edgeweave.cli.job_commands import demo, plan, profile, serve, train
 from edgeweave.core.version import __version__
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="edgeweave",
-    help="Train one PyTorch model across the unequal, unreliable devices you already have.",
+    help="Train and serve one PyTorch model on the unequal, unreliable devices you already have.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,5 +46,5 @@ def _root(
         raise typer.Exit
 
 
-for _command in (demo, join, status, profile, plan, train):
+for _command in (demo, join, status, profile, plan, train, serve):
     app.command()(_command)

@@ -12,6 +12,7 @@ import msgspec
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.plan import Costs, Decision, Explanation, Plan, TriedSize
 from edgeweave.predict.probe import Probe
+from edgeweave.serve import ServingReport
 from edgeweave.train import DeviceReport, Recovery, Report
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "plan_document",
     "probes_document",
     "report_document",
+    "serving_document",
     "tried_document",
 ]
 
@@ -82,6 +84,16 @@ def report_document(report: Report) -> dict[str, object]:
             {**msgspec.to_builtins(change), "line": change.line()}
             for change in report.codec_changes
         ],
+    }
+
+
+def serving_document(report: ServingReport) -> dict[str, object]:
+    """Requests, latencies, devices, and the plans that were used."""
+    return {
+        **_plain(report),
+        "requests_per_second": report.requests_per_second,
+        "joules_per_request": report.joules_per_request,
+        "changes": [{**_plain(change), "line": change.line()} for change in report.changes],
     }
 
 

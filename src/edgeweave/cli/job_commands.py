@@ -1,4 +1,4 @@
-"""``demo``, ``profile``, ``plan`` and ``train`` as the command line has them.
+"""``demo``, ``profile``, ``plan``, ``train`` and ``serve`` as the command line has them.
 
 Options in, calls out. What a command does is imported when it runs: torch takes seconds.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgeweave.cli.jobs import FleetOptions
     from edgeweave.train.job import Job
 
-__all__ = ["demo", "plan", "profile", "train"]
+__all__ = ["demo", "plan", "profile", "serve", "train"]
 
 
 def demo(
@@ -143,6 +143,51 @@ def train(
     )
 
 
+@spread
+def serve(
+    job: JobFile,
+    *,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            envvar="EDGEWEAVE_SERVE_WEIGHTS",
+            metavar="FILE",
+            help="Weights as train --save writes them; else the job's newest checkpoint.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", envvar="EDGEWEAVE_SERVE_HOST", help="Listen here. Loopback unless told."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            envvar="EDGEWEAVE_SERVE_PORT",
+            min=0,
+            max=65535,
+            help="Listen here; 0 takes a free one.",
+        ),
+    ] = None,
+    options: JobOptions,
+    network: NetworkOptions,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Serve a trained model over HTTP by all devices together, until Ctrl-C."""
+    from edgeweave.cli.serving import run_serve  # noqa: PLC0415
+    from edgeweave.train.service_job import load_service  # noqa: PLC0415
+
+    given = {"serve.weights": weights, "serve.host": host, "serve.port": port}
+    told = {name: str(value) for name, value in given.items() if value is not None}
+    told, fleet = _read(options, network, told)
+    loaded = load_service(job, environment=os.environ, overrides=told)
+    run_serve(loaded, fleet, Output("serve", as_json=json))
+
+
 def _told(order: ScheduleOptions, *, from_probe: bool, codec: str | None) -> dict[str, str]:
     """What options of their own say of ``[train]``, by dotted name."""
     told = order.overrides()
@@ -160,13 +205,21 @@ def _load(
     told_beside: Mapping[str, str] | None = None,
 ) -> tuple[Job, FleetOptions]:
     """The job file under the environment under the command line, and on whom it runs."""
+    from edgeweave.train.job import load_job  # noqa: PLC0415
+
+    told, fleet = _read(options, network, told_beside or {})
+    return load_job(path, environment=os.environ, overrides=told), fleet
+
+
+def _read(
+    options: JobOptions, network: NetworkOptions, told_beside: Mapping[str, str]
+) -> tuple[dict[str, str], FleetOptions]:
+    """What the command line says of a job, by dotted name, and on whom it runs."""
     from edgeweave.cli.jobs import FleetOptions  # noqa: PLC0415
     from edgeweave.fleet import PRESETS  # noqa: PLC0415
-    from edgeweave.train.job import load_job  # noqa: PLC0415
 
     told = {**overrides(options.settings), **fleet_overrides(options.fleet, PRESETS)}
     if network.connect:
         told["fleet.connect"] = ",".join(network.connect)
-    told.update(told_beside or {})
-    job = load_job(path, environment=os.environ, overrides=told)
-    return job, FleetOptions(network.network(), options.devices, options.wait, options.kernel)
+    told.update(told_beside)
+    return told, FleetOptions(network.network(), options.devices, options.wait, options.kernel)

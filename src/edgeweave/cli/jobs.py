@@ -21,10 +21,11 @@ from edgeweave.plan import Costs, Plan, explain
 from edgeweave.train import LRSchedule, PipelineTrainer
 from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
-from edgeweave.train.job import Job, resolve_function
+from edgeweave.train.job import FleetSection, Job, resolve_function
+from edgeweave.train.service_job import ServiceJob
 from edgeweave.train.sources import DataPair, load_source
 
-__all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
+__all__ = ["FleetOptions", "Session", "build_model", "explained", "open_fleet", "open_session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,11 @@ def open_session(
     job: Job, options: FleetOptions, output: Output, *, plan: Plan | None = None
 ) -> Iterator[Session]:
     """Read the data and build the model first, which costs no device anything if it fails."""
-    emulated = _emulated(job, options)
+    emulated = _emulated(job.fleet, options)
     data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
     output.say(data.description)
-    model = _model(job)
-    with _fleet(job, emulated, options, output) as fleet:
+    model = build_model(job)
+    with _fleet(job.fleet, emulated, options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
         experience = Experience(None if fleet.is_local else cache_directory())
         trainer = _trainer(job, model, fleet, plan, experience)
@@ -66,9 +67,9 @@ def open_session(
 
 
 @contextmanager
-def open_fleet(job: Job, options: FleetOptions, output: Output) -> Iterator[Fleet]:
-    """The fleet of a job alone, for what needs neither its data nor its model."""
-    with _fleet(job, _emulated(job, options), options, output) as fleet:
+def open_fleet(section: FleetSection, options: FleetOptions, output: Output) -> Iterator[Fleet]:
+    """The fleet of a job alone, for what needs neither its data nor its optimizer."""
+    with _fleet(section, _emulated(section, options), options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
         yield fleet
 
@@ -83,7 +84,8 @@ def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
     return explanation_document(explanation)
 
 
-def _model(job: Job) -> torch.nn.Module:
+def build_model(job: Job | ServiceJob) -> torch.nn.Module:
+    """What the job's factory builds; ``ConfigError`` if that is no module."""
     factory = resolve_function(job.model.factory, base=Path())
     torch.manual_seed(job.train.seed)
     try:
@@ -132,9 +134,8 @@ def _trainer(
     )
 
 
-def _emulated(job: Job, options: FleetOptions) -> FleetDescription | None:
+def _emulated(fleet: FleetSection, options: FleetOptions) -> FleetDescription | None:
     """The devices, links and chaos to emulate; None if the job is for real devices."""
-    fleet = job.fleet
     if fleet.kind == "lan":
         if options.kernel:
             raise ConfigError(
@@ -152,7 +153,10 @@ def _emulated(job: Job, options: FleetOptions) -> FleetDescription | None:
 
 @contextmanager
 def _fleet(
-    job: Job, emulated: FleetDescription | None, options: FleetOptions, output: Output
+    section: FleetSection,
+    emulated: FleetDescription | None,
+    options: FleetOptions,
+    output: Output,
 ) -> Iterator[Fleet]:
     with ExitStack() as stack:
         if emulated is not None:
@@ -160,16 +164,16 @@ def _fleet(
             with output.doing(f"starting {len(emulated.devices)} devices"):
                 stack.enter_context(fleet)
         else:
-            fleet = _lan(job, options, output)
+            fleet = _lan(section, options, output)
             with output.doing("waiting for devices"):
                 stack.enter_context(fleet)
         yield fleet
 
 
-def _lan(job: Job, options: FleetOptions, output: Output) -> Fleet:
+def _lan(section: FleetSection, options: FleetOptions, output: Output) -> Fleet:
     """The fleet of the job on the network: its listed devices, or any number that was asked for."""
-    names = [each.name for each in job.fleet.devices] if options.n_devices is None else []
-    network = replace(options.network, fleet=job.fleet.namespace, connect=job.fleet.connect)
+    names = [each.name for each in section.devices] if options.n_devices is None else []
+    network = replace(options.network, fleet=section.namespace, connect=section.connect)
     port = 0 if network.connect else COORDINATOR_PORT
     listen, why = network.listens(port)
     output.say(f"listen={', '.join(listen)} ({why})")

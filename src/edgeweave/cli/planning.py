@@ -55,7 +55,7 @@ def profile(job: Job, options: FleetOptions, output: Output) -> None:
 def probe(job: Job, options: FleetOptions, output: Output) -> None:
     """Show what every device is and how fast, whatever the model."""
     with (
-        open_fleet(job, options, output) as fleet,
+        open_fleet(job.fleet, options, output) as fleet,
         output.doing("probing every device, about two seconds each"),
     ):
         probes = probe_devices(fleet)

@@ -13,6 +13,7 @@ from edgeweave.device import Greeting
 from edgeweave.plan import Costs, Explanation, Interval, Plan, TriedSize
 from edgeweave.plan.explanation import likely
 from edgeweave.predict.probe import Probe
+from edgeweave.serve import ServingReport
 from edgeweave.train import DeviceReport, Report
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "fleet_table",
     "plan_table",
     "probes_table",
+    "serving_table",
     "step_line",
     "tried_line",
 ]
@@ -87,6 +89,30 @@ def plan_table(plan: Plan) -> Table:
             format_bytes(stage.memory_bytes),
         )
     table.caption = "forward and backward: each microbatch; a step: computing alone, no waiting"
+    return table
+
+
+def serving_table(report: ServingReport) -> Table:
+    """What was answered and how fast, and what each device did for it."""
+    latency = report.latency
+    took = "" if latency is None else f", p99 {format_seconds(latency.p99_seconds)}"
+    table = _table(
+        f"{report.answered} requests answered, {report.requests_per_second:.1f} a second{took}; "
+        f"{report.refused} refused, {report.expired} not in time, {report.resent} sent again",
+        ["device", "units"],
+        ["requests", "CPU a request", "energy a request", "in", "out", "peak memory"],
+    )
+    for device in report.devices:
+        table.add_row(
+            device.device,
+            "-" if device.units is None else _units(*device.units),
+            str(device.requests),
+            format_seconds(device.cpu_seconds_per_request),
+            f"{1e3 * device.joules_per_request:.1f} mJ",
+            format_bytes(device.bytes_in),
+            format_bytes(device.bytes_out),
+            format_bytes(device.peak_memory_bytes),
+        )
     return table
 
 

@@ -8,11 +8,14 @@
     ├── WireError                     6   a message is malformed, too large or unexpected
     │   └── VersionError              7   two processes speak different protocol versions
     ├── PlanError                     8   no plan satisfies the constraints
-    └── FleetError                    9   devices cannot be started, found or reached
-        ├── DeviceBusy               10   a device already works for another run
-        ├── DeviceLost               11   a device vanished during a run
-        ├── DeviceTimeout            12   a device lives but missed a deadline
-        └── DeviceFailed             13   a device reported an error of its own
+    ├── FleetError                    9   devices cannot be started, found or reached
+    │   ├── DeviceBusy               10   a device already works for another run
+    │   ├── DeviceLost               11   a device vanished during a run
+    │   ├── DeviceTimeout            12   a device lives but missed a deadline
+    │   └── DeviceFailed             13   a device reported an error of its own
+    └── RequestError                 14   a served model cannot answer a request
+        ├── QueueFull                15   too many requests wait already
+        └── RequestTimeout           16   no answer came by the request's deadline
 
 A message states the rule, the facts in parentheses, and the fix:
 ``stage 2 needs 812 MiB on pi-3 (limit: 640 MiB). Lower batch_size or add a device.``
@@ -33,6 +36,9 @@ __all__ = [
     "FleetError",
     "FormatError",
     "PlanError",
+    "QueueFull",
+    "RequestError",
+    "RequestTimeout",
     "VersionError",
     "WireError",
 ]
@@ -133,3 +139,21 @@ class DeviceFailed(DeviceError):
         shown = f"{message}\n\n--- traceback on {device} ---\n{remote_traceback}"
         super().__init__(shown if remote_traceback else message, device=device, stage=stage)
         self.remote_traceback = remote_traceback
+
+
+class RequestError(EdgeweaveError):
+    """A served model cannot answer a request: its inputs are not the model's, or cannot be used."""
+
+    exit_code = 14
+
+
+class QueueFull(RequestError):
+    """A served model has as many unanswered requests as it accepts; ask again in a moment."""
+
+    exit_code = 15
+
+
+class RequestTimeout(RequestError):
+    """A served model did not answer a request by its deadline; nobody works on it any more."""
+
+    exit_code = 16

@@ -14,7 +14,8 @@ from typing import Final, Literal, NamedTuple
 
 from edgeweave.core.clock import Clock
 from edgeweave.device.inbox import FrameId
-from edgeweave.device.messages import Assignment, Pulse
+from edgeweave.device.messages import Pulse
+from edgeweave.device.place import Place
 
 __all__ = ["Activity"]
 
@@ -33,7 +34,7 @@ class Activity:
     """The present state, and what actions of each kind took: an exponentially weighted mean."""
 
     def __init__(
-        self, assignment: Assignment, clock: Clock, awaited: Callable[[], FrameId | None]
+        self, assignment: Place, clock: Clock, awaited: Callable[[], FrameId | None]
     ) -> None:
         """``awaited`` tells which frame is waited for at this moment."""
         self._assignment = assignment

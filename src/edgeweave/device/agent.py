@@ -6,7 +6,7 @@ until another run wants the device. The agent stays.
 
     idle --profile--> profiling --> idle
     idle --probe----> probing ----> idle
-    idle --deploy---> a run ------> idle   (released, coordinator gone)
+    idle --deploy---> a run ------> idle   (released, coordinator gone; ``serve`` likewise)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 import torch
@@ -29,10 +29,10 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.facts import read_facts
+from edgeweave.device.hosting import Hosting
 from edgeweave.device.inquiries import inquiries
 from edgeweave.device.membership import Membership
 from edgeweave.device.messages import (
-    Assignment,
     Deploy,
     Emulate,
     Fetch,
@@ -45,12 +45,15 @@ from edgeweave.device.messages import (
     Pulse,
     Release,
     Replicate,
+    Retire,
+    Serve,
     StateRequest,
     UnitTimings,
     decode_message,
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.place import Place
 from edgeweave.device.probe_cache import ProbeCache
 from edgeweave.device.running import Workplace
 from edgeweave.device.settings import AgentSettings
@@ -66,6 +69,9 @@ __all__ = ["Agent"]
 _log = logging.getLogger(__name__)
 
 _REMEMBERED_RELEASES = 64
+
+_Part = TypeVar("_Part", Membership, Hosting)
+"""A run's place here: it trains, or it answers."""
 
 
 class Agent:
@@ -106,7 +112,7 @@ class Agent:
         self._probes = ProbeCache(settings.name, None if cache is None else Path(cache))
         self._busy = threading.Lock()
         self._busy_with: str | None = None
-        self._membership: Membership | None = None
+        self._membership: Membership | Hosting | None = None
         self._joining = threading.Lock()
         self._forgetting: threading.Timer | None = None
         self._released: deque[Release] = deque(maxlen=_REMEMBERED_RELEASES)
@@ -121,6 +127,9 @@ class Agent:
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
+            "serve": (self._serve, most),
+            "retire": (self._retire, REQUEST_BYTES),
+            "serving": (self._serving, REQUEST_BYTES),
             "halt": (self._halt, REQUEST_BYTES),
             "fetch": (self._fetch, REQUEST_BYTES),
             "replicate": (self._replicate, REQUEST_BYTES),
@@ -227,7 +236,7 @@ class Agent:
     def _deploy(self, payload: bytes) -> bytes:
         message = decode_message(payload, Deploy)
         assignment = message.assignment
-        membership = self._joined(assignment.run)
+        membership = self._joined(assignment.run, Membership)
         try:
             membership.deploy(message)
         except BaseException:
@@ -244,11 +253,25 @@ class Agent:
         )
         return b""
 
-    def _joined(self, run: str) -> Membership:
+    def _serve(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Serve)
+        place = message.place
+        hosting = self._joined(place.run, Hosting)
+        try:
+            hosting.deploy(message)
+        except BaseException:
+            if hosting.is_empty:
+                self._leave("it could not be deployed", place.run)
+            raise
+        self._check_wanted(place)
+        _log.info("run %s, term %d: stage %d serves", place.run, place.term, place.stage)
+        return b""
+
+    def _joined(self, run: str, kind: type[_Part]) -> _Part:
         """The place of a run on this device, which is busy with it from now on."""
         with self._joining:
             membership = self._membership
-            if membership is not None and membership.run == run:
+            if isinstance(membership, kind) and membership.run == run:
                 if self._busy_with != run:
                     self._take(run)
                 self._remember()
@@ -258,10 +281,11 @@ class Agent:
             if membership is not None:
                 _log.info("run %s: what was kept of it makes room for %s", membership.run, run)
                 membership.close()
-            self._membership = Membership(run, self._place, on_orphaned=lambda: self._orphaned(run))
-            return self._membership
+            made = kind(run, self._place, on_orphaned=lambda: self._orphaned(run))
+            self._membership = made
+            return made
 
-    def _check_wanted(self, assignment: Assignment) -> None:
+    def _check_wanted(self, assignment: Place) -> None:
         """End a run that was released, or whose coordinator vanished, while it was deployed."""
         if any(
             assignment.run == each.run and (each.before is None or assignment.term < each.before)
@@ -280,25 +304,34 @@ class Agent:
     def _halt(self, payload: bytes) -> bytes:
         message = decode_message(payload, Halt)
         membership = self._membership
-        if membership is None or membership.run != message.run:
+        if not isinstance(membership, Membership) or membership.run != message.run:
             return encode_message(Holdings({}, ()))
         return encode_message(membership.halt(message))
 
     def _fetch(self, payload: bytes) -> bytes:
         message = decode_message(payload, Fetch)
-        return self._require(message.run).fetch(message)
+        return self._require(message.run, Membership).fetch(message)
 
     def _replicate(self, payload: bytes) -> bytes:
         message = decode_message(payload, Replicate)
-        return self._require(message.run).replicate(message)
+        return self._require(message.run, Membership).replicate(message)
 
     def _state(self, payload: bytes) -> bytes:
         message = decode_message(payload, StateRequest)
-        return self._require(message.run).running.wait_state(message)
+        return self._require(message.run, Membership).running.wait_state(message)
 
     def _statistics(self, payload: bytes) -> bytes:
         message = decode_message(payload, Release)
-        return encode_message(self._require(message.run).running.statistics())
+        return encode_message(self._require(message.run, Membership).running.statistics())
+
+    def _serving(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Release)
+        return encode_message(self._require(message.run, Hosting).statistics())
+
+    def _retire(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Retire)
+        self._require(message.run, Hosting).retire(message.before)
+        return b""
 
     def _pulse(self, _payload: bytes) -> bytes:
         """Whoever asks learns that this process runs, and what its stage does."""
@@ -311,9 +344,9 @@ class Agent:
         self._leave("it was released", message.run)
         return b""
 
-    def _require(self, run: str) -> Membership:
+    def _require(self, run: str, kind: type[_Part]) -> _Part:
         membership = self._membership
-        if membership is None or membership.run != run:
+        if not isinstance(membership, kind) or membership.run != run:
             raise FleetError(
                 f"{self._settings.name} does not work for run {run} "
                 f"(it works for {membership.run if membership else 'none'})."
@@ -342,7 +375,10 @@ class Agent:
         self._busy.release()
 
     def _orphaned(self, run: str) -> None:
-        """Free for others; what is kept of the run stays until they come, or for a while."""
+        """Free for others; what is kept of training stays until they come, or for a while."""
+        if isinstance(self._membership, Hosting):
+            self._leave("its coordinator vanished", run)
+            return
         with self._joining:
             if self._busy_with != run:
                 return

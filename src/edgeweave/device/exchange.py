@@ -25,7 +25,7 @@ from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.frame_codec import MOST_OVERHEAD_BYTES, FrameCoding, decoded_frame
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.link_rates import Arrival, LinkRates
-from edgeweave.device.messages import COORDINATOR, Assignment
+from edgeweave.device.place import COORDINATOR, Place
 from edgeweave.device.sender import Ping, Sender
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import (
@@ -107,7 +107,7 @@ class StageExchange:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: Place,
         program: Program,
         transport: Transport,
         *,
@@ -369,7 +369,7 @@ class StageExchange:
         )
 
 
-def _declared(assignment: Assignment, program: Program) -> dict[tuple[str, int], dict[str, Value]]:
+def _declared(assignment: Place, program: Program) -> dict[tuple[str, int], dict[str, Value]]:
     """The tensors that each kind of frame brings from each stage that may send it.
 
     Names of senders catch accidents: members are trusted.

@@ -10,6 +10,7 @@ import msgspec
 from edgeweave.codec import Codec
 from edgeweave.core.errors import ConfigError, WireError
 from edgeweave.device.optimizer import Optimizer
+from edgeweave.device.place import COORDINATOR, Place
 from edgeweave.net import Hello, Links
 from edgeweave.predict.facts import DeviceFacts
 from edgeweave.predict.probe import Probe
@@ -29,6 +30,7 @@ __all__ = [
     "Holdings",
     "LinkProbe",
     "LinkTimings",
+    "Place",
     "ProbeRequest",
     "ProbeWork",
     "Profile",
@@ -36,8 +38,11 @@ __all__ = [
     "Relay",
     "Release",
     "Replicate",
+    "Retire",
     "RunStatus",
     "ServiceLevel",
+    "Serve",
+    "ServingStatistics",
     "StageStatistics",
     "StateRequest",
     "TraceEvent",
@@ -46,9 +51,6 @@ __all__ = [
     "decode_message",
     "encode_message",
 ]
-
-COORDINATOR = -1
-"""The stage number of the coordinator."""
 
 _Message = TypeVar("_Message")
 
@@ -80,81 +82,19 @@ class Greeting(msgspec.Struct, frozen=True):
     """What measurements of it hold for; those of the host on an emulated device."""
 
 
-class Assignment(msgspec.Struct, frozen=True):
-    """One stage's place in a run: everything but the program and its weights."""
+class Assignment(Place, frozen=True, kw_only=True):
+    """One stage's place in training: everything but the program and its weights."""
 
-    run: str
-    term: int
-    coordinator: str
-    stage: int
-    devices: tuple[str, ...]
-    """The device of every stage, in order."""
     schedule: str
-    extra_in_flight: int
-    microbatch_size: int
-    max_microbatches: int
     seed: int
     optimizer: Optimizer
     clip_grad_norm: float | None
     parameter_order: tuple[str, ...]
     """Trainable parameters of the whole model, in its order, in which norms are summed."""
-    tied: dict[str, tuple[int, ...]]
-    """Trainable parameters that several stages hold -> those stages."""
-    sources: dict[str, int] = {}
-    """Inputs that do not come from the stage before -> the earlier stage they come from."""
-    targets: dict[str, int] = {}
-    """Outputs that do not go to the stage behind -> the later stage they go to."""
     codec: Codec | None = None
     """Its bits are said for every round, link by link; None: nothing is ever coded."""
     weight_aggregation: int | None = None
     """After every so many updates weights become the mean of their last versions; None: never."""
-
-    def __post_init__(self) -> None:
-        before, behind = self.sources.values(), self.targets.values()
-        if not all(0 <= stage < self.stage for stage in before) or not all(
-            self.stage < stage < self.n_stages for stage in behind
-        ):
-            raise ValueError(
-                f"sources are stages before stage {self.stage} and targets stages behind it "
-                f"(got {sorted(before)} and {sorted(behind)} of {self.n_stages} stages)"
-            )
-
-    @property
-    def senders(self) -> tuple[int, ...]:
-        """The stages whose activations this one takes, the nearest first."""
-        return tuple(sorted({*self.sources.values(), *range(self.stage)[-1:]}, reverse=True))
-
-    @property
-    def receivers(self) -> tuple[int, ...]:
-        """The stages that take this one's activations, the nearest first."""
-        behind = range(self.stage + 1, self.n_stages)
-        return tuple(sorted({*self.targets.values(), *behind[:1]}))
-
-    def source(self, name: str) -> int:
-        """The stage that an input comes from, to which its gradient returns."""
-        return self.sources.get(name, self.stage - 1)
-
-    def target(self, name: str) -> int:
-        """The stage that an output goes to."""
-        return self.targets.get(name, self.stage + 1)
-
-    @property
-    def n_stages(self) -> int:
-        return len(self.devices)
-
-    @property
-    def device(self) -> str:
-        return self.devices[self.stage]
-
-    def device_of(self, stage: int) -> str:
-        """Who holds a stage; the coordinator's own name for ``COORDINATOR``."""
-        return self.coordinator if stage == COORDINATOR else self.devices[stage]
-
-    def peer(self, stage: int) -> str:
-        """A stage as messages name it."""
-        if stage == COORDINATOR:
-            return f"the coordinator ({self.coordinator})"
-        return f"stage {stage} on {self.devices[stage]}"
 
 
 class Deploy(msgspec.Struct, frozen=True):
@@ -215,6 +155,45 @@ class Replicate(msgspec.Struct, frozen=True):
     run: str
     term: int
     step: int
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """Put a stage that answers requests on a device, beside those of earlier terms of its run.
+
+    Answered when it is ready to compute.
+    """
+
+    place: Place
+    graph: bytes
+    tensors: memoryview
+    """Safetensors; a view of the message, which may be as large as the stage."""
+    usual_samples: int
+    """In one request, as far as it is known: what pacing and warming up are done for."""
+    own: tuple[str, ...] = ()
+    """What the device has of the term before, and does not come along."""
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """End the stages of a serving run that belong to terms before ``before``."""
+
+    run: str
+    before: int
+
+
+class ServingStatistics(msgspec.Struct, frozen=True):
+    """What a device did for a serving run since its first stage."""
+
+    requests: int
+    """Shipments of one request or of several that were computed together."""
+    refused: int
+    compute_seconds: float
+    wait_seconds: float
+    """Without a request to compute."""
+    cpu_seconds: float
+    """Of its process; of an emulated device, what it computes at its own speed."""
+    bytes_in: int
+    bytes_out: int
+    peak_memory_bytes: int
 
 
 class Profile(msgspec.Struct, frozen=True):

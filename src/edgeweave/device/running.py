@@ -6,9 +6,7 @@ go by ``close``. Which run is on, and whether there may be one, is the agent's b
 
 from __future__ import annotations
 
-import logging
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,15 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import DeviceError, DeviceFailed, EdgeweaveError, PlanError
+from edgeweave.core.errors import PlanError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
 from edgeweave.device.exchange import StageExchange
+from edgeweave.device.faults import report_fault
 from edgeweave.device.messages import (
-    Assignment,
     Deploy,
-    Fault,
     Fetch,
     Pulse,
     Replicate,
@@ -41,13 +38,10 @@ from edgeweave.device.snapshots import Snapshots, State, of_parameter, received_
 from edgeweave.device.stream_executor import executor_of
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Priority, Transport, control_key
-from edgeweave.net.remote import encode_error
 from edgeweave.plan import in_flight, is_flushed, older_versions
 from edgeweave.program import Program, StageProgram, VersionedStage, decode, encode_state
 
 __all__ = ["Running", "Workplace"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,33 +273,11 @@ class Running:
 
     def _report_fault(self, error: BaseException) -> None:
         """Tell the coordinator. Runs on the stage's thread, which ends after it."""
-        assignment, place = self.assignment, self._place
-        _log.error("run %s: stage %d failed: %s", assignment.run, assignment.stage, error)
-        described = encode_error(_located(error, assignment))
-        fault = Fault(
-            assignment.run, assignment.term, place.settings.name, assignment.stage, described
+        place = self._place
+        report_fault(
+            error,
+            self.assignment,
+            place.transport,
+            fleet=place.settings.fleet,
+            timeout_seconds=place.timeouts.request,
         )
-        try:
-            place.transport.request(
-                control_key(place.settings.fleet, assignment.coordinator, "fault"),
-                encode_message(fault),
-                device=assignment.coordinator,
-                timeout_seconds=place.timeouts.request,
-            )
-        except EdgeweaveError as unreported:
-            _log.error("the coordinator could not be told: %s", unreported)
-
-
-def _located(error: BaseException, assignment: Assignment) -> EdgeweaveError:
-    """The error with the stage and the device in its message, whatever raised it."""
-    me = assignment.peer(assignment.stage)
-    if isinstance(error, DeviceError) or (isinstance(error, EdgeweaveError) and me in str(error)):
-        return error
-    if isinstance(error, EdgeweaveError):
-        return type(error)(f"{me}: {error}")
-    return DeviceFailed(
-        f"{me} failed: {type(error).__name__}: {error}",
-        device=assignment.device,
-        stage=assignment.stage,
-        remote_traceback="".join(traceback.format_exception(error)),
-    )

@@ -36,6 +36,9 @@ _PLAIN: dict[str, type[errors.EdgeweaveError]] = {
         errors.VersionError,
         errors.PlanError,
         errors.FleetError,
+        errors.RequestError,
+        errors.QueueFull,
+        errors.RequestTimeout,
     )
 }
 _OF_DEVICE: dict[str, type[errors.DeviceError]] = {

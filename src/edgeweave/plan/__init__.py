@@ -16,7 +16,7 @@ from edgeweave.plan.costs import (
 from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import explain
 from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
-from edgeweave.plan.links import Coding, Link
+from edgeweave.plan.links import UNSEEN_LINK, Coding, Link
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.microbatching import (
     PlannedBatch,
@@ -46,7 +46,16 @@ from edgeweave.plan.schedule import (
     may_swap,
     window,
 )
+from edgeweave.plan.serving import (
+    Objective,
+    ServingPlan,
+    answer_times,
+    period_bounds,
+    serving_plan,
+    serving_plans,
+)
 from edgeweave.plan.simulate import Event, Timeline, simulate
+from edgeweave.plan.sizes import Sizes
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 from edgeweave.plan.stream import Due, Learn, Stream, older_versions
 from edgeweave.plan.takeover import taken_over
@@ -58,6 +67,7 @@ __all__ = [
     "SCHEDULES",
     "SCHEDULE_NAMES",
     "TRIAL_STEPS",
+    "UNSEEN_LINK",
     "Action",
     "Agenda",
     "Backward",
@@ -81,11 +91,14 @@ __all__ = [
     "Link",
     "LinkCodec",
     "Monitor",
+    "Objective",
     "Plan",
     "PlannedBatch",
     "Recoding",
     "Reduce",
     "Replication",
+    "ServingPlan",
+    "Sizes",
     "Skip",
     "Stage",
     "StageSeconds",
@@ -96,6 +109,7 @@ __all__ = [
     "UnitFacts",
     "Update",
     "actions",
+    "answer_times",
     "best_microbatching",
     "best_plans",
     "check_weight_aggregation",
@@ -109,7 +123,10 @@ __all__ = [
     "microbatch_sizes",
     "older_versions",
     "partition",
+    "period_bounds",
     "period_seconds_at_least",
+    "serving_plan",
+    "serving_plans",
     "simulate",
     "stage_memory_bytes",
     "taken_over",

@@ -9,7 +9,7 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.core.loss import drawn_rounds, mean_rounds
 from edgeweave.plan._checks import require_not_negative
 
-__all__ = ["Coding", "Link", "LinkCoding"]
+__all__ = ["UNSEEN_LINK", "Coding", "Link", "LinkCoding"]
 
 _FIX = "Measure again."
 
@@ -93,6 +93,10 @@ class Link:
             return seconds
         per_byte = self.coding.encode_seconds_per_byte + self.coding.decode_seconds_per_byte
         return seconds + size_bytes * per_byte
+
+
+UNSEEN_LINK = Link(bytes_per_second=1e8, latency_seconds=1e-3)
+"""What a link is taken for that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)

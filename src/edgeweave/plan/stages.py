@@ -5,6 +5,7 @@ A plan is a frozen value and travels as JSON. It knows nothing of how it was fou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -21,7 +22,7 @@ from edgeweave.plan.schedule import (
     window,
 )
 
-__all__ = ["Plan", "Stage", "from_json", "steps_to_settle", "to_json"]
+__all__ = ["Plan", "Stage", "check_stages", "from_json", "steps_to_settle", "to_json"]
 
 _FORMAT = "edgeweave/plan"
 _VERSION = 4
@@ -76,7 +77,7 @@ class Plan:
     weight_aggregation: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_stages()
+        check_stages(self.stages)
         self._check_codecs()
         if self.schedule not in SCHEDULE_NAMES:
             raise ConfigError(
@@ -105,22 +106,6 @@ class Plan:
         """The devices in the order of the pipeline."""
         return tuple(stage.device for stage in self.stages)
 
-    def _check_stages(self) -> None:
-        if not self.stages:
-            raise ConfigError("a plan must have a stage (got none). Plan again.")
-        if len(set(self.devices)) != len(self.stages):
-            raise ConfigError(
-                f"a device holds one stage (got {', '.join(self.devices)}). Plan again."
-            )
-        expected = 0
-        for index, stage in enumerate(self.stages):
-            if stage.first_unit != expected:
-                raise ConfigError(
-                    f"stage {index} must begin at unit {expected} (got {stage.first_unit}). "
-                    "Plan again."
-                )
-            expected = stage.stop_unit
-
     def _check_codecs(self) -> None:
         ends = [codec.ends for codec in self.codecs]
         strangers = {name for pair in ends for name in pair} - set(self.devices)
@@ -130,6 +115,27 @@ class Plan:
                 f"a plan has one codec for a link between two of its devices (got {shown}). "
                 "Plan again."
             )
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """``ConfigError`` unless these hold every unit from the first on, each on a device of its own.
+
+    >>> check_stages([])
+    Traceback (most recent call last):
+    edgeweave.core.errors.ConfigError: a plan must have a stage (got none). Plan again.
+    """
+    if not stages:
+        raise ConfigError("a plan must have a stage (got none). Plan again.")
+    devices = [stage.device for stage in stages]
+    if len(set(devices)) != len(devices):
+        raise ConfigError(f"a device holds one stage (got {', '.join(devices)}). Plan again.")
+    expected = 0
+    for index, stage in enumerate(stages):
+        if stage.first_unit != expected:
+            raise ConfigError(
+                f"stage {index} must begin at unit {expected} (got {stage.first_unit}). Plan again."
+            )
+        expected = stage.stop_unit
 
 
 def steps_to_settle(plan: Plan) -> int:

@@ -11,6 +11,7 @@ from edgeweave.program.footprint import (
     UnitBytes,
     cut_bytes,
     input_bytes,
+    result_bytes,
     skip_bytes,
     state_bytes,
     unit_bytes,
@@ -24,7 +25,8 @@ from edgeweave.program.format import (
     encode_program,
     encode_state,
 )
-from edgeweave.program.graph import Program, StateSpec, Value
+from edgeweave.program.graph import Program, Size, StateSpec, Value
+from edgeweave.program.inference import Answer, Inference, capture_inference
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
 from edgeweave.program.units import is_external
@@ -32,13 +34,16 @@ from edgeweave.program.versions import VersionedStage, Weights
 
 __all__ = [
     "DTYPES",
+    "Answer",
     "Captured",
     "CutBytes",
     "Examine",
+    "Inference",
     "InputBytes",
     "LossFunction",
     "Moment",
     "Program",
+    "Size",
     "SkipBytes",
     "StageProgram",
     "StageResult",
@@ -49,6 +54,7 @@ __all__ = [
     "Way",
     "Weights",
     "capture",
+    "capture_inference",
     "check",
     "cut",
     "cut_bytes",
@@ -64,6 +70,7 @@ __all__ = [
     "input_bytes",
     "is_external",
     "made_up",
+    "result_bytes",
     "shared_parameters",
     "skip_bytes",
     "state_bytes",

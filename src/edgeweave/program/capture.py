@@ -27,7 +27,16 @@ from edgeweave.program.recurrent import split_layers
 from edgeweave.program.translate import Translation, shield_no_grad
 from edgeweave.program.units import assign_units
 
-__all__ = ["Captured", "LossFunction", "capture", "flatten_inputs"]
+__all__ = [
+    "Captured",
+    "LossFunction",
+    "call_model",
+    "canonical_names",
+    "capture",
+    "export_step",
+    "flatten_inputs",
+    "in_key_order",
+]
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
 
@@ -57,13 +66,14 @@ class _TrainingStep(nn.Module):
         self._metrics = dict(metrics)
 
     def forward(self, inputs: Any, target: Any) -> Any:
-        output = _call(self.model, inputs)
+        output = call_model(self.model, inputs)
         loss = self._loss_fn(output, target)
         metrics = {name: fn(output, target) for name, fn in self._metrics.items()}
         return loss, metrics, pytree.tree_leaves(output)
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """What a model answers: positional inputs of a tuple, keywords of a dict, else one input."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):
@@ -78,7 +88,7 @@ def flatten_inputs(inputs: Any, target: Any) -> dict[str, torch.Tensor]:
     """
     named: dict[str, torch.Tensor] = {}
     for kind, tree in (("input", inputs), ("target", target)):
-        for index, leaf in enumerate(pytree.tree_leaves(_in_key_order(tree))):
+        for index, leaf in enumerate(pytree.tree_leaves(in_key_order(tree))):
             if not isinstance(leaf, torch.Tensor):
                 raise CaptureError(
                     f"every leaf of a batch is a tensor ({kind}:{index} is "
@@ -88,11 +98,12 @@ def flatten_inputs(inputs: Any, target: Any) -> dict[str, torch.Tensor]:
     return named
 
 
-def _in_key_order(tree: Any) -> Any:
+def in_key_order(tree: Any) -> Any:
+    """The same inputs, every dictionary in the order of its sorted keys."""
     if isinstance(tree, Mapping):
-        return {key: _in_key_order(tree[key]) for key in sorted(tree, key=str)}
+        return {key: in_key_order(tree[key]) for key in sorted(tree, key=str)}
     if type(tree) in (tuple, list):
-        return type(tree)(_in_key_order(item) for item in tree)
+        return type(tree)(in_key_order(item) for item in tree)
     return tree
 
 
@@ -123,11 +134,11 @@ def capture(
     named = _example(flatten_inputs(inputs, target))
     _check_loss(model, loss_fn)
     step = _TrainingStep(model, loss_fn, metrics or {})
-    inputs, target = _in_key_order(inputs), _in_key_order(target)
+    inputs, target = in_key_order(inputs), in_key_order(target)
     with in_mode(model, training=True), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        exported = _export(step, inputs, target)
+        exported = export_step(step, (inputs, target))
     try:
-        translation = Translation(exported, tuple(named), names=_canonical_names(model))
+        translation = Translation(exported, tuple(named), names=canonical_names(model))
         program = _as_program(translation, named, metrics or {})
         program = infer_values(split_layers(program))
     except FormatError as error:  # what no program may hold, a model may not either
@@ -136,7 +147,7 @@ def capture(
     program = assign_units(program)
     state = {spec.name: translation.tensors[spec.name] for spec in program.state}
     with torch.random.fork_rng(devices=[]):
-        check_evaluation(program, state, model, lambda: _call(model, inputs), named)
+        check_evaluation(program, state, model, lambda: call_model(model, inputs), named)
     return Captured(program, state)
 
 
@@ -169,18 +180,17 @@ def _check_loss(model: nn.Module, loss_fn: LossFunction) -> None:
             )
 
 
-def _export(step: nn.Module, inputs: Any, target: Any) -> torch.export.ExportedProgram:
+def export_step(step: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """The functional graph of ``step(*args)`` with a symbolic batch; ``CaptureError`` if none."""
     batch = torch.export.Dim("batch", min=1)
-    dynamic = pytree.tree_map(lambda leaf: {0: batch}, (inputs, target))
+    dynamic = pytree.tree_map(lambda leaf: {0: batch}, args)
     export_log = logging.getLogger("torch.export")
     level = export_log.level
     export_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             _ignore_internal_warnings()
-            exported = torch.export.export(
-                step, (inputs, target), dynamic_shapes=dynamic, strict=False
-            )
+            exported = torch.export.export(step, args, dynamic_shapes=dynamic, strict=False)
             shield_no_grad(exported)
             return cast(torch.export.ExportedProgram, exported.run_decompositions({}))
     except CaptureError:
@@ -218,7 +228,7 @@ def _explain(error: Exception) -> str:
     return f"the model cannot be captured. {fix}\n{kind}: {text}"
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
+def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of a parameter or buffer -> the first name of the same tensor."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}

@@ -33,7 +33,12 @@ __all__ = ["Way", "cut", "needed", "shared_parameters", "ways", "without_outputs
 
 
 def without_outputs(program: Program) -> Program:
-    """The program without the model's outputs, as training runs it: logits stay where they are."""
+    """The program without the model's outputs, as training runs it: logits stay where they are.
+
+    A program without a loss is there for its outputs, and keeps them.
+    """
+    if program.loss is None:
+        return program
     return msgspec.structs.replace(program, outputs=())
 
 

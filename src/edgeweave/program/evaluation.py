@@ -21,7 +21,7 @@ from edgeweave.program.interpret import Interpreter
 
 _BATCH_NORM = "aten._native_batch_norm_legit_functional.default"
 
-__all__ = ["check_evaluation", "evaluation", "has_batch_norm", "in_mode"]
+__all__ = ["check_evaluation", "evaluation", "has_batch_norm", "in_mode", "is_close"]
 
 
 def evaluation(program: Program) -> Program:
@@ -143,7 +143,7 @@ def check_evaluation(
         found = interpreter.run(inputs, batch, wanted=evaluated.outputs)
     pairs = zip(evaluated.outputs, _distinct(expected, evaluated.outputs), strict=False)
     for name, tensor in pairs:
-        if not _close(found[name], tensor):
+        if not is_close(found[name], tensor):
             raise CaptureError(
                 f"the captured model does not evaluate as model.eval() does (output {name}). "
                 "forward() asks for self.training in a way that is not dropout or BatchNorm; "
@@ -151,7 +151,8 @@ def check_evaluation(
             )
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two ways of computing a value differ by rounding at most."""
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         return False
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)

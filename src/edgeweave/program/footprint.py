@@ -21,6 +21,7 @@ __all__ = [
     "UnitBytes",
     "cut_bytes",
     "input_bytes",
+    "result_bytes",
     "skip_bytes",
     "state_bytes",
     "unit_bytes",
@@ -84,6 +85,15 @@ def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
             buffers=sum(size[spec.name] for spec in specs if spec.kind != "parameter"),
             activations=saved.get(unit, 0),
         )
+    return found
+
+
+def result_bytes(program: Program, batch: int) -> dict[int, int]:
+    """Bytes of all that each unit's operators produce: at least what is alive of it at any time."""
+    found = dict.fromkeys(program.unit_numbers, 0)
+    for node in program.nodes:
+        if node.unit != SHARED_UNIT:
+            found[node.unit] += sum(value_bytes(value, batch) for value in node.results)
     return found
 
 

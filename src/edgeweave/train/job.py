@@ -4,6 +4,7 @@
     [loss]       function                   [train]  batch_size, n_microbatches, epochs, ...
     [metrics]    name = function            [fleet]  kind, devices, file, preset, connect, ...
     [optimizer]  name, and its options      [lr_schedule]  name, interval, options
+    [serve]      what ``edgeweave serve`` is told; training ignores it
 
 A value comes from the command line, else from the environment (``EDGEWEAVE_TRAIN_BATCH_SIZE`` sets
 ``batch_size`` in ``[train]``), else from the file, else it is the default. A relative path starts
@@ -30,6 +31,7 @@ from edgeweave.train._torch_options import torch_options
 from edgeweave.train.compression import chosen_codec
 from edgeweave.train.measurements import Measure
 from edgeweave.train.references import resolve_function
+from edgeweave.train.serve_section import ExampleEntry, ServeSection
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -45,8 +47,10 @@ __all__ = [
     "OptimizerSection",
     "Reference",
     "TrainSection",
+    "check_fleet",
     "dump_job",
     "load_job",
+    "read_settings",
     "resolve_function",
 ]
 
@@ -217,6 +221,7 @@ class Job:
     lr_schedule: LrScheduleSection | None = None
     train: TrainSection = field(default_factory=TrainSection)
     fleet: FleetSection = field(default_factory=FleetSection)
+    serve: ServeSection = field(default_factory=ServeSection)
 
 
 _SECTIONS: dict[str, type] = {
@@ -228,6 +233,7 @@ _SECTIONS: dict[str, type] = {
     "data": DataSection,
     "train": TrainSection,
     "fleet": FleetSection,
+    "serve": ServeSection,
 }
 
 
@@ -238,11 +244,7 @@ def load_job(path: Path, *, environment: Mapping[str, str], overrides: Mapping[s
     what may be left out. Variables that begin with ``EDGEWEAVE_`` and a section are settings, and
     refused if the section has no such key.
     """
-    settings = Settings(_SECTIONS)
-    settings.put_document(_read(path), str(path), path.parent)
-    settings.put_environment(environment, ENVIRONMENT_PREFIX, Path())
-    for dotted, text in overrides.items():
-        settings.put_text(dotted, text, "command line", Path())
+    settings = read_settings(path, environment, overrides)
     sections = {
         name: settings.build(name, str(path))
         for name in _SECTIONS
@@ -255,6 +257,18 @@ def load_job(path: Path, *, environment: Mapping[str, str], overrides: Mapping[s
     job = Job(**sections)
     _check(job, path)
     return job
+
+
+def read_settings(
+    path: Path, environment: Mapping[str, str], overrides: Mapping[str, str]
+) -> Settings:
+    """File, then environment, then command line."""
+    settings = Settings(_SECTIONS)
+    settings.put_document(_read(path), str(path), path.parent)
+    settings.put_environment(environment, ENVIRONMENT_PREFIX, Path())
+    for dotted, text in overrides.items():
+        settings.put_text(dotted, text, "command line", Path())
+    return settings
 
 
 def dump_job(job: Job) -> str:
@@ -294,13 +308,13 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, DeviceEntry):
-        return {n: v for n, v in msgspec.structs.asdict(value).items() if v is not None}
+    if isinstance(value, DeviceEntry | ExampleEntry):
+        return {n: _plain(v) for n, v in msgspec.structs.asdict(value).items() if v is not None}
     return value
 
 
 def _check(job: Job, path: Path) -> None:
-    train, fleet = job.train, job.fleet
+    train = job.train
     try:
         chosen_codec(train.codec)
     except ConfigError as error:
@@ -315,6 +329,11 @@ def _check(job: Job, path: Path) -> None:
             f"{path}: train.checkpoint_every_steps needs a place to write to (no "
             'train.checkpoint_directory). Write checkpoint_directory = "checkpoints" in [train].'
         )
+    check_fleet(job.fleet, path)
+
+
+def check_fleet(fleet: FleetSection, path: Path) -> None:
+    """``ConfigError`` unless the devices differ by name and are described in one place."""
     names = [device.name for device in fleet.devices]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -13,6 +13,8 @@ from typing import Literal
 
 from edgeweave.device import CodingSeconds, Optimizer
 from edgeweave.fleet import Fleet
+from edgeweave.fleet.links import measure_links
+from edgeweave.fleet.profiles import profile_devices
 from edgeweave.plan import Costs, DeviceCosts, Link
 from edgeweave.predict import DeviceLatency
 from edgeweave.program import Captured, without_outputs
@@ -20,10 +22,8 @@ from edgeweave.train.compression import Compression, measure_coding
 from edgeweave.train.costs import Sizes, costs_of
 from edgeweave.train.experience import Experience
 from edgeweave.train.interpolation import device_costs_at
-from edgeweave.train.links import measure_links
 from edgeweave.train.predictions import device_latencies, predict_devices
 from edgeweave.train.probes import probe_devices
-from edgeweave.train.profiles import profile_devices
 
 __all__ = ["Measure", "Measurements", "measure_costs"]
 

@@ -19,6 +19,7 @@ from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError, EdgeweaveError, PlanError
 from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
+from edgeweave.fleet.links import measure_links_of
 from edgeweave.plan import (
     SCHEDULE_NAMES,
     Costs,
@@ -42,7 +43,6 @@ from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.journal import noted
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.lessons import RunTimings, Teacher
-from edgeweave.train.links import measure_links_of
 from edgeweave.train.measurements import Measure, Measurements, measure_costs
 from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
 from edgeweave.train.newcomers import Newcomer, Newcomers

@@ -1,0 +1,221 @@
+"""What a device has of a run that answers requests, from its first ``Serve`` until it is released.
+
+    serve(term 0) --> stage 0 answers
+    serve(term 1) --> stage 0 answers what it was sent, stage 1 answers what is sent from now on
+    retire(1)     --> stage 1 answers
+
+Stages of two terms hold a tensor that both need once. Where memory has no room for both, the older
+one stops at once; what it had not answered is sent again in the new term.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from edgeweave.core.errors import FleetError, PlanError
+from edgeweave.core.units import format_bytes
+from edgeweave.device import memory
+from edgeweave.device.exchange import StageExchange
+from edgeweave.device.faults import report_fault
+from edgeweave.device.messages import Pulse, Serve, ServingStatistics, encode_message
+from edgeweave.device.place import Place
+from edgeweave.device.running import Workplace
+from edgeweave.device.serving_stage import ServingStage, StageTally
+from edgeweave.net import Subscription, control_key
+from edgeweave.program import Program, StageProgram, decode, result_bytes, state_bytes
+
+__all__ = ["NOTHING_TRAINS", "Hosting"]
+
+_log = logging.getLogger(__name__)
+
+NOTHING_TRAINS = "none"
+"""The optimizer under which units of a model that only answers are profiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A stage at work."""
+
+    place: Place
+    stage: StageProgram
+    working: ServingStage
+    ends: ExitStack
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.stage.fixed_state()
+
+
+class Hosting:
+    """One run's place on this device. ``on_orphaned`` is called when its coordinator vanishes."""
+
+    def __init__(self, run: str, place: Workplace, *, on_orphaned: Callable[[], None]) -> None:
+        self.run = run
+        self._place = place
+        self._on_orphaned = on_orphaned
+        self._changing = threading.RLock()
+        self._computing = threading.Lock()
+        self._held: dict[int, _Held] = {}
+        self._tally = StageTally()
+        self._coordinator: str | None = None
+        self._watch: Subscription | None = None
+        self._moved_before = place.transport.statistics()
+        self._cpu_before = time.process_time()
+        memory.reset_peak()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stage is at work."""
+        return not self._held
+
+    def deploy(self, message: Serve) -> None:
+        """Put a stage to work beside those of earlier terms."""
+        with self._changing:
+            place = message.place
+            held = [self._held[term] for term in sorted(self._held)]
+            newest = held[-1].tensors if held else {}
+            missing = set(message.own) - newest.keys()
+            if missing:
+                raise FleetError(
+                    f"{place.device} does not hold {sorted(missing)[0]} of run {self.run}, which "
+                    "it was said to. Send it along."
+                )
+            captured = decode(
+                message.graph,
+                message.tensors,
+                examine=self._examine,
+                known={name: newest[name] for name in message.own},
+            )
+            self._make_room(place, captured.program, captured.state)
+            torch.set_num_threads(self._place.n_threads)
+            stage = StageProgram(
+                captured.program,
+                captured.state,
+                device=self._place.torch_device,
+                take_over=True,
+            )
+            self._held[place.term] = self._begin(place, stage, message.usual_samples)
+            self._look_after(place.coordinator)
+
+    def retire(self, before: int) -> None:
+        """End the stages of earlier terms."""
+        with self._changing:
+            for term in [each for each in self._held if each < before]:
+                self._held.pop(term).ends.close()
+            memory.release_freed()
+
+    def pulse(self) -> Pulse:
+        """What the newest stage does now."""
+        held = self._held
+        return held[max(held)].working.pulse() if held else Pulse(None)
+
+    def statistics(self) -> ServingStatistics:
+        """What this device did for the run so far, in all terms."""
+        moved, before, tally = (
+            self._place.transport.statistics(),
+            self._moved_before,
+            self._tally,
+        )
+        emulated = self._place.settings.speed is not None
+        cpu = tally.compute_seconds if emulated else time.process_time() - self._cpu_before
+        return ServingStatistics(
+            requests=tally.requests,
+            refused=tally.refused,
+            compute_seconds=tally.compute_seconds,
+            wait_seconds=tally.wait_seconds,
+            cpu_seconds=cpu,
+            bytes_in=moved.bytes_received - before.bytes_received,
+            bytes_out=moved.bytes_sent - before.bytes_sent,
+            peak_memory_bytes=memory.peak_bytes(),
+        )
+
+    def close(self) -> None:
+        """Let everything go."""
+        with self._changing:
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.close()
+            for held in self._held.values():
+                held.ends.close()
+            self._held.clear()
+        memory.release_freed()
+
+    def _begin(self, place: Place, stage: StageProgram, usual_samples: int) -> _Held:
+        here = self._place
+        throttle = here.throttle.on_another_thread()
+        exchange = StageExchange(
+            place,
+            stage.program,
+            here.transport,
+            fleet=here.settings.fleet,
+            clock=here.clock,
+            timeouts=here.timeouts,
+            throttle=throttle,
+        )
+        working = ServingStage(
+            place,
+            stage,
+            exchange,
+            throttle=throttle,
+            clock=here.clock,
+            computing=self._computing,
+            tally=self._tally,
+            on_fault=lambda error: report_fault(
+                error,
+                place,
+                here.transport,
+                fleet=here.settings.fleet,
+                timeout_seconds=here.timeouts.request,
+            ),
+        )
+        if here.settings.speed is not None:
+            known = here.units.recall(stage.program, usual_samples, NOTHING_TRAINS)
+            slowdown = here.slowdown()
+            seconds = None if known is None else slowdown * known.forward
+            working.rehearse(usual_samples, seconds)
+        with ExitStack() as ends:
+            ends.enter_context(working)
+            return _Held(place, stage, working, ends.pop_all())
+
+    def _examine(self, program: Program) -> None:
+        self._place.run_task("check", encode_message(program))
+
+    def _make_room(self, place: Place, program: Program, state: dict[str, torch.Tensor]) -> None:
+        """``PlanError`` if the stage does not fit; where it fits alone, older ones stop."""
+        limit = self._place.settings.memory_limit_bytes
+        if limit is None:
+            return
+        working = sum(result_bytes(program, place.microbatch_size).values())
+        needed = working + sum(state_bytes(spec) for spec in program.state)
+        if needed > limit:
+            raise PlanError(
+                f"{place.peer(place.stage)} needs {format_bytes(needed)} to answer "
+                f"{place.microbatch_size} samples at once (limit: {format_bytes(limit)}). Add a "
+                "device, or raise the limit."
+            )
+        others = {
+            name: tensor.nbytes
+            for held in self._held.values()
+            for name, tensor in held.tensors.items()
+            if name not in state
+        }
+        if needed + sum(others.values()) > limit:
+            _log.info("run %s: the stage before makes room for term %d", self.run, place.term)
+            self.retire(place.term)
+
+    def _look_after(self, coordinator: str) -> None:
+        if coordinator == self._coordinator:
+            return
+        self._coordinator = coordinator
+        place = self._place
+        key = control_key(place.settings.fleet, coordinator, "alive")
+        self._watch = place.transport.watch(
+            key, lambda _key, alive: None if alive else self._on_orphaned()
+        )

@@ -1,0 +1,116 @@
+"""Puts plans to work on devices and lets devices go. Decides nothing, knows what each one holds."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from edgeweave.core.errors import EdgeweaveError
+from edgeweave.device import Release, Retire, ServingStatistics, decode_message
+from edgeweave.fleet import Fleet
+from edgeweave.plan import ServingPlan
+from edgeweave.program import Program
+from edgeweave.serve.term import Hearing, ServingTerm
+
+__all__ = ["Hands"]
+
+_log = logging.getLogger(__name__)
+
+
+class Hands:
+    """One serving run on the devices of a fleet. One thread at a time."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        program: Program,
+        state: Mapping[str, torch.Tensor],
+        *,
+        most_samples: int,
+    ) -> None:
+        self.run = f"serve-{secrets.token_hex(4)}"
+        self._fleet = fleet
+        self._program = program
+        self._state = state
+        self._most_samples = most_samples
+        self._held: dict[str, frozenset[str]] = {}
+        """By device that is hired, the names of what it holds."""
+        self._number = 0
+
+    def deploy(
+        self, plan: ServingPlan, hearing: Hearing
+    ) -> tuple[ServingTerm | None, dict[str, EdgeweaveError]]:
+        """A term of this plan that can be sent to, or who could not take its stage, and why.
+
+        A device keeps what it holds: only the rest travels.
+        """
+        number, self._number = self._number, self._number + 1
+        term = ServingTerm(
+            self._fleet,
+            self.run,
+            number,
+            self._program,
+            plan,
+            most_samples=self._most_samples,
+            hearing=hearing,
+        )
+        term.listen()
+        failed = term.deploy(self._state, self._held)
+        for device in plan.devices:
+            if device in failed:
+                self._held.pop(device, None)
+            else:
+                self._held[device] = term.weights_of(device)
+        if not failed:
+            return term, failed
+        term.close()
+        return None, failed
+
+    def forget(self, device: str) -> None:
+        """Its process has ended, and with it all that it held."""
+        self._held.pop(device, None)
+
+    def let_go(self, terms: Sequence[ServingTerm]) -> None:
+        """Retire the stages that none of these terms needs, and release who has none of them."""
+        needed = {device for term in terms for device in term.plan.devices}
+        oldest = min((term.number for term in terms), default=self._number)
+        for device in sorted(self._held):
+            if device in needed:
+                self._tell(device, "retire", Retire(self.run, oldest))
+            else:
+                del self._held[device]
+                self._tell(device, "release", Release(self.run, before=self._number))
+
+    def release_all(self) -> None:
+        """Let everybody go that is there."""
+        for device in sorted(set(self._fleet.present()) & self._held.keys()):
+            self._tell(device, "release", Release(self.run))
+        self._held.clear()
+
+    def statistics(self, devices: Collection[str]) -> dict[str, ServingStatistics]:
+        """What these devices did so far; without those that do not answer."""
+        found = {}
+        for device in devices:
+            try:
+                answer = self._fleet.ask(
+                    device,
+                    "serving",
+                    Release(self.run),
+                    timeout_seconds=self._fleet.timeouts.stop,
+                )
+            except EdgeweaveError as error:
+                _log.warning("%s does not say what it did: %s", device, error)
+            else:
+                found[device] = decode_message(answer, ServingStatistics)
+        return found
+
+    def _tell(self, device: str, verb: str, message: Retire | Release) -> None:
+        """One that is gone or silent cannot be told, and need not be."""
+        try:
+            seconds = self._fleet.timeouts.stop
+            self._fleet.ask(device, verb, message, timeout_seconds=seconds)
+        except EdgeweaveError as error:
+            _log.warning("%s did not take its %s: %s", device, verb, error)

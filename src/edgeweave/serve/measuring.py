@@ -1,0 +1,71 @@
+"""What a serving plan is made from: units as devices measured them, links, and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgeweave.device import Optimizer
+from edgeweave.device.hosting import NOTHING_TRAINS
+from edgeweave.fleet import Fleet
+from edgeweave.fleet.links import measure_links, measure_links_of
+from edgeweave.fleet.profiles import profile_devices
+from edgeweave.plan import UNSEEN_LINK, Costs, DeviceCosts, Link, Sizes
+from edgeweave.program import Captured, Inference, value_bytes
+
+__all__ = ["Measuring"]
+
+_REPETITIONS = 8
+
+
+class Measuring:
+    """Asks the devices of a fleet what requests of ``batch_size`` samples take."""
+
+    def __init__(self, fleet: Fleet, inference: Inference, batch_size: int) -> None:
+        self._fleet = fleet
+        self._captured = Captured(inference.program, inference.state)
+        self.batch_size = batch_size
+        values = inference.program.values()
+        self.result_bytes = sum(
+            value_bytes(values[name], batch_size) for name in inference.program.outputs
+        )
+
+    def costs(self, devices: Sequence[str]) -> Costs:
+        """Of all these devices, which run the whole model some times for it."""
+        sizes = Sizes.serving(self._captured.program, self.batch_size)
+        return Costs(
+            units=sizes.units,
+            cuts=sizes.cuts,
+            devices=tuple(self._devices(devices)),
+            links=measure_links(self._fleet, devices),
+            default_link=UNSEEN_LINK,
+            optimizer_bytes_per_trainable_byte=0.0,
+            feeds=sizes.feeds,
+            skips=sizes.skips,
+        )
+
+    def device(
+        self, name: str, others: Sequence[str]
+    ) -> tuple[DeviceCosts, dict[tuple[str, str], Link]]:
+        """Of one device more, and its links with ``others``."""
+        (measured,) = self._devices([name])
+        return measured, measure_links_of(self._fleet, name, others)
+
+    def _devices(self, names: Sequence[str]) -> list[DeviceCosts]:
+        found = profile_devices(
+            self._fleet,
+            self._captured,
+            names,
+            microbatch_size=self.batch_size,
+            optimizer=Optimizer(NOTHING_TRAINS),
+            repetitions=_REPETITIONS,
+        )
+        limits = {name: self._fleet.greet(name).memory_limit_bytes for name in names}
+        return [
+            replace(
+                each,
+                backward_seconds=(0.0,) * len(each.forward_seconds),
+                memory_limit_bytes=limits[each.device],
+            )
+            for each in found.values()
+        ]

@@ -1,0 +1,56 @@
+"""How a model is served: one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.plan import Objective
+
+__all__ = ["ServeOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a served model accepts, and what it is cut for.
+
+    ``use="all"`` takes every device, also where fewer would be faster.
+
+    ``queue_size`` requests may be unanswered at once; a further one waits or is refused. A request
+    that is not answered in ``timeout_seconds`` fails. ``max_samples`` is the most samples in one
+    request (None: as many as the example has).
+
+    ``join_samples`` lets requests that wait be computed together, up to so many samples, and
+    ``join_seconds`` how long the first of them waits for others. It makes small models faster and
+    may change the last bits of answers: kernels add up in another order for more rows. 0 never
+    joins: answers are then bit for bit those of the model.
+
+    ``watts`` is what one busy core of a device draws above idle, for the estimate of energy.
+    """
+
+    objective: Objective = "throughput"
+    use: Literal["fastest", "all"] = "fastest"
+    queue_size: int = 64
+    timeout_seconds: float = 30.0
+    max_samples: int | None = None
+    join_samples: int = 0
+    join_seconds: float = 0.0
+    watts: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective) or self.use not in ("fastest", "all"):
+            raise ConfigError(
+                f"objective is {' or '.join(get_args(Objective))}, use is fastest or all (got "
+                f"{self.objective!r} and {self.use!r}). Choose one of each."
+            )
+        if self.queue_size < 1 or self.timeout_seconds <= 0 or self.watts <= 0:
+            raise ConfigError(
+                "queue_size is 1 or more, timeout_seconds and watts are above 0 (got "
+                f"{self.queue_size}, {self.timeout_seconds} and {self.watts}). Correct them."
+            )
+        if (self.max_samples or 1) < 1 or self.join_samples < 0 or self.join_seconds < 0:
+            raise ConfigError(
+                "max_samples is 1 or more, join_samples and join_seconds 0 or more (got "
+                f"{self.max_samples}, {self.join_samples} and {self.join_seconds}). Correct them."
+            )

@@ -1,0 +1,110 @@
+"""No request is lost, and none answered twice, whatever happens to the devices that serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from edgeweave.core.errors import RequestTimeout
+from tests.serve.trouble import Served, request, served
+from tests.train.troubled import Act, cut_off, drop, kill, stall, start
+
+N = 60
+
+
+def assert_all_answered(found: list[torch.Tensor], here: Served, n_requests: int = N) -> None:
+    """Each once, in order, bit for bit."""
+    assert len(found) == n_requests
+    assert all(map(torch.equal, found, here.expected(n_requests)))
+    statistics = here.endpoint.statistics()
+    assert (statistics.answered, statistics.expired, statistics.open) == (n_requests, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [pytest.param("a", marks=pytest.mark.slow), "b", pytest.param("c", marks=pytest.mark.slow)],
+)
+def test_a_device_that_is_killed_under_load_costs_no_request(lost: str) -> None:
+    with served("a", "b", "c") as here:
+        assert_all_answered(here.answers(N, {20: kill(lost)}), here)
+        here.wait_devices(*sorted({"a", "b", "c"} - {lost}))
+        assert f"{lost} was lost" in here.endpoint.changes[-1].why
+
+
+@pytest.mark.slow
+def test_one_device_after_another_is_lost_until_one_serves_alone() -> None:
+    with served("a", "b", "c") as here:
+        assert_all_answered(here.answers(N, {15: kill("b"), 35: kill("a")}), here)
+        here.wait_devices("c")
+
+
+@pytest.mark.slow
+def test_two_devices_at_once() -> None:
+    with served("a", "b", "c") as here:
+        assert_all_answered(here.answers(N, {20: kill("a", "c")}), here)
+        here.wait_devices("b")
+
+
+def test_a_device_that_comes_takes_part_without_a_pause() -> None:
+    with served("a", "b") as here:
+        before = here.answers(N // 2, {10: start("c")})
+        here.wait_devices("a", "b", "c")
+        found = before + here.answers(N, {})[N // 2 :]
+        assert all(map(torch.equal, found, here.expected(N)))
+        last = here.endpoint.changes[-1]
+        assert (last.why, last.n_resent) == ("c is there", 0)
+
+
+def test_a_device_that_comes_back_is_known() -> None:
+    with served("a", "b", "c") as here:
+        found = here.answers(N, {10: kill("b"), 30: start("b")})
+        here.wait_devices("a", "b", "c")
+        assert_all_answered(found, here)
+
+
+def test_requests_wait_while_nobody_is_there() -> None:
+    with served("a") as here:
+        kill("a")(here.troubled)
+        futures = [here.endpoint.submit(request(number)) for number in range(10)]
+        start("b")(here.troubled)
+        found = [future.result(timeout=30) for future in futures]
+        assert_all_answered(found, here, 10)
+
+
+def test_a_request_that_nobody_can_answer_fails_at_its_deadline() -> None:
+    with served("a") as here:
+        kill("a")(here.troubled)
+        with pytest.raises(RequestTimeout, match=r"^no answer came in 0\.3 s \(request 0\)"):
+            here.endpoint(request(0), timeout_seconds=0.3)
+        start("a")(here.troubled)
+        assert torch.equal(here.endpoint(request(1)), here.expected(2)[1])
+
+
+@pytest.mark.parametrize("hurt", [stall, pytest.param(cut_off, marks=pytest.mark.slow)])
+def test_a_device_that_says_nothing_is_left_out(hurt: Callable[[str], Act]) -> None:
+    with served("a", "b", "c") as here:
+        assert_all_answered(here.answers(N, {20: hurt("b")}), here)
+        assert "b stands still" in [each.why for each in here.endpoint.changes]
+
+
+@pytest.mark.slow
+def test_a_link_that_loses_all_is_not_used() -> None:
+    with served("a", "b") as here:
+        order = here.endpoint.plan
+        assert order is not None
+        first, second = order.devices
+        assert_all_answered(here.answers(N, {20: drop(first, second)}), here)
+        assert f"{second} stands still" in [each.why for each in here.endpoint.changes]
+
+
+@pytest.mark.slow
+def test_devices_come_and_go_many_times() -> None:
+    script: dict[int, Act] = {}
+    for turn in range(8):
+        name = "abc"[turn % 3]
+        script[20 + 40 * turn] = kill(name)
+        script[40 + 40 * turn] = start(name)
+    with served("a", "b", "c") as here:
+        assert_all_answered(here.answers(400, script), here, 400)
