@@ -15,6 +15,7 @@ from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.cli.tables import explanation_table
 from edgeweave.core.errors import ConfigError, EdgeweaveError
+from edgeweave.data.sources import DataPair, load_source
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
@@ -22,7 +23,6 @@ from edgeweave.train import LRSchedule, PipelineTrainer
 from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
 from edgeweave.train.job import Job, resolve_function
-from edgeweave.train.sources import DataPair, load_source
 
 __all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
 

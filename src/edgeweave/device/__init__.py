@@ -4,6 +4,7 @@ from edgeweave.device.agent import Agent
 from edgeweave.device.comparison import Agreement, told_products
 from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
 from edgeweave.device.inbox import FrameId, Inbox
+from edgeweave.device.learner import Layout, Learner, SelectionCosts, layout_of
 from edgeweave.device.messages import (
     COORDINATOR,
     Assignment,
@@ -39,6 +40,7 @@ from edgeweave.device.optimizer import (
     step_bytes_per_trainable_byte,
 )
 from edgeweave.device.probing import probe_link
+from edgeweave.device.rows import Data, Rows, SentData, SourceData, load_rows
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_timings
@@ -52,6 +54,7 @@ __all__ = [
     "Assignment",
     "CodingProbe",
     "CodingSeconds",
+    "Data",
     "Deploy",
     "Emulate",
     "Fault",
@@ -61,6 +64,8 @@ __all__ = [
     "Halt",
     "Holdings",
     "Inbox",
+    "Layout",
+    "Learner",
     "LinkProbe",
     "LinkTimings",
     "Optimizer",
@@ -70,7 +75,11 @@ __all__ = [
     "Relay",
     "Release",
     "Replicate",
+    "Rows",
     "RunStatus",
+    "SelectionCosts",
+    "SentData",
+    "SourceData",
     "StageStatistics",
     "StageTiming",
     "StateRequest",
@@ -81,6 +90,8 @@ __all__ = [
     "coding_names",
     "decode_message",
     "encode_message",
+    "layout_of",
+    "load_rows",
     "probe_link",
     "received_state",
     "state_bytes_per_trainable_byte",

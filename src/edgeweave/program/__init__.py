@@ -25,7 +25,9 @@ from edgeweave.program.format import (
     encode_state,
 )
 from edgeweave.program.graph import Program, StateSpec, Value
+from edgeweave.program.interpret import Interpreter
 from edgeweave.program.operators import DTYPES
+from edgeweave.program.part import part_for
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
 from edgeweave.program.units import is_external
 from edgeweave.program.versions import VersionedStage, Weights
@@ -36,6 +38,7 @@ __all__ = [
     "CutBytes",
     "Examine",
     "InputBytes",
+    "Interpreter",
     "LossFunction",
     "Moment",
     "Program",
@@ -64,6 +67,7 @@ __all__ = [
     "input_bytes",
     "is_external",
     "made_up",
+    "part_for",
     "shared_parameters",
     "skip_bytes",
     "state_bytes",

@@ -117,7 +117,7 @@ class LrScheduleSection:
 
 @dataclass(frozen=True, slots=True)
 class DataSection:
-    """What ``edgeweave.train.sources.load_source`` reads."""
+    """What ``edgeweave.data.sources.load_source`` reads."""
 
     source: Name = field(metadata=key("the name of a data source", "digits"))
     path: Path | None = field(
