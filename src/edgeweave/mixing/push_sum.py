@@ -1,13 +1,18 @@
 """Push-sum, as stochastic gradient push (Assran et al., 2019): mass flows, nobody waits.
 
     mass  (x_i, w_i)      model  z_i = x_i / w_i        in every iteration, with d open edges:
-    keep 1 / (1 + d) of the mass, push as much along every edge; a step moves x_i by z' - z
+    keep 1 / (1 + d) of the mass, push as much along every edge; a step moves x_i by w_i (z' - z)
 
 A message holds all mass that ever went along its edge, not this iteration's, and the receiver takes
 what it has not had (Hadjicostis et al., 2016). So a message that is lost loses nothing: the next
 brings it. Mass is lost only with a peer that dies, x and w alike, which leaves the others' mean an
 average of what is left; one that leaves pushes all it has first, and one that returns begins with
 none and is given some.
+
+Deviation: the paper moves x_i by z' - z, which is the same where all keep pace and weights stay
+near one. Here nobody waits: mass gathers at slow peers until each passes on as much as the others,
+w_i times its pace. Steps weighed by w_i then count all devices' data alike, fast or slow, and a
+peer with little mass does not take steps of many times the learning rate.
 """
 
 from __future__ import annotations
@@ -69,7 +74,7 @@ class PushSum:
         """Mass was added when it came."""
 
     def replace(self, model: torch.Tensor) -> None:
-        self.mass = self.mass + (model - self.model)
+        self.mass = self.mass + (model - self.model) * self.weight
         self._last = model
 
     def adopt(self, model: torch.Tensor) -> None:
