@@ -14,7 +14,7 @@ BELOW: dict[str, set[str]] = {
     "core": set(),
     "codec": {"core"},
     "program": {"core"},
-    "data": {"core"},
+    "data": {"core", "program"},
     "mixing": {"core", "codec"},
     "net": {"core", "codec"},
     "plan": {"core", "codec", "program"},

@@ -72,7 +72,7 @@ __all__ = [
 _HOMES = {
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
-    "Evaluation": "edgeweave.train",
+    "Evaluation": "edgeweave.core.evaluation",
     "Fleet": "edgeweave.fleet",
     "FleetDescription": "edgeweave.fleet",
     "LRSchedule": "edgeweave.train",

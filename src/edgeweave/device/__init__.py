@@ -3,6 +3,13 @@
 from edgeweave.device.agent import Agent
 from edgeweave.device.comparison import Agreement, told_products
 from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
+from edgeweave.device.gossip_messages import (
+    BeginGossip,
+    Enrol,
+    Enrolled,
+    ModelRequest,
+    PeerStatus,
+)
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.learner import Layout, Learner, SelectionCosts, layout_of
 from edgeweave.device.messages import (
@@ -52,11 +59,14 @@ __all__ = [
     "AgentSettings",
     "Agreement",
     "Assignment",
+    "BeginGossip",
     "CodingProbe",
     "CodingSeconds",
     "Data",
     "Deploy",
     "Emulate",
+    "Enrol",
+    "Enrolled",
     "Fault",
     "Fetch",
     "FrameId",
@@ -68,7 +78,9 @@ __all__ = [
     "Learner",
     "LinkProbe",
     "LinkTimings",
+    "ModelRequest",
     "Optimizer",
+    "PeerStatus",
     "ProbeRequest",
     "Profile",
     "Pulse",

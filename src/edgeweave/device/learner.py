@@ -185,7 +185,7 @@ class Learner:
                 f"importance needs inputs that can be averaged (got {inputs.dtype}). "
                 "Use importance='none'."
             )
-        self._groups = aggregate(inputs, rows[target_name], settings.group_size, seed=seed)
+        self._groups = aggregate(inputs, rows[target_name], settings.samples_per_point, seed=seed)
         self._scorer = Scorer(self._program, state, settings.importance, device=self._device)
         size = settings.points_per_batch
         self._candidates = Sampler(len(self._groups), size, seed=seed)

@@ -28,6 +28,10 @@ __all__ = ["TOLERANCE", "Balance", "BalanceSettings"]
 
 TOLERANCE: Final = 0.025
 _GAIN: Final = 0.2
+_FIRST: Final = 3
+"""Measurements that a peer tells at once; later ones once a period, because the least of many
+measurements is less than what any device takes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Balance:
         self._n_learnt += 1
         if self._n_learnt % self._settings.period == 0:
             self._begin(self._epoch + 1)
+        elif self._n_learnt > _FIRST:
+            return
         self._least = min(self._least, self.full_seconds or math.inf)
 
     def tell(self) -> dict[str, float]:

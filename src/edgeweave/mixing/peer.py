@@ -154,7 +154,8 @@ class Peer:
         elif self._sessions.is_current(peer, message.scalars):
             if message.kind == "bye":
                 self._gone.add(peer)
-                self._close(peer)
+                self._sessions.close(peer)
+                self._exchange.closed(peer)
             else:
                 self._send(self._exchange.heard(peer, message))
         return self._proceed(now)

@@ -20,6 +20,8 @@ from edgeweave.mixing.topology import Topology
 
 __all__ = ["GossipSettings", "exchange_of", "graph_of"]
 
+_LEAST_GROUPS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class GossipSettings:
@@ -34,7 +36,8 @@ class GossipSettings:
     importance: Importance = "last-layer"
     """How balanced devices choose what they train on; of whole batches everything is trained."""
     group_size: int = 8
-    """Samples that one aggregated point stands for."""
+    """Samples that one aggregated point stands for, at most: a batch has at least eight groups, so
+    that what is chosen is not all of one class."""
     warm_up_epochs: int = 0
     """Epochs in which samples are chosen at random, because scores say nothing yet."""
     codec: Codec = field(default_factory=none)
@@ -75,9 +78,14 @@ class GossipSettings:
         return thinned and self.importance != "none"
 
     @property
+    def samples_per_point(self) -> int:
+        """Members of a group, about."""
+        return max(1, min(self.group_size, self.batch_size // _LEAST_GROUPS))
+
+    @property
     def points_per_batch(self) -> int:
         """Aggregated points that are scored where samples are chosen; 0 where they are not."""
-        return -(-self.batch_size // self.group_size) if self.selects else 0
+        return -(-self.batch_size // self.samples_per_point) if self.selects else 0
 
 
 def graph_of(settings: GossipSettings) -> Topology:
