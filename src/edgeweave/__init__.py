@@ -27,14 +27,19 @@ if TYPE_CHECKING:
         VersionError,
         WireError,
     )
+    from edgeweave.core.evaluation import Evaluation
     from edgeweave.core.timeouts import Timeouts
+    from edgeweave.data import Split
     from edgeweave.device import Optimizer
     from edgeweave.fleet import Chaos, Device, Fleet, FleetDescription, load_fleet, load_preset
+    from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer
+    from edgeweave.mixing import BalanceSettings
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
-    from edgeweave.train import Evaluation, LRSchedule, PipelineTrainer, Report
+    from edgeweave.train import LRSchedule, PipelineTrainer, Report
 
 __all__ = [
+    "BalanceSettings",
     "CaptureError",
     "Chaos",
     "CheckpointError",
@@ -43,6 +48,7 @@ __all__ = [
     "DeviceBusy",
     "DeviceError",
     "DeviceFailed",
+    "DeviceFiles",
     "DeviceLost",
     "DeviceTimeout",
     "EdgeweaveError",
@@ -51,6 +57,8 @@ __all__ = [
     "FleetDescription",
     "FleetError",
     "FormatError",
+    "GossipReport",
+    "GossipTrainer",
     "LRSchedule",
     "LinkShape",
     "Links",
@@ -60,6 +68,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Report",
+    "Split",
     "Timeouts",
     "TlsFiles",
     "VersionError",
@@ -70,11 +79,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BalanceSettings": "edgeweave.mixing",
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
+    "DeviceFiles": "edgeweave.gossip",
     "Evaluation": "edgeweave.core.evaluation",
     "Fleet": "edgeweave.fleet",
     "FleetDescription": "edgeweave.fleet",
+    "GossipReport": "edgeweave.gossip",
+    "GossipTrainer": "edgeweave.gossip",
     "LRSchedule": "edgeweave.train",
     "LinkShape": "edgeweave.net",
     "Links": "edgeweave.net",
@@ -83,6 +96,7 @@ _HOMES = {
     "PipelineTrainer": "edgeweave.train",
     "Plan": "edgeweave.plan",
     "Report": "edgeweave.train",
+    "Split": "edgeweave.data",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",

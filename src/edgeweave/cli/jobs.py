@@ -24,7 +24,14 @@ from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
 from edgeweave.train.job import Job, resolve_function
 
-__all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
+__all__ = [
+    "FleetOptions",
+    "Session",
+    "built_model",
+    "explained",
+    "open_fleet",
+    "open_session",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def open_session(
     emulated = _emulated(job, options)
     data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
     output.say(data.description)
-    model = _model(job)
+    model = built_model(job)
     with _fleet(job, emulated, options, output) as fleet:
         output.say(f"devices: {', '.join(fleet.devices)}")
         experience = Experience(None if fleet.is_local else cache_directory())
@@ -83,7 +90,8 @@ def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
     return explanation_document(explanation)
 
 
-def _model(job: Job) -> torch.nn.Module:
+def built_model(job: Job) -> torch.nn.Module:
+    """The model of a job, its weights drawn from the job's seed."""
     factory = resolve_function(job.model.factory, base=Path())
     torch.manual_seed(job.train.seed)
     try:

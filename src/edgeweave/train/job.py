@@ -4,6 +4,7 @@
     [loss]       function                   [train]  batch_size, n_microbatches, epochs, ...
     [metrics]    name = function            [fleet]  kind, devices, file, preset, connect, ...
     [optimizer]  name, and its options      [lr_schedule]  name, interval, options
+    [gossip]     topology, algorithm, ...
 
 A value comes from the command line, else from the environment (``EDGEWEAVE_TRAIN_BATCH_SIZE`` sets
 ``batch_size`` in ``[train]``), else from the file, else it is the default. A relative path starts
@@ -24,6 +25,7 @@ import msgspec
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
 from edgeweave.fleet import PRESETS
+from edgeweave.train._gossip import GossipSection
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
@@ -36,6 +38,7 @@ __all__ = [
     "DataSection",
     "DeviceEntry",
     "FleetSection",
+    "GossipSection",
     "Job",
     "LossSection",
     "LrScheduleSection",
@@ -216,6 +219,7 @@ class Job:
     metrics: MetricsSection = field(default_factory=MetricsSection)
     lr_schedule: LrScheduleSection | None = None
     train: TrainSection = field(default_factory=TrainSection)
+    gossip: GossipSection = field(default_factory=GossipSection)
     fleet: FleetSection = field(default_factory=FleetSection)
 
 
@@ -227,6 +231,7 @@ _SECTIONS: dict[str, type] = {
     "lr_schedule": LrScheduleSection,
     "data": DataSection,
     "train": TrainSection,
+    "gossip": GossipSection,
     "fleet": FleetSection,
 }
 
