@@ -29,6 +29,7 @@ from benchmarks.emulator_runs import repeated_batch
 from benchmarks.harness import Result
 from benchmarks.latency.drawing import Example
 from benchmarks.latency.known import KNOWN
+from edgeweave.data.batches import Batch
 from edgeweave.device.messages import Emulate
 from edgeweave.net import Links, LinkShape
 from edgeweave.net.link import RateTrace
@@ -43,7 +44,6 @@ from edgeweave.plan import (
 )
 from edgeweave.plan.coding import EXACT_BITS, with_link_rates
 from edgeweave.program import Captured, capture
-from edgeweave.train.batches import Batch
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.measurements import measure_costs

@@ -15,9 +15,9 @@ from torch import nn
 import edgeweave as ew
 from benchmarks.latency.drawing import Example
 from benchmarks.resnet import Images, cross_entropy
+from edgeweave.data.batches import Batch
 from edgeweave.plan import Plan, Stage
 from edgeweave.program import Captured, capture, flatten_inputs
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["OPTIMIZER", "Deployed", "Training", "alone", "captured_of", "repeated_batch"]

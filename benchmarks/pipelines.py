@@ -20,6 +20,7 @@ import edgeweave as ew
 from benchmarks.children import Child
 from benchmarks.real_fleet import real_fleet
 from benchmarks.resnet import N_BLOCKS, Images, cross_entropy, resnet18, stage_module
+from edgeweave.data.batches import Batch
 from edgeweave.plan import Plan, Stage
 from edgeweave.program import (
     Captured,
@@ -30,7 +31,6 @@ from edgeweave.program import (
     flatten_inputs,
     without_outputs,
 )
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["Burst", "OurPipeline", "TorchPipeline", "Work"]

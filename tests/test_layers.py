@@ -14,10 +14,12 @@ BELOW: dict[str, set[str]] = {
     "core": set(),
     "codec": {"core"},
     "program": {"core"},
+    "data": {"core", "program"},
+    "mixing": {"core", "codec"},
     "net": {"core", "codec"},
     "plan": {"core", "codec", "program"},
     "predict": {"core", "codec", "program", "plan"},
-    "device": {"core", "codec", "program", "net", "plan", "predict"},
+    "device": {"core", "codec", "program", "data", "mixing", "net", "plan", "predict"},
     "fleet": {"core", "codec", "program", "net", "plan", "predict", "device"},
 }
 """What each folder may import. Folders above ``fleet`` may import all of these, and their own."""
@@ -30,7 +32,7 @@ TOP = {
     "cli": {*BELOW, "train", "gossip", "serve", "observe"},
 }
 
-PURE = ("core", "program", "codec", "plan", "predict")
+PURE = ("core", "program", "codec", "mixing", "plan", "predict")
 """Values in, values out: no files, no threads, no sockets, no clock."""
 
 IMPURE_MODULES = {

@@ -16,24 +16,41 @@ from edgeweave.net.remote import decode_error, encode_error
 
 PUBLIC = {
     "edgeweave": """
-        CaptureError Chaos CheckpointError ConfigError Device DeviceBusy DeviceError
-        DeviceFailed DeviceLost DeviceTimeout EdgeweaveError Endpoint Evaluation Fleet
-        FleetDescription FleetError FormatError LRSchedule LinkShape Links NetSettings Optimizer
-        PipelineTrainer Plan PlanError QueueFull Report RequestError RequestTimeout ServeOptions
-        Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset serve
+        BalanceSettings CaptureError Chaos CheckpointError ConfigError Device DeviceBusy
+        DeviceError DeviceFailed DeviceFiles DeviceLost DeviceTimeout EdgeweaveError Endpoint
+        Evaluation Fleet FleetDescription FleetError FormatError GossipReport GossipTrainer
+        LRSchedule LinkShape Links NetSettings Optimizer PipelineTrainer Plan PlanError
+        QueueFull Report RequestError RequestTimeout ServeOptions Split Timeouts TlsFiles
+        VersionError WireError __version__ load_fleet load_preset serve
+    """,
+    "edgeweave.data": """
+        ArrayDataset DataPair NORMALISATIONS Normalisation SOURCES Split SplitKind deal
+        load_source told_split
     """,
     "edgeweave.device": """
-        Agent AgentSettings Agreement Assignment COORDINATOR CodingProbe CodingSeconds Deploy
-        Emulate Fault Fetch FrameId Greeting Halt Holdings Inbox LinkProbe LinkTimings Optimizer
-        Place ProbeRequest Profile Pulse Relay Release Replicate Retire RunStatus Serve
-        ServiceLevel ServingStatistics StageStatistics StageTiming StateRequest TraceEvent
-        UnitTimings as_mapping build coding_names decode_message encode_message probe_link
-        received_state state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
-        told_products told_rates told_replicas told_timings write_whole
+        Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe
+        CodingSeconds Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt
+        Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer PeerStatus
+        Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows RunStatus
+        SelectionCosts SentData Serve ServiceLevel ServingStatistics SourceData StageStatistics
+        StageTiming StateRequest TraceEvent UnitTimings as_mapping build coding_names
+        decode_message encode_message layout_of load_rows probe_link received_state
+        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame told_products
+        told_rates told_replicas told_timings write_whole
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet
         load_preset
+    """,
+    "edgeweave.gossip": """
+        DeviceCosts DeviceFiles GossipReport GossipTrainer Members PeerReport VirtualGossip
+        running
+    """,
+    "edgeweave.mixing": """
+        ALGORITHMS Algorithm Balance BalanceSettings Effect Exchange Finished GossipSettings
+        Groups IMPORTANCES Importance KINDS LARGEST_INCARNATION Message NAMES Peer
+        PeerStatistics Send Topology Train Trained Wake aggregate chosen edge_weight edges_in
+        exchange_of graph_of last_layer_scores matching mixing_matrix spectral_gap topology
     """,
     "edgeweave.serve": """
         Change DeviceUse Endpoint ServeOptions ServingReport serve

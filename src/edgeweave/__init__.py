@@ -30,15 +30,20 @@ if TYPE_CHECKING:
         VersionError,
         WireError,
     )
+    from edgeweave.core.evaluation import Evaluation
     from edgeweave.core.timeouts import Timeouts
+    from edgeweave.data import Split
     from edgeweave.device import Optimizer
     from edgeweave.fleet import Chaos, Device, Fleet, FleetDescription, load_fleet, load_preset
+    from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer
+    from edgeweave.mixing import BalanceSettings
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
     from edgeweave.serve import Endpoint, ServeOptions, serve
-    from edgeweave.train import Evaluation, LRSchedule, PipelineTrainer, Report
+    from edgeweave.train import LRSchedule, PipelineTrainer, Report
 
 __all__ = [
+    "BalanceSettings",
     "CaptureError",
     "Chaos",
     "CheckpointError",
@@ -47,6 +52,7 @@ __all__ = [
     "DeviceBusy",
     "DeviceError",
     "DeviceFailed",
+    "DeviceFiles",
     "DeviceLost",
     "DeviceTimeout",
     "EdgeweaveError",
@@ -56,6 +62,8 @@ __all__ = [
     "FleetDescription",
     "FleetError",
     "FormatError",
+    "GossipReport",
+    "GossipTrainer",
     "LRSchedule",
     "LinkShape",
     "Links",
@@ -69,6 +77,7 @@ __all__ = [
     "RequestError",
     "RequestTimeout",
     "ServeOptions",
+    "Split",
     "Timeouts",
     "TlsFiles",
     "VersionError",
@@ -80,12 +89,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BalanceSettings": "edgeweave.mixing",
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
     "Endpoint": "edgeweave.serve",
-    "Evaluation": "edgeweave.train",
+    "DeviceFiles": "edgeweave.gossip",
+    "Evaluation": "edgeweave.core.evaluation",
     "Fleet": "edgeweave.fleet",
     "FleetDescription": "edgeweave.fleet",
+    "GossipReport": "edgeweave.gossip",
+    "GossipTrainer": "edgeweave.gossip",
     "LRSchedule": "edgeweave.train",
     "LinkShape": "edgeweave.net",
     "Links": "edgeweave.net",
@@ -95,6 +108,7 @@ _HOMES = {
     "Plan": "edgeweave.plan",
     "Report": "edgeweave.train",
     "ServeOptions": "edgeweave.serve",
+    "Split": "edgeweave.data",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",

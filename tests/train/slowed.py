@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgeweave as ew
+from edgeweave.data.batches import Batch
 from edgeweave.plan import partition
 from edgeweave.program import capture
 from edgeweave.train import measure_costs
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 from tests.plan.recorded import RECORDING, Recording
 

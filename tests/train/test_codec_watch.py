@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 import torch
 
+from edgeweave.data.batches import Batch
 from edgeweave.device import Agreement
 from edgeweave.plan import Coding, LinkCodec, Recoding
-from edgeweave.train.batches import Batch
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.run import PipelineRun, RoundResult
 from tests.plan.test_recoding import BACK, THERE, planned

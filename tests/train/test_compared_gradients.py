@@ -9,10 +9,10 @@ import torch
 
 import edgeweave as ew
 from edgeweave.codec import uniform
+from edgeweave.data.batches import Batch
 from edgeweave.device import Agreement
 from edgeweave.plan import LinkCodec
 from edgeweave.program import capture, flatten_inputs
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 from tests.fleet.worlds import plan_of
 from tests.models import Example

@@ -15,11 +15,11 @@ import safetensors.torch
 
 import edgeweave as ew
 from edgeweave.core.errors import EdgeweaveError
+from edgeweave.data.batches import Batch, Cursor, epoch_batches
 from edgeweave.device import Deploy, Halt, Pulse
 from edgeweave.plan import Plan, Replication, taken_over
 from edgeweave.program import Captured, capture, cut, without_outputs
 from edgeweave.train import crew
-from edgeweave.train.batches import Batch, Cursor, epoch_batches
 from edgeweave.train.elastic import ElasticRun
 from edgeweave.train.run import RunSettings
 from edgeweave.train.weights import Weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeweave.train.batches import Cursor
+from edgeweave.data.batches import Cursor
 from edgeweave.train.history import History
 from edgeweave.train.report import EpochRecord, Evaluation, OpenEpoch
 from edgeweave.train.run import RoundResult

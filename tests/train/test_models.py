@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from edgeweave.data.sources import DataPair, load_source
 from edgeweave.program import capture
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import digits_cnn, lenet, mlp
-from edgeweave.train.sources import DataPair, load_source
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 
 import edgeweave as ew
 from edgeweave.cli.documents import report_document
+from edgeweave.data.batches import Batch
 from edgeweave.net import Links, LinkShape
 from edgeweave.program import capture
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RunSettings
 from tests.fleet.worlds import plan_of
 from tests.train import slowed

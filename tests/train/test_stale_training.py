@@ -16,9 +16,9 @@ from torch.utils.data import TensorDataset
 import edgeweave as ew
 from edgeweave.codec import uniform
 from edgeweave.core.errors import CheckpointError, ConfigError
+from edgeweave.data.batches import Batch
 from edgeweave.plan import Plan, older_versions
 from edgeweave.program import VersionedStage, capture, cut, without_outputs
-from edgeweave.train.batches import Batch
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.run import PipelineRun
 from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from edgeweave.core.errors import WireError
+from edgeweave.data.batches import Batch
 from edgeweave.net import FrameHeader
-from edgeweave.train.batches import Batch
 from edgeweave.train.step_stream import Pipe, StepStream
 
 

@@ -10,6 +10,7 @@ import typer
 
 from edgeweave.cli.boundary import guarded
 from edgeweave.cli.fleet_commands import join, status
+from edgeweave.cli.gossip_command import gossip
 from edgeweave.cli.job_commands import demo, plan, profile, serve, train
 from edgeweave.core.version import __version__
 
@@ -46,5 +47,5 @@ def _root(
         raise typer.Exit
 
 
-for _command in (demo, join, status, profile, plan, train, serve):
+for _command in (demo, join, status, profile, plan, train, gossip, serve):
     app.command()(_command)

@@ -21,6 +21,7 @@ from edgeweave.cli.output import Output, encode_document, write_file
 from edgeweave.cli.tables import Alone, alone_table, devices_table, step_line
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
+from edgeweave.data.sources import DataPair, load_source
 from edgeweave.device import Optimizer
 from edgeweave.fleet import PRESETS, Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.observe import draw_timeline, perfetto_trace
@@ -28,7 +29,6 @@ from edgeweave.plan import SCHEDULE_NAMES, Costs, Plan, partition
 from edgeweave.train import PipelineTrainer, Report
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import digits_cnn
-from edgeweave.train.sources import DataPair, load_source
 
 __all__ = ["DemoOptions", "run_demo"]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgeweave.cli.jobs import FleetOptions
     from edgeweave.train.job import Job
 
-__all__ = ["demo", "plan", "profile", "serve", "train"]
+__all__ = ["demo", "load", "plan", "profile", "serve", "train"]
 
 
 def demo(
@@ -76,7 +76,7 @@ def profile(
     from edgeweave.cli import planning  # noqa: PLC0415
 
     run = planning.probe if probe else planning.profile
-    run(*_load(job, options, network), Output("profile", as_json=json))
+    run(*load(job, options, network), Output("profile", as_json=json))
 
 
 @spread
@@ -103,7 +103,7 @@ def plan(
     from edgeweave.cli.planning import PlanFiles, make_plan  # noqa: PLC0415
 
     told = _told(order, from_probe=from_probe, codec=codec)
-    loaded, fleet = _load(job, options, network, told)
+    loaded, fleet = load(job, options, network, told)
     make_plan(loaded, fleet, Output("plan", as_json=json), PlanFiles(save, plot))
 
 
@@ -135,7 +135,7 @@ def train(
     from edgeweave.cli.training import train as run_train  # noqa: PLC0415
 
     told = _told(order, from_probe=from_probe, codec=codec)
-    loaded, fleet = _load(job, options, network, told)
+    loaded, fleet = load(job, options, network, told)
     run_train(
         loaded,
         TrainOptions(fleet, resume=resume, plan=plan, save=save),
@@ -198,7 +198,7 @@ def _told(order: ScheduleOptions, *, from_probe: bool, codec: str | None) -> dic
     return told
 
 
-def _load(
+def load(
     path: Path,
     options: JobOptions,
     network: NetworkOptions,

@@ -15,6 +15,7 @@ from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.cli.tables import explanation_table
 from edgeweave.core.errors import ConfigError, EdgeweaveError
+from edgeweave.data.sources import DataPair, load_source
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
@@ -23,7 +24,6 @@ from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
 from edgeweave.train.job import FleetSection, Job, resolve_function
 from edgeweave.train.service_job import ServiceJob
-from edgeweave.train.sources import DataPair, load_source
 
 __all__ = ["FleetOptions", "Session", "build_model", "explained", "open_fleet", "open_session"]
 
@@ -85,7 +85,9 @@ def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
 
 
 def build_model(job: Job | ServiceJob) -> torch.nn.Module:
-    """What the job's factory builds; ``ConfigError`` if that is no module."""
+    """What the job's factory builds, its weights drawn from the job's seed; ``ConfigError`` if
+    that is no module.
+    """
     factory = resolve_function(job.model.factory, base=Path())
     torch.manual_seed(job.train.seed)
     try:

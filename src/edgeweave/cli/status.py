@@ -6,12 +6,14 @@ import logging
 
 import msgspec
 
+from edgeweave.cli.gossip_tables import run_lines
 from edgeweave.cli.network import Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.cli.tables import fleet_table
 from edgeweave.core.errors import EdgeweaveError
 from edgeweave.device import Greeting, RunStatus
 from edgeweave.fleet import Fleet
+from edgeweave.gossip import running
 
 __all__ = ["status"]
 
@@ -24,6 +26,7 @@ def status(network: Network, output: Output, *, wait_seconds: float) -> None:
         with output.doing(f"looking for devices for {wait_seconds:g} s"):
             fleet.clock.sleep(wait_seconds)
         found = [(name, _greeting(fleet, name)) for name in fleet.present()]
+        peers = running(fleet)
         runs = [each for name in fleet.coordinators() if (each := _run(fleet, name)) is not None]
     if found:
         output.show(fleet_table(network.fleet, found))
@@ -37,11 +40,14 @@ def status(network: Network, output: Output, *, wait_seconds: float) -> None:
         output.say(f"  {run.service.line()}")
         for line in run.recoveries:
             output.say(f"  {line}")
+    for line in run_lines(peers):
+        output.say(line)
     output.finish(
         {
             "fleet": network.fleet,
             "devices": [_document(name, each) for name, each in found],
             "runs": [msgspec.to_builtins(run) for run in runs],
+            "gossip": {name: msgspec.to_builtins(status) for name, status in peers.items()},
         }
     )
 

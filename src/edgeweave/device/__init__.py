@@ -3,7 +3,15 @@
 from edgeweave.device.agent import Agent
 from edgeweave.device.comparison import Agreement, told_products
 from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
+from edgeweave.device.gossip_messages import (
+    BeginGossip,
+    Enrol,
+    Enrolled,
+    ModelRequest,
+    PeerStatus,
+)
 from edgeweave.device.inbox import FrameId, Inbox
+from edgeweave.device.learner import Layout, Learner, SelectionCosts, layout_of
 from edgeweave.device.messages import (
     COORDINATOR,
     Assignment,
@@ -44,6 +52,7 @@ from edgeweave.device.optimizer import (
     step_bytes_per_trainable_byte,
 )
 from edgeweave.device.probing import probe_link
+from edgeweave.device.rows import Data, Rows, SentData, SourceData, load_rows
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_replicas, told_timings
@@ -55,10 +64,14 @@ __all__ = [
     "AgentSettings",
     "Agreement",
     "Assignment",
+    "BeginGossip",
     "CodingProbe",
     "CodingSeconds",
+    "Data",
     "Deploy",
     "Emulate",
+    "Enrol",
+    "Enrolled",
     "Fault",
     "Fetch",
     "FrameId",
@@ -66,10 +79,14 @@ __all__ = [
     "Halt",
     "Holdings",
     "Inbox",
+    "Layout",
+    "Learner",
     "LinkProbe",
     "LinkTimings",
+    "ModelRequest",
     "Optimizer",
     "Place",
+    "PeerStatus",
     "ProbeRequest",
     "Profile",
     "Pulse",
@@ -81,6 +98,10 @@ __all__ = [
     "ServiceLevel",
     "Serve",
     "ServingStatistics",
+    "Rows",
+    "SelectionCosts",
+    "SentData",
+    "SourceData",
     "StageStatistics",
     "StageTiming",
     "StateRequest",
@@ -91,6 +112,8 @@ __all__ = [
     "coding_names",
     "decode_message",
     "encode_message",
+    "layout_of",
+    "load_rows",
     "probe_link",
     "received_state",
     "state_bytes_per_trainable_byte",

@@ -7,6 +7,7 @@ until another run wants the device. The agent stays.
     idle --profile--> profiling --> idle
     idle --probe----> probing ----> idle
     idle --deploy---> a run ------> idle   (released, coordinator gone; ``serve`` likewise)
+    idle --enrol----> gossip -----> idle   (all steps done, released)
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from edgeweave.device.messages import (
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.peer_place import PeerPlace
 from edgeweave.device.place import Place
 from edgeweave.device.probe_cache import ProbeCache
 from edgeweave.device.running import Workplace
@@ -110,6 +112,7 @@ class Agent:
         self._facts = read_facts(self._place.torch_device, self._threads)
         cache = settings.cache_directory
         self._probes = ProbeCache(settings.name, None if cache is None else Path(cache))
+        self._gossip = PeerPlace(self._place, take=self._take, free=self._free)
         self._busy = threading.Lock()
         self._busy_with: str | None = None
         self._membership: Membership | Hosting | None = None
@@ -124,6 +127,7 @@ class Agent:
         verbs: dict[str, tuple[Callable[[bytes], bytes], int]] = {
             "hello": (self._hello, REQUEST_BYTES),
             **inquiries(self._place),
+            **self._gossip.verbs(),
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
@@ -154,6 +158,7 @@ class Agent:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+        self._gossip.release()
         self._leave("the agent stops")
 
     def greeting(self) -> Greeting:
@@ -342,6 +347,7 @@ class Agent:
         message = decode_message(payload, Release)
         self._released.append(message)
         self._leave("it was released", message.run)
+        self._gossip.release(message.run)
         return b""
 
     def _require(self, run: str, kind: type[_Part]) -> _Part:

@@ -27,7 +27,9 @@ from edgeweave.program.format import (
 )
 from edgeweave.program.graph import Program, Size, StateSpec, Value
 from edgeweave.program.inference import Answer, Inference, capture_inference
+from edgeweave.program.interpret import Interpreter
 from edgeweave.program.operators import DTYPES
+from edgeweave.program.part import part_for
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
 from edgeweave.program.units import is_external
 from edgeweave.program.versions import VersionedStage, Weights
@@ -40,6 +42,7 @@ __all__ = [
     "Examine",
     "Inference",
     "InputBytes",
+    "Interpreter",
     "LossFunction",
     "Moment",
     "Program",
@@ -71,6 +74,7 @@ __all__ = [
     "is_external",
     "made_up",
     "result_bytes",
+    "part_for",
     "shared_parameters",
     "skip_bytes",
     "state_bytes",

@@ -324,6 +324,11 @@ class StageProgram:
         """What training changes, by the user's names; not copies."""
         return {name: self._state[name].detach() for name in self.program.trained}
 
+    def replace_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
+        """Let later passes read these tensors for buffers that training updates."""
+        for name, tensor in buffers.items():
+            self._replace_buffer(name, tensor)
+
     def fixed_state(self) -> dict[str, torch.Tensor]:
         """What training never changes, constants included; not copies."""
         trained = set(self.program.trained)

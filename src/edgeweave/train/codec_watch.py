@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgeweave.data.batches import Batch
 from edgeweave.device import Agreement
 from edgeweave.plan import DeviceCosts, LinkCodec, Recoding
 from edgeweave.plan.coding import EXACT_BITS
-from edgeweave.train.batches import Batch
 from edgeweave.train.run import PipelineRun, RoundResult
 
 __all__ = ["CodecChange", "CodecWatch"]

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from edgeweave.core.errors import DeviceBusy, DeviceLost, DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.data.batches import Batch
 from edgeweave.device import (
     Halt,
     Holdings,
@@ -35,7 +36,6 @@ from edgeweave.fleet import Fleet
 from edgeweave.net import control_key
 from edgeweave.plan import Plan
 from edgeweave.program import Program
-from edgeweave.train.batches import Batch
 from edgeweave.train.copies import Copies
 from edgeweave.train.holders import Holders, Term
 from edgeweave.train.run import PipelineRun, RoundResult, RunSettings

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeweave.core.errors import CheckpointError, ConfigError, DeviceBusy
+from edgeweave.data.batches import Batch, Cursor
 from edgeweave.device import Halt
 from edgeweave.fleet import Fleet
 from edgeweave.train import checkpoint as checkpoints
-from edgeweave.train.batches import Batch, Cursor
 from edgeweave.train.checkpoint import Progress
 from edgeweave.train.elastic import Adopted, ElasticRun, halted
 from edgeweave.train.history import History, Mark

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeweave.data.batches import Cursor
 from edgeweave.plan import Plan
-from edgeweave.train.batches import Cursor
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, OpenEpoch, Report
 from edgeweave.train.run import RoundResult
 

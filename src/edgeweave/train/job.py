@@ -5,6 +5,7 @@
     [metrics]    name = function            [fleet]  kind, devices, file, preset, connect, ...
     [optimizer]  name, and its options      [lr_schedule]  name, interval, options
     [serve]      what ``edgeweave serve`` is told; training ignores it
+    [gossip]     topology, algorithm, ...
 
 A value comes from the command line, else from the environment (``EDGEWEAVE_TRAIN_BATCH_SIZE`` sets
 ``batch_size`` in ``[train]``), else from the file, else it is the default. A relative path starts
@@ -25,6 +26,7 @@ import msgspec
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
 from edgeweave.fleet import PRESETS
+from edgeweave.train._gossip import GossipSection
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
@@ -38,6 +40,7 @@ __all__ = [
     "DataSection",
     "DeviceEntry",
     "FleetSection",
+    "GossipSection",
     "Job",
     "LossSection",
     "LrScheduleSection",
@@ -121,7 +124,7 @@ class LrScheduleSection:
 
 @dataclass(frozen=True, slots=True)
 class DataSection:
-    """What ``edgeweave.train.sources.load_source`` reads."""
+    """What ``edgeweave.data.sources.load_source`` reads."""
 
     source: Name = field(metadata=key("the name of a data source", "digits"))
     path: Path | None = field(
@@ -220,6 +223,7 @@ class Job:
     metrics: MetricsSection = field(default_factory=MetricsSection)
     lr_schedule: LrScheduleSection | None = None
     train: TrainSection = field(default_factory=TrainSection)
+    gossip: GossipSection = field(default_factory=GossipSection)
     fleet: FleetSection = field(default_factory=FleetSection)
     serve: ServeSection = field(default_factory=ServeSection)
 
@@ -232,6 +236,7 @@ _SECTIONS: dict[str, type] = {
     "lr_schedule": LrScheduleSection,
     "data": DataSection,
     "train": TrainSection,
+    "gossip": GossipSection,
     "fleet": FleetSection,
     "serve": ServeSection,
 }

@@ -8,6 +8,7 @@ from statistics import median
 
 import msgspec
 
+from edgeweave.core.evaluation import Evaluation
 from edgeweave.device import ServiceLevel, StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Decision, Plan
@@ -15,14 +16,6 @@ from edgeweave.train.codec_watch import CodecChange
 from edgeweave.train.service import Recovery
 
 __all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
-
-
-class Evaluation(msgspec.Struct, frozen=True):
-    """Means over all samples of a data set, in evaluation mode."""
-
-    loss: float
-    metrics: dict[str, float]
-    n_samples: int
 
 
 class EpochRecord(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from edgeweave.core.errors import (
     EdgeweaveError,
     WireError,
 )
+from edgeweave.data.batches import Batch
 from edgeweave.device import (
     COORDINATOR,
     Agreement,
@@ -46,7 +47,6 @@ from edgeweave.program import (
     Program,
     is_external,
 )
-from edgeweave.train.batches import Batch
 from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
 from edgeweave.train.device_watch import device_watch

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from edgeweave.core.errors import WireError
+from edgeweave.data.batches import Batch
 from edgeweave.net import FrameHeader
-from edgeweave.train.batches import Batch
 
 __all__ = ["Pipe", "StepStream"]
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError, EdgeweaveError, PlanError
+from edgeweave.data.batches import example, n_batches
 from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
 from edgeweave.fleet.links import measure_links_of
@@ -33,7 +34,6 @@ from edgeweave.plan import (
     is_flushed,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
-from edgeweave.train.batches import example, n_batches
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_clipping, check_place

@@ -12,9 +12,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from edgeweave.core.errors import ConfigError, DeviceLost
+from edgeweave.data.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
 from edgeweave.device import StageStatistics
 from edgeweave.plan import Costs, Decision, Plan, taken_over
-from edgeweave.train.batches import Batch, epoch_batches, n_batches, ordered_batches, prefetched
 from edgeweave.train.codec_watch import CodecChange, CodecWatch
 from edgeweave.train.elastic import ElasticRun
 from edgeweave.train.fitting import Fit

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train._formats import read_npz
-from edgeweave.train.sources import NORMALISATIONS, load_source
+from edgeweave.data._formats import read_npz
+from edgeweave.data.sources import NORMALISATIONS, load_source
 
 DATA = Path(os.environ.get("EDGEWEAVE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

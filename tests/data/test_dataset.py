@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train.dataset import ArrayDataset, Normalisation
+from edgeweave.data.dataset import ArrayDataset, Normalisation
 
 
 def pictures(n: int = 6) -> ArrayDataset:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train.batches import (
+from edgeweave.data.batches import (
     Batch,
     Cursor,
     epoch_batches,

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train._formats import Array, Bytes, read_cifar, read_idx, read_npz
-from edgeweave.train.dataset import ArrayDataset, Normalisation
+from edgeweave.data._formats import Array, Bytes, read_cifar, read_idx, read_npz
+from edgeweave.data.dataset import ArrayDataset, Normalisation
 
 __all__ = ["NORMALISATIONS", "SOURCES", "DataPair", "load_source"]
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeweave.core.errors import ConfigError
-from edgeweave.train._formats import read_cifar, read_idx, read_npz
+from edgeweave.data._formats import read_cifar, read_idx, read_npz
 
 IDX = struct.pack(">4B3I", 0, 0, 8, 3, 2, 3, 4) + bytes(range(24))
 SLACK_BYTES = 4 * 2**20
@@ -149,7 +149,7 @@ def test_a_large_file_that_claims_more_than_we_take_is_refused(folder: Path) -> 
         file.truncate(8 + 2**32 - 1)
     assert_limit = pytest.raises(ConfigError, match=r"at most 1\.0 GiB")
     with pytest.MonkeyPatch.context() as patch, assert_limit:
-        patch.setattr("edgeweave.train._formats._LARGEST_ARRAY_BYTES", 2**30)
+        patch.setattr("edgeweave.data._formats._LARGEST_ARRAY_BYTES", 2**30)
         read_idx(path, n_dimensions=1)
 
 

@@ -1,0 +1,160 @@
+"""``edgeweave gossip``: start a run of gossip, or find one, wait for it, fetch what it learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import safetensors.torch
+from rich.console import Console
+from rich.live import Live
+
+from edgeweave.cli.gossip_tables import peers_table, progress_line
+from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
+from edgeweave.cli.output import Output, read_file, write_file
+from edgeweave.codec import parse
+from edgeweave.core.errors import ConfigError
+from edgeweave.core.evaluation import Evaluation
+from edgeweave.data import ArrayDataset, DataPair, load_source, told_split
+from edgeweave.device import Optimizer, PeerStatus
+from edgeweave.fleet import Fleet
+from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer
+from edgeweave.mixing import BalanceSettings, Topology, edges_in
+from edgeweave.train.job import Job, resolve_function
+
+__all__ = ["GossipOptions", "gossip"]
+
+
+@dataclass(frozen=True, slots=True)
+class GossipOptions:
+    """What the command line says about one run."""
+
+    fleet: FleetOptions
+    attach: bool = False
+    detach: bool = False
+    run: str | None = None
+    save: Path | None = None
+
+
+def gossip(job: Job, options: GossipOptions, output: Output) -> None:
+    """Start, wait, evaluate, show; or only one end of that."""
+    _check(job, options)
+    section = job.gossip
+    data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
+    output.say(data.description)
+    with open_fleet(job.fleet, options.fleet, output) as fleet:
+        trainer = _trainer(job, fleet)
+        if not options.attach:
+            run = trainer.start(
+                _train_set(job, data),
+                batch_size=job.train.batch_size,
+                epochs=job.train.epochs,
+                split=replace(told_split(section.split), seed=job.train.seed),
+                example=data.test,
+            )
+            output.say(f"run {run}: {section.algorithm} on {', '.join(fleet.devices)}")
+            if options.detach:
+                output.say("The devices go on by themselves. See: edgeweave status")
+                output.finish({"run": run, "report": None, "saved": None})
+                return
+        report = _collect(trainer, options, data)
+        if options.save is not None:
+            write_file(options.save, safetensors.torch.save(trainer.state_dict()))
+    _show(report, options, output)
+    output.finish(
+        {
+            "run": report.run,
+            "report": report_document(report),
+            "saved": None if options.save is None else str(options.save),
+        }
+    )
+
+
+def report_document(report: GossipReport) -> dict[str, object]:
+    """The report as ``--json`` has it."""
+    plain: dict[str, object] = msgspec.to_builtins(report)
+    return {**plain, "iteration_time_cv": report.iteration_time_cv}
+
+
+def _check(job: Job, options: GossipOptions) -> None:
+    if options.attach and options.detach:
+        raise ConfigError("--attach waits for a run, --detach does not. Leave one out.")
+    if job.fleet.kind == "local" and (options.attach or options.detach):
+        raise ConfigError(
+            "emulated devices end with the command that started them (fleet.kind is local). "
+            "Leave --attach and --detach out, or use --fleet lan."
+        )
+    if job.lr_schedule is not None:
+        raise ConfigError(
+            "gossip has no learning rate schedule ([lr_schedule] is given). Leave it out."
+        )
+
+
+def _collect(trainer: GossipTrainer, options: GossipOptions, data: DataPair) -> GossipReport:
+    with Live("", console=Console(stderr=True), transient=True) as live:
+
+        def shown(statuses: Mapping[str, PeerStatus]) -> None:
+            live.update(progress_line(statuses))
+
+        return trainer.collect(run=options.run, validate=data.test, on_status=shown)
+
+
+def _trainer(job: Job, fleet: Fleet) -> GossipTrainer:
+    section = job.gossip
+    return GossipTrainer(
+        build_model(job),
+        resolve_function(job.loss.function, base=Path()),
+        optimizer=Optimizer(job.optimizer.name, **job.optimizer.options),
+        fleet=fleet,
+        metrics={
+            name: resolve_function(reference, base=Path())
+            for name, reference in job.metrics.functions.items()
+        },
+        topology=_topology(job, fleet),
+        algorithm=section.algorithm,
+        local_steps=section.local_steps,
+        balance=BalanceSettings(enabled=section.balance, share=section.share),
+        importance=section.importance,
+        group_size=section.group_size,
+        warm_up_epochs=section.warm_up_epochs,
+        codec=parse(section.codec),
+        consensus_rate=section.consensus_rate,
+        seed=job.train.seed,
+    )
+
+
+def _topology(job: Job, fleet: Fleet) -> str | Topology:
+    edges = job.gossip.edges
+    if edges is None:
+        return job.gossip.topology
+    text = read_file(edges).decode(errors="replace")
+    return edges_in(text, fleet.devices, origin=str(edges))
+
+
+def _train_set(job: Job, data: DataPair) -> ArrayDataset | DeviceFiles:
+    section = job.gossip
+    path = section.device_path or job.data.path
+    if section.data == "sent":
+        return data.train
+    return DeviceFiles(job.data.source, path, job.data.normalise, own=section.data == "own")
+
+
+def _show(report: GossipReport, options: GossipOptions, output: Output) -> None:
+    output.show(peers_table(report))
+    output.say("")
+    output.say(
+        f"{report.seconds:.1f} s; models are {report.consensus_distance:.2%} of their mean's norm "
+        f"from it; iteration times vary by {report.iteration_time_cv:.1%}"
+    )
+    if report.evaluation is not None:
+        output.say(f"mean model: {_facts(report.evaluation)}")
+    if options.save is not None:
+        output.say(f"Saved the mean model: {options.save}")
+
+
+def _facts(found: Evaluation) -> str:
+    return ", ".join(
+        [f"loss {found.loss:.4f}", *(f"{k} {v:.4f}" for k, v in found.metrics.items())]
+    )

@@ -1,0 +1,383 @@
+"""One gossip run on one device: the state machine of ``edgeweave.mixing.peer`` with a real clock.
+
+    transport's threads --events--> peer thread: mixes, updates  --work--> learner thread: gradients
+                                        |
+                                        '--frames--> one outbox thread per neighbour
+
+The peer thread never computes a gradient and never waits for the network, so that a neighbour that
+asks is answered while this device trains. Nobody is asked how to go on: neighbours that come back
+without the run are enrolled anew by whoever sees them first.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+import msgspec
+import torch
+
+from edgeweave.core.errors import PlanError, WireError
+from edgeweave.core.units import format_bytes
+from edgeweave.device import memory
+from edgeweave.device.gossip_messages import BeginGossip, Enrol, Enrolled, PeerStatus
+from edgeweave.device.learner import Learner
+from edgeweave.device.messages import Weigh, decode_message, encode_message
+from edgeweave.device.outbox import Outbox
+from edgeweave.device.rows import load_rows
+from edgeweave.device.running import Workplace
+from edgeweave.mixing import (
+    KINDS,
+    LARGEST_INCARNATION,
+    Effect,
+    Message,
+    Peer,
+    Send,
+    Train,
+    Trained,
+    Wake,
+    graph_of,
+)
+from edgeweave.net import (
+    Frame,
+    FrameHeader,
+    control_key,
+    control_pattern,
+    device_of,
+    frame_key,
+    frame_pattern,
+    specs_of,
+)
+from edgeweave.program import Program, decode, encode_state, state_bytes
+
+__all__ = ["PeerRun"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_EVENTS = 4096
+_RECENT = 20
+"""Steps that a status is about."""
+_MODEL = "model"
+
+_Event = Callable[[float], list[Effect]]
+
+
+class PeerRun:
+    """A device's part in a run, from ``Enrol`` to ``close``. It works from ``begin`` on."""
+
+    def __init__(
+        self, message: Enrol, place: Workplace, *, on_finished: Callable[[], None]
+    ) -> None:
+        self.run = message.run
+        self._message = message
+        self._place = place
+        self._on_finished = on_finished
+        captured = decode(message.graph, message.tensors, examine=self._examine)
+        self._check_memory(captured.program)
+        torch.set_num_threads(place.n_threads)
+        peers = message.settings.graph.peers
+        self._ranks = {name: rank for rank, name in enumerate(peers)}
+        self._learner = Learner(
+            captured,
+            message.optimizer,
+            load_rows(message.data),
+            message.settings,
+            number=self._ranks[message.name],
+            now=place.clock.now,
+            throttle=place.throttle.on_another_thread(),
+            device=place.torch_device,
+        )
+        self._first = self._learner.layout.flat(captured.state)
+        self._limit_bytes = self._first.nbytes + 4096
+        self._throttle = place.throttle.on_another_thread()
+        self._events: queue.Queue[_Event | None] = queue.Queue(_MOST_EVENTS)
+        self._work: queue.Queue[Train | None] = queue.Queue(2)
+        self._wakes: list[float] = []
+        self._outboxes: dict[str, Outbox] = {}
+        self._opening = threading.Lock()
+        self._handling_seconds = 0.0
+        self._peer: Peer | None = None
+        self._error: BaseException | None = None
+        self._beginning = threading.Lock()
+        self._stack = ExitStack()
+
+    def enrolled(self) -> Enrolled:
+        """What the device brings."""
+        selection = self._learner.selection
+        return Enrolled(
+            self._learner.n_samples,
+            self._first.nbytes,
+            selection.n_groups,
+            selection.grouping_seconds,
+            selection.n_bytes,
+        )
+
+    def begin(self, message: BeginGossip) -> None:
+        """Start to work. A second time changes nothing."""
+        with self._beginning:
+            if self._peer is not None:
+                return
+            place, settings = self._place, self._message.settings
+            me = self._message.name
+            self._peer = peer = Peer(
+                settings,
+                me,
+                self._first,
+                steps=message.steps,
+                apply=self._learner.apply,
+                incarnation=1 + secrets.randbelow(LARGEST_INCARNATION - 1),
+                patience_seconds=place.timeouts.frame,
+            )
+            with ExitStack() as stack:
+                stack.callback(self._close_outboxes)
+                for target in (self._train, self._loop):
+                    thread = threading.Thread(target=target, name=f"edgeweave-{target.__name__}")
+                    stack.callback(thread.join)
+                    thread.start()
+                stack.callback(lambda: self._put_last(self._events))
+                stack.callback(lambda: self._put_last(self._work))
+                fleet = place.settings.fleet
+                heard = place.transport.subscribe(
+                    frame_pattern(fleet, self.run, 0, self._ranks[me]),
+                    self._take,
+                    on_error=lambda error: _log.warning("run %s: %s", self.run, error),
+                    expect=self._expect,
+                    limit_bytes=self._limit_bytes,
+                )
+                stack.callback(heard.close)
+                self._post(lambda now: peer.start(now, returning=message.returning))
+                watch = place.transport.watch(control_pattern(fleet, "alive"), self._noticed)
+                stack.callback(watch.close)
+                self._stack = stack.pop_all()
+
+    def status(self) -> PeerStatus:
+        """How the peer is doing."""
+        peer = self._peer
+        error = None if self._error is None else f"{type(self._error).__name__}: {self._error}"
+        if peer is None:
+            return PeerStatus(self.run, "enrolled", error=error)
+        told = peer.statistics
+        losses, busy = told.losses[-_RECENT:], told.busy_seconds[-_RECENT:]
+        counts = told.n_samples[-_RECENT:]
+        whole = min(self._message.settings.batch_size, self._learner.n_samples)
+        return PeerStatus(
+            run=self.run,
+            phase=peer.phase,
+            step=peer.step,
+            steps=peer.steps,
+            loss=sum(losses) / len(losses) if losses else None,
+            neighbours=peer.open_peers,
+            n_samples=sum(told.n_samples),
+            share=sum(counts) / (len(counts) * whole) if counts else 1.0,
+            iteration_seconds=sum(busy) / len(busy) if busy else 0.0,
+            waited_seconds=sum(told.waited_seconds),
+            scoring_seconds=told.scoring_seconds,
+            bytes_sent=told.bytes_sent,
+            edges_lost=told.n_closed,
+            steps_here=len(told.losses),
+            error=error,
+        )
+
+    def model(self) -> bytes:
+        """The model now, as safetensors."""
+        model = self._first if self._peer is None else self._peer.model
+        return encode_state(self._learner.state_dict(model))
+
+    def close(self) -> None:
+        """End its threads and subscriptions."""
+        with self._beginning:
+            self._stack.close()
+        memory.release_freed()
+
+    # The peer thread.
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                event = self._next_event()
+                if event is None:
+                    return
+                began = self._place.clock.now()
+                with self._throttle.pace("peer"):
+                    effects = event(began)
+                self._handling_seconds += self._place.clock.now() - began
+                self._perform(effects)
+        except BaseException as error:  # noqa: BLE001 - a thread's boundary: told by ``status``
+            self._fail(error)
+
+    def _next_event(self) -> _Event | None:
+        """What happened, or that a moment to wake at has come."""
+        now = self._place.clock.now()
+        timeout = max(self._wakes[0] - now, 0.0) if self._wakes else None
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            heapq.heappop(self._wakes)
+            peer = self._peer
+            return None if peer is None else peer.woke
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._send(effect)
+            elif isinstance(effect, Train):
+                self._work.put_nowait(effect)
+            elif isinstance(effect, Wake):
+                heapq.heappush(self._wakes, effect.at_seconds)
+            else:
+                _log.info("run %s: all steps are done", self.run)
+                self._on_finished()
+
+    def _send(self, send: Send) -> None:
+        message, me = send.message, self._message.name
+        rank = self._ranks.get(send.to)
+        if rank is None:
+            return
+        tensors = {} if message.tensor is None else {_MODEL: message.tensor}
+        header = FrameHeader(
+            message.kind,
+            me,
+            self._ranks[me],
+            0,
+            0,
+            0,
+            specs_of(tensors),
+            dict(message.scalars),
+            "edgeweave" if message.coded else "none",
+        )
+        frame = Frame(header, tuple(tensors.values()))
+        transport = self._place.transport
+        key = frame_key(self._place.settings.fleet, self.run, 0, rank, message.kind)
+        self._outbox(send.to).post(lambda: transport.send(key, frame, device=send.to))
+
+    # The learner thread.
+
+    def _train(self) -> None:
+        try:
+            while (train := self._work.get()) is not None:
+                trained = self._learner.train(train.model, train.n_samples, train.step)
+                other, self._handling_seconds = self._handling_seconds, 0.0
+                measured = replace(trained, other_seconds=other)
+                self._post(functools.partial(self._trained, measured))
+        except BaseException as error:  # noqa: BLE001 - a thread's boundary: told by ``status``
+            self._fail(error)
+
+    def _trained(self, trained: Trained, now: float) -> list[Effect]:
+        return [] if self._peer is None else self._peer.trained(now, trained)
+
+    # The transport's threads.
+
+    def _expect(self, header: FrameHeader) -> None:
+        if header.kind not in KINDS or len(header.tensors) > 1 or header.stage < 0:
+            raise WireError(f"a peer sends {', '.join(KINDS)} (got {header.kind[:40]!r}).")
+
+    def _take(self, frame: Frame) -> None:
+        header, peer = frame.header, self._peer
+        if peer is None:
+            return
+        self._ranks.setdefault(header.device, header.stage)
+        message = Message(
+            header.kind,  # type: ignore[arg-type]  # one of KINDS: ``_expect`` saw to it
+            header.scalars,
+            frame.tensors[0] if frame.tensors else None,
+            coded=header.codec == "edgeweave",
+        )
+        self._post(lambda now: peer.heard(now, header.device, message))
+
+    def _noticed(self, key: str, alive: bool) -> None:
+        other, peer = device_of(key), self._peer
+        if peer is None or other == self._message.name or other not in peer.neighbours:
+            return
+        if alive:
+            self._outbox(other).post(lambda: self._enrol_again(other))
+            self._post(lambda now: peer.found(now, other))
+        else:
+            self._post(lambda now: peer.lost(now, other))
+
+    # The outboxes' threads.
+
+    def _enrol_again(self, other: str) -> None:
+        """A neighbour that is there and in no run has died and come back: it gets the run."""
+        place, peer = self._place, self._peer
+        if decode_message(self._ask(other, "peer", b""), PeerStatus).run is not None:
+            return
+        data = self._message.others.get(other)
+        if data is None or peer is None or peer.phase == "finished":
+            return
+        enrol = msgspec.structs.replace(self._message, name=other, data=data)
+        self._ask(other, "enrol", encode_message(enrol), seconds=place.timeouts.work)
+        begin = BeginGossip(self.run, peer.steps, returning=True)
+        self._ask(other, "begin", encode_message(begin))
+        _log.info("run %s: %s is back, and was enrolled again", self.run, other)
+
+    def _ask(self, other: str, verb: str, payload: bytes, seconds: float | None = None) -> bytes:
+        place = self._place
+        return place.transport.request(
+            control_key(place.settings.fleet, other, verb),
+            payload,
+            device=other,
+            timeout_seconds=place.timeouts.request if seconds is None else seconds,
+        )
+
+    # All threads.
+
+    def _post(self, event: _Event) -> None:
+        if self._error is not None:
+            return
+        self._events.put(event, timeout=self._place.timeouts.send)
+
+    def _outbox(self, other: str) -> Outbox:
+        with self._opening:
+            found = self._outboxes.get(other)
+            if found is None:
+                found = Outbox(other, stop_seconds=self._place.timeouts.stop)
+                self._outboxes[other] = found.__enter__()
+            return found
+
+    def _close_outboxes(self) -> None:
+        for outbox in self._outboxes.values():
+            outbox.__exit__(None, None, None)
+
+    @staticmethod
+    def _put_last(queue_: queue.Queue[_Event | None] | queue.Queue[Train | None]) -> None:
+        """Let a thread end, whatever is still waiting for it."""
+        while True:
+            try:
+                queue_.put_nowait(None)
+            except queue.Full:
+                queue_.get_nowait()
+            else:
+                return
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+            _log.error("run %s: this peer cannot go on: %s", self.run, error, exc_info=error)
+            self._on_finished()
+
+    def _examine(self, program: Program) -> None:
+        self._place.run_task("check", encode_message(program))
+
+    def _check_memory(self, program: Program) -> None:
+        """The model with its gradients and activations, and the copies that are mixed."""
+        limit, settings = self._place.settings.memory_limit_bytes, self._message.settings
+        if limit is None:
+            return
+        weigh = Weigh(program, settings.batch_size, 1, self._message.optimizer, 3)
+        needed = int.from_bytes(self._place.run_task("weigh", encode_message(weigh)), "big")
+        degree = len(graph_of(settings).neighbours(self._message.name))
+        copies = degree * (1 if settings.codec.name == "none" else 3)
+        needed += copies * sum(state_bytes(spec) for spec in program.trainable)
+        if needed > limit:
+            name = self._message.name
+            raise PlanError(
+                f"a peer on {name} needs {format_bytes(needed)} (limit: {format_bytes(limit)}). "
+                "Lower batch_size, or leave the device out."
+            )

@@ -1,0 +1,17 @@
+"""Decentralised training: every device its own copy and its own data, averaged with neighbours."""
+
+from edgeweave.gossip.members import Members, running
+from edgeweave.gossip.report import GossipReport, PeerReport
+from edgeweave.gossip.trainer import DeviceFiles, GossipTrainer
+from edgeweave.gossip.virtual import DeviceCosts, VirtualGossip
+
+__all__ = [
+    "DeviceCosts",
+    "DeviceFiles",
+    "GossipReport",
+    "GossipTrainer",
+    "Members",
+    "PeerReport",
+    "VirtualGossip",
+    "running",
+]

@@ -1,0 +1,176 @@
+"""The devices of one run, asked over the network: enrolled, begun, watched, fetched, released.
+
+Whoever holds this is not needed by the run: it may vanish at any time, and another one may watch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from edgeweave.core.errors import ConfigError, DeviceFailed, EdgeweaveError, FleetError
+from edgeweave.device import (
+    BeginGossip,
+    Enrol,
+    Enrolled,
+    ModelRequest,
+    PeerStatus,
+    Release,
+    decode_message,
+    encode_message,
+    received_state,
+)
+from edgeweave.fleet import Fleet
+from edgeweave.net import control_key
+
+__all__ = ["Members", "running"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+
+OnStatus = Callable[[Mapping[str, PeerStatus]], None]
+
+
+def running(fleet: Fleet) -> dict[str, PeerStatus]:
+    """What every device of the fleet that is there does in a gossip run, if it is in one."""
+    found = {}
+    for device in fleet.present():
+        try:
+            status = _status(fleet, device)
+        except EdgeweaveError as error:
+            _log.info("%s does not say what it does: %s", device, error)
+            continue
+        if status.run is not None:
+            found[device] = status
+    return found
+
+
+class Members:
+    """The devices of the run ``run``."""
+
+    def __init__(self, fleet: Fleet, run: str, devices: Sequence[str]) -> None:
+        self.run = run
+        self.devices = tuple(devices)
+        self._fleet = fleet
+
+    @classmethod
+    def of_run(cls, fleet: Fleet, run: str | None) -> Members:
+        """Those of a run that goes on, or has ended: of ``run``, or of the only one there is."""
+        found = running(fleet)
+        runs = sorted({status.run for status in found.values() if status.run is not None})
+        if (run is None and len(runs) != 1) or (run is not None and run not in runs):
+            raise FleetError(
+                f"there is one gossip run to go on with ({', '.join(runs) or 'none'} in the fleet "
+                f"{fleet.name!r}). Name it, or start one."
+            )
+        name = run or runs[0]
+        return cls(fleet, name, [d for d, status in found.items() if status.run == name])
+
+    def enrol(self, messages: Mapping[str, Enrol]) -> dict[str, Enrolled]:
+        """Give every device the program and its settings. The first error releases them all."""
+        seconds = self._fleet.timeouts.work
+        try:
+            answers = self._fleet.for_each(
+                self.devices,
+                lambda device: self._fleet.ask(
+                    device, "enrol", messages[device], timeout_seconds=seconds
+                ),
+                one_at_a_time=False,
+            )
+        except BaseException:
+            self.release()
+            raise
+        return {device: decode_message(data, Enrolled) for device, data in answers.items()}
+
+    def begin(self, steps: int) -> None:
+        """Let all of them work, for so many steps."""
+        if steps < 1:
+            raise ConfigError(f"a run has one step or more (got {steps}). Raise epochs.")
+        message = BeginGossip(self.run, steps)
+        seconds = self._fleet.timeouts.request
+        self._fleet.for_each(
+            self.devices,
+            lambda device: self._fleet.ask(device, "begin", message, timeout_seconds=seconds),
+            one_at_a_time=False,
+        )
+
+    def statuses(self) -> dict[str, PeerStatus]:
+        """What those that answer do now."""
+        found = {}
+        there = set(self._fleet.present())
+        for device in self.devices:
+            if device not in there:
+                continue
+            try:
+                status = _status(self._fleet, device)
+            except EdgeweaveError as error:
+                _log.info("%s does not say what it does: %s", device, error)
+                continue
+            if status.run == self.run:
+                found[device] = status
+        return found
+
+    def wait_until_done(self, on_status: OnStatus) -> dict[str, PeerStatus]:
+        """Look every half second until all that are there have done their steps.
+
+        Raises ``FleetError`` if nobody is left, ``DeviceFailed`` if none of those left can go on.
+        """
+        while True:
+            found = self.statuses()
+            on_status(found)
+            if not found:
+                raise FleetError(
+                    f"nobody is left of run {self.run} (it had {', '.join(self.devices)}). "
+                    "Start it again."
+                )
+            working = [s for s in found.values() if s.phase != "finished" and s.error is None]
+            if not working:
+                self._check_any_done(found)
+                return found
+            self._fleet.clock.sleep(_LOOK_SECONDS)
+
+    def models(self, devices: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+        """The models of those that still give them."""
+        found = {}
+        request, seconds = ModelRequest(self.run), self._fleet.timeouts.work
+        for device in devices:
+            try:
+                data = self._fleet.ask(device, "model", request, timeout_seconds=seconds)
+                found[device] = received_state(data, device)
+            except EdgeweaveError as error:
+                _log.warning("the model of %s is left out: %s", device, error)
+        return found
+
+    def release(self) -> None:
+        """End the run on every device that is there; a model not fetched before is gone."""
+        for device in self.devices:
+            try:
+                self._fleet.transport.request(
+                    control_key(self._fleet.name, device, "release"),
+                    encode_message(Release(self.run)),
+                    device=device,
+                    timeout_seconds=self._fleet.timeouts.request,
+                )
+            except EdgeweaveError as error:
+                _log.info("%s could not be released: %s", device, error)
+
+    def _check_any_done(self, found: Mapping[str, PeerStatus]) -> None:
+        errors = {device: status.error for device, status in found.items() if status.error}
+        for device, error in errors.items():
+            _log.warning("%s could not go on: %s", device, error)
+        if len(errors) == len(found):
+            device, error = next(iter(errors.items()))
+            raise DeviceFailed(f"no peer of run {self.run} can go on ({error}).", device=device)
+
+
+def _status(fleet: Fleet, device: str) -> PeerStatus:
+    answer = fleet.transport.request(
+        control_key(fleet.name, device, "peer"),
+        b"",
+        device=device,
+        timeout_seconds=fleet.timeouts.request,
+    )
+    return decode_message(answer, PeerStatus)

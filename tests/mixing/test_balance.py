@@ -1,0 +1,112 @@
+"""Unequal devices come to equal iteration times, and equal ones are left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.mixing import Balance, BalanceSettings, Topology, Trained, topology
+
+BATCH = 64
+
+
+def simulate(
+    slowness: list[float],
+    graph: Topology,
+    *,
+    n_rounds: int,
+    settings_: BalanceSettings | None = None,
+    points: int = 8,
+    noise: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds of all peers with messages to neighbours; seconds and samples by round and peer."""
+    random = np.random.default_rng(0)
+    peers = [Balance(settings_ or BalanceSettings(), BATCH, points) for _ in slowness]
+    seconds, counts = np.zeros((n_rounds, len(peers))), np.zeros((n_rounds, len(peers)))
+    for turn in range(n_rounds):
+        told = [peer.tell() for peer in peers]
+        for number, name in enumerate(graph.peers):
+            for other in graph.neighbours(name):
+                peers[number].hear(told[graph.peers.index(other)])
+        for number, peer in enumerate(peers):
+            n = peer.n_samples()
+            factor = slowness[number] * (1 + noise * random.normal())
+            scored = points if n < BATCH else 0
+            trained = Trained(n, 0.001 * factor * n, 1.0, scored, 0.0002 * factor * scored, 0.002)
+            peer.learn(trained)
+            seconds[turn, number] = (
+                trained.seconds + trained.scoring_seconds + trained.other_seconds
+            )
+            counts[turn, number] = n
+    return seconds, counts
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(1.0, 4.0), min_size=4, max_size=16))
+def test_iteration_times_are_equal_after_twenty_iterations(slowness: list[float]) -> None:
+    graph = topology("ring", [str(k) for k in range(len(slowness))])
+    seconds, counts = simulate(slowness, graph, n_rounds=60)
+    late = seconds[20:].mean(axis=0)
+    assert late.std() / late.mean() <= 0.05
+    fastest = int(np.argmin(slowness))
+    assert (counts[:, fastest] == BATCH).all()
+
+
+def test_equal_devices_train_whole_batches_in_spite_of_noise() -> None:
+    graph = topology("ring", [str(k) for k in range(6)])
+    _, counts = simulate([1.0] * 6, graph, n_rounds=100, noise=0.005)
+    assert (counts == BATCH).all()
+
+
+def test_a_device_that_is_fast_no_more_is_forgotten() -> None:
+    graph = topology("ring", [str(k) for k in range(4)])
+    peers = [Balance(BalanceSettings(period=5), BATCH, 0) for _ in range(4)]
+    slowness = [1.0, 3.0, 3.0, 3.0]
+    for turn in range(120):
+        if turn == 40:
+            slowness[0] = 3.0
+        told = [peer.tell() for peer in peers]
+        for number, name in enumerate(graph.peers):
+            for other in graph.neighbours(name):
+                peers[number].hear(told[graph.peers.index(other)])
+            n = peers[number].n_samples()
+            peers[number].learn(Trained(n, 0.001 * slowness[number] * n, 1.0))
+        if turn == 39:
+            assert peers[2].n_samples() == pytest.approx(BATCH / 3, abs=1)
+    assert [peer.n_samples() for peer in peers] == [BATCH] * 4
+
+
+def test_a_very_slow_device_still_trains_its_least_share() -> None:
+    balance = Balance(BalanceSettings(least_share=0.25), BATCH, 0)
+    balance.learn(Trained(BATCH, 100.0, 1.0))
+    balance.hear({"epoch": 0.0, "fastest": 0.001})
+    assert balance.n_samples() == BATCH // 4
+
+
+def test_a_fixed_share_is_the_same_everywhere_and_always() -> None:
+    balance = Balance(BalanceSettings(share=0.3), BATCH, 0)
+    assert balance.n_samples() == round(0.3 * BATCH)
+    balance.learn(Trained(BATCH, 100.0, 1.0))
+    balance.hear({"epoch": 0.0, "fastest": 0.001})
+    assert balance.n_samples() == round(0.3 * BATCH)
+
+
+@pytest.mark.parametrize(
+    "scalars",
+    [{"epoch": 0.0, "fastest": float("nan")}, {"fastest": -1.0}, {"fastest": 0.0}, {"epoch": 9.0}],
+)
+def test_nonsense_from_a_neighbour_changes_nothing(scalars: dict[str, float]) -> None:
+    balance = Balance(BalanceSettings(), BATCH, 0)
+    balance.learn(Trained(BATCH, 1.0, 1.0))
+    balance.hear(scalars)
+    assert balance.n_samples() == BATCH
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="balance has shares above 0"):
+        BalanceSettings(share=1.5)
+    with pytest.raises(ConfigError, match="beta of 1 or more"):
+        BalanceSettings(beta=0.5)
