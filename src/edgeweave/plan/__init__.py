@@ -27,6 +27,7 @@ from edgeweave.plan.microbatching import (
 )
 from edgeweave.plan.partition import best_plans, partition
 from edgeweave.plan.recoding import Recoding
+from edgeweave.plan.reception import LEAST_SHARE, Reception
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.replication import Replication
 from edgeweave.plan.schedule import (
@@ -55,6 +56,7 @@ from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
     "ASYNCHRONOUS",
+    "LEAST_SHARE",
     "SCHEDULES",
     "SCHEDULE_NAMES",
     "TRIAL_STEPS",
@@ -83,6 +85,7 @@ __all__ = [
     "Monitor",
     "Plan",
     "PlannedBatch",
+    "Reception",
     "Recoding",
     "Reduce",
     "Replication",

@@ -25,8 +25,13 @@ from edgeweave.program.format import (
     encode_state,
 )
 from edgeweave.program.graph import Program, StateSpec, Value
+from edgeweave.program.member import Member, Routes
 from edgeweave.program.operators import DTYPES
+from edgeweave.program.shares import Mode
+from edgeweave.program.slice import Group, Sliced, slice_program
+from edgeweave.program.sliced_state import gather_state, slice_state
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
+from edgeweave.program.transfers import Place, Segment, Transfer
 from edgeweave.program.units import is_external
 from edgeweave.program.versions import VersionedStage, Weights
 
@@ -35,14 +40,22 @@ __all__ = [
     "Captured",
     "CutBytes",
     "Examine",
+    "Group",
     "InputBytes",
     "LossFunction",
+    "Member",
+    "Mode",
     "Moment",
+    "Place",
     "Program",
+    "Routes",
+    "Segment",
     "SkipBytes",
+    "Sliced",
     "StageProgram",
     "StageResult",
     "StateSpec",
+    "Transfer",
     "UnitBytes",
     "Value",
     "VersionedStage",
@@ -60,12 +73,15 @@ __all__ = [
     "encode_state",
     "evaluation",
     "flatten_inputs",
+    "gather_state",
     "has_batch_norm",
     "input_bytes",
     "is_external",
     "made_up",
     "shared_parameters",
     "skip_bytes",
+    "slice_program",
+    "slice_state",
     "state_bytes",
     "unit_bytes",
     "value_bytes",
