@@ -2,17 +2,23 @@
 
 from edgeweave.codec.codecs import Codec, CodecName, blockfloat, none, parse, truncate, uniform
 from edgeweave.codec.coded import decode, encode
+from edgeweave.codec.datagrams import PAYLOAD_BYTES, dealt, kept, n_datagrams, put_together
 from edgeweave.codec.feedback import encode_with_feedback
 
 __all__ = [
+    "PAYLOAD_BYTES",
     "Codec",
     "CodecName",
     "blockfloat",
+    "dealt",
     "decode",
     "encode",
     "encode_with_feedback",
+    "kept",
+    "n_datagrams",
     "none",
     "parse",
+    "put_together",
     "truncate",
     "uniform",
 ]

@@ -1,5 +1,6 @@
 """The fabric: frames, requests and liveliness between devices, over Zenoh or inside one process."""
 
+from edgeweave.net._loss import Losses
 from edgeweave.net.frame import (
     Frame,
     FrameHeader,
@@ -51,6 +52,7 @@ __all__ = [
     "Hello",
     "LinkShape",
     "Links",
+    "Losses",
     "MemoryFabric",
     "MemoryTransport",
     "NetSettings",

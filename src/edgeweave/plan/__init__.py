@@ -26,6 +26,7 @@ from edgeweave.plan.microbatching import (
     worthwhile_sizes,
 )
 from edgeweave.plan.partition import best_plans, partition
+from edgeweave.plan.reception import LEAST_SHARE, Reception
 from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.replication import Replication
@@ -64,6 +65,7 @@ from edgeweave.plan.uncertainty import Interval, drawn_costs
 
 __all__ = [
     "ASYNCHRONOUS",
+    "LEAST_SHARE",
     "SCHEDULES",
     "SCHEDULE_NAMES",
     "TRIAL_STEPS",
@@ -94,6 +96,7 @@ __all__ = [
     "Objective",
     "Plan",
     "PlannedBatch",
+    "Reception",
     "Recoding",
     "Reduce",
     "Replication",

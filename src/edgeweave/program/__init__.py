@@ -28,9 +28,14 @@ from edgeweave.program.format import (
 from edgeweave.program.graph import Program, Size, StateSpec, Value
 from edgeweave.program.inference import Answer, Inference, capture_inference
 from edgeweave.program.interpret import Interpreter
+from edgeweave.program.member import Member, Routes
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.part import part_for
+from edgeweave.program.shares import Mode
+from edgeweave.program.slice import Group, Sliced, slice_program
+from edgeweave.program.sliced_state import gather_state, slice_state
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
+from edgeweave.program.transfers import Place, Segment, Transfer
 from edgeweave.program.units import is_external
 from edgeweave.program.versions import VersionedStage, Weights
 
@@ -41,16 +46,24 @@ __all__ = [
     "CutBytes",
     "Examine",
     "Inference",
+    "Group",
     "InputBytes",
     "Interpreter",
     "LossFunction",
+    "Member",
+    "Mode",
     "Moment",
+    "Place",
     "Program",
     "Size",
+    "Routes",
+    "Segment",
     "SkipBytes",
+    "Sliced",
     "StageProgram",
     "StageResult",
     "StateSpec",
+    "Transfer",
     "UnitBytes",
     "Value",
     "VersionedStage",
@@ -69,6 +82,7 @@ __all__ = [
     "encode_state",
     "evaluation",
     "flatten_inputs",
+    "gather_state",
     "has_batch_norm",
     "input_bytes",
     "is_external",
@@ -77,6 +91,8 @@ __all__ = [
     "part_for",
     "shared_parameters",
     "skip_bytes",
+    "slice_program",
+    "slice_state",
     "state_bytes",
     "unit_bytes",
     "value_bytes",

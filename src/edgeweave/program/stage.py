@@ -245,6 +245,10 @@ class StageProgram:
             _Seed.apply(seeds, *roots).backward()  # type: ignore[no-untyped-call]
         return {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
 
+    def forget(self, microbatch: int) -> None:
+        """Give up a microbatch in flight, which will have no backward."""
+        self._in_flight.pop(microbatch, None)
+
     def evaluate(self, inputs: Mapping[str, torch.Tensor]) -> StageResult:
         """Compute the outputs as ``model.eval()`` does. Keeps nothing, changes nothing."""
         wanted = msgspec.structs.replace(self.program, updates={}).results()

@@ -83,6 +83,11 @@ class VersionedStage(StageProgram):
         with self._gathering(self._used.pop(microbatch, self._current)):
             return super().backward(microbatch, gradients, loss_weight=loss_weight)
 
+    def forget(self, microbatch: int) -> None:
+        """As ``StageProgram.forget``; the version that it used is freed."""
+        super().forget(microbatch)
+        self._used.pop(microbatch, None)
+
     def leave_version(self, *, keep: bool = False) -> None:
         """The parameters are about to change.
 
