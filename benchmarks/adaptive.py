@@ -49,9 +49,9 @@ from edgeweave.train.compression import Compression
 from edgeweave.train.measurements import measure_costs
 from edgeweave.train.run import PipelineRun, RunSettings
 
-__all__ = ["run"]
+__all__ = ["LEAST_RATE", "TRACES", "run"]
 
-_TRACES = {
+TRACES = {
     "train": "nyu/7Train2",
     "home": "nyc19/trace-3093662-home3",
     "taxi": "nyc19/trace-2768760-taxi3",
@@ -71,7 +71,7 @@ _TURNS = 3
 _SEED = 0
 _FAST_RATE = 1e9
 """While devices measure; then the trace begins."""
-_LEAST_RATE = 1e3
+LEAST_RATE = 1e3
 """Bytes per second in an outage, which is one packet a second."""
 
 
@@ -91,8 +91,8 @@ def run(*, quick: bool) -> Result:
     seconds, turns = (6.0, 1) if quick else (40.0, _TURNS)
     contestants = [*(list(_FIXED)[-1:] if quick else _FIXED), "adaptive"]
     ran = {
-        name: _compared(example, captured, _trace(_TRACES[name]), contestants, seconds, turns)
-        for name in (list(_TRACES)[:1] if quick else _TRACES)
+        name: _compared(example, captured, _trace(TRACES[name]), contestants, seconds, turns)
+        for name in (list(TRACES)[:1] if quick else TRACES)
     }
     ratios = {name: _ratios(each) for name, each in ran.items()}
     bits = {name: [it.bits for it in each["adaptive"]] for name, each in ran.items()}
@@ -123,7 +123,7 @@ def run(*, quick: bool) -> Result:
             "seed": _SEED,
             "seconds": seconds,
             "turns": turns,
-            "traces": _TRACES,
+            "traces": TRACES,
             "samples": {
                 name: {who: [it.samples for it in its] for who, its in each.items()}
                 for name, each in ran.items()
@@ -156,7 +156,7 @@ def _trace(key: str) -> RateTrace:
     piece_seconds = float(row[columns.index("dt_s")])
     return RateTrace(
         tuple(piece_seconds * number for number in range(len(rates))),
-        tuple(np.maximum(rates, _LEAST_RATE).tolist()),
+        tuple(np.maximum(rates, LEAST_RATE).tolist()),
         piece_seconds * len(rates),
     )
 

@@ -153,8 +153,6 @@ _PREDICTOR = Claim(
 _REGRETS: Mapping[str, tuple[str, float | None]] = {
     "zero_shot": ("plan from the probes / from full profiles: step, median fleet", 1.05),
     "50_samples": ("the same, after 50 samples", 1.02),
-    "1_runs": ("the same, best of the first and a second run, which learnt from it", None),
-    "3_runs": ("the same, best of four runs", None),
     "scalar_capacity": ("the same, a full profile of another kind times one scalar", None),
     "flops": ("the same, regression on multiply-adds", None),
     "equal_split": ("the same, as many units for each device", None),
@@ -318,6 +316,24 @@ _ADAPTIVE = Claim(
     drawn_unit="",
 )
 
+_FOLLOWING = Claim(
+    name="following",
+    title="The same in virtual time",
+    metrics=(
+        Metric("following_vs_best_least", "worst of the traces below", least=0.97),
+        *(
+            Metric(f"following_vs_best_{trace}", f"steps, following / best fixed codec, {trace}")
+            for trace in _ADAPTIVE_TRACES
+        ),
+        *(
+            Metric(f"following_bits_{trace}", f"bits of a value, following, {trace}")
+            for trace in _ADAPTIVE_TRACES
+        ),
+    ),
+    drawn=(),
+    drawn_unit="",
+)
+
 _CODEC_LEAST = {8: 1.0, 4: 1.0, 7: 0.4, 6: 0.4, 5: 0.4, 3: 0.4, 2: 0.4}
 
 _CODEC = Claim(
@@ -454,6 +470,7 @@ CLAIMS: Mapping[str, Claim] = {
         _CONVERGENCE,
         _ACCEPT,
         _ADAPTIVE,
+        _FOLLOWING,
         _FAULTS,
         _CHAOS,
         _ASYNCHRONOUS,

@@ -11,14 +11,11 @@ was measured. What predicts was taught by no kind of the fleet, and by none of t
                      network takes on the device over what it takes there
     flops            overhead and seconds per multiply-add, fitted to the probe
     equal_split      as many units for each device
-
-Those that run teach more. ``plan_regret_<n>_runs`` is about the best of the zero-shot plan and of
-``n`` more, each made when what the stages of all before took, as sums, had been learnt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import fmean, median
@@ -43,7 +40,7 @@ from edgeweave.plan import (
 )
 from edgeweave.plan.ranking import plan_from_split
 from edgeweave.plan.splits import Microbatching, Split
-from edgeweave.predict import DeviceLatency, LatencyModel, Measurement, unit_features
+from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import Floats
 from edgeweave.program import Captured, capture
 from edgeweave.train.costs import Sizes, costs_of
@@ -51,22 +48,17 @@ from edgeweave.train.predictions import predict_devices
 
 __all__ = [
     "BOARD",
-    "N_RUNS",
     "WAYS",
     "Knowledge",
     "Network",
     "Regrets",
     "Setting",
-    "after_runs",
     "judged",
     "networks_of",
     "regrets",
 ]
 
 WAYS = ("zero_shot", "50_samples", "scalar_capacity", "flops", "equal_split")
-
-N_RUNS = (1, 3)
-"""Of the same network on the same devices, after the first."""
 
 _SEED = 0
 _REFERENCE = "reference"
@@ -96,10 +88,6 @@ class Setting:
     believed: Mapping[str, Costs]
 
 
-Learn = Callable[[Plan], Costs]
-"""What is believed once a plan has run, in addition to all that ran before."""
-
-
 @dataclass(slots=True)
 class Regrets:
     """By way and fleet: regrets of its networks. ``within``: was the step in its interval?"""
@@ -107,10 +95,9 @@ class Regrets:
     of: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     within: list[bool] = field(default_factory=list)
 
-    def add(self, fleet: str, setting: Setting, learn: Learn) -> None:
+    def add(self, fleet: str, setting: Setting) -> None:
         """Judge one network on one fleet."""
         found, within = judged(setting)
-        found |= after_runs(setting, learn)
         self.within.append(within)
         for way, regret in found.items():
             self.of.setdefault(way, {}).setdefault(fleet, []).append(regret)
@@ -153,8 +140,7 @@ def regrets(*, quick: bool) -> Regrets:
             for number, fleet in enumerate(_fleets(group)):
                 link = _LINKS[number % len(_LINKS)]
                 setting = _setting(network, believed, fleet, link)
-                learn = knowledge.learner(network, setting)
-                found.add(f"{' '.join(fleet)}, link {number % len(_LINKS)}", setting, learn)
+                found.add(f"{' '.join(fleet)}, link {number % len(_LINKS)}", setting)
     return found
 
 
@@ -170,17 +156,6 @@ def judged(setting: Setting) -> tuple[dict[str, float], bool]:
     interval = Interval.of([_step_seconds(plans[zero_shot], each) for each in drawn])
     within = interval.low <= steps[zero_shot] <= interval.high
     return {way: seconds / best for way, seconds in steps.items()}, within
-
-
-def after_runs(setting: Setting, learn: Learn) -> dict[str, float]:
-    """The regret after so many runs: a plan that turns out to be worse is not kept."""
-    best = _step_seconds(_planned(setting.measured), setting.measured)
-    plan = _planned(setting.believed[WAYS[0]])
-    steps = [_step_seconds(plan, setting.measured)]
-    for _ in range(max(N_RUNS)):
-        plan = _planned(learn(plan))
-        steps.append(_step_seconds(plan, setting.measured))
-    return {f"{n}_runs": min(steps[: n + 1]) / best for n in N_RUNS}
 
 
 def _planned(costs: Costs) -> Plan:
@@ -260,7 +235,15 @@ class Knowledge:
         units, seconds = network.units, self._samples.seconds
         reference = seconds[_REFERENCE][units]
         probe = self._samples.units("probe")
-        found = {way: _predicted(network, each) for way, each in self._latencies.items()}
+        found = {
+            way: {
+                kind: replace(costs, update_seconds_per_byte=0.0)
+                for kind, costs in predict_devices(
+                    network.captured.program, network.microbatch_size, _OPTIMIZER, latencies
+                ).items()
+            }
+            for way, latencies in self._latencies.items()
+        }
         plain: dict[str, dict[str, Floats]] = {
             "measured": {kind: seconds[kind][units] for kind in self._kinds},
             "scalar_capacity": {
@@ -275,33 +258,6 @@ class Knowledge:
         for way, by_kind in plain.items():
             found[way] = {kind: _device_costs(kind, each) for kind, each in by_kind.items()}
         return found
-
-    def learner(self, network: Network, setting: Setting) -> Learn:
-        """From the probes of a fleet's devices, and the stages that they ran one after another."""
-        program, size = network.captured.program, network.microbatch_size
-        features = list(unit_features(program, size).values())
-        measured = {device.device: device for device in setting.measured.devices}
-        latencies = {kind: self._latencies[WAYS[0]][kind] for kind in measured}
-
-        def learn(plan: Plan) -> Costs:
-            for stage in plan.stages:
-                units, took = slice(stage.first_unit, stage.stop_unit), measured[stage.device]
-                rows = np.concatenate(features[units])
-                if len(rows):
-                    seconds = sum(took.forward_seconds[units]), sum(took.backward_seconds[units])
-                    told = Measurement(rows, seconds[0], seconds[1] or None)
-                    latencies[stage.device] = latencies[stage.device].given([told])
-            believed = _predicted(network, latencies)
-            return replace(setting.measured, devices=tuple(believed[kind] for kind in measured))
-
-        return learn
-
-
-def _predicted(network: Network, latencies: Mapping[str, DeviceLatency]) -> dict[str, DeviceCosts]:
-    found = predict_devices(
-        network.captured.program, network.microbatch_size, _OPTIMIZER, latencies
-    )
-    return {kind: replace(costs, update_seconds_per_byte=0.0) for kind, costs in found.items()}
 
 
 def _device_costs(kind: str, seconds: Floats) -> DeviceCosts:
