@@ -107,6 +107,49 @@ def test_what_a_task_refuses_is_refused_here(told: dict[str, Any]) -> None:
     assert told["fail"] == "DeviceFailed: device 'pi-a' failed: IndexError: list index out of range"
 
 
+PREPARED = """
+import json
+
+seen, made = [], []
+
+def prepare(task):
+    if task == "fail":
+        raise RuntimeError("nothing is prepared for this")
+    if not made:
+        made.append(os.getpid())
+    seen.append(task)
+
+def tell(data):
+    made.append("a child's")
+    return json.dumps([os.getpid(), os.getppid(), made, seen]).encode()
+
+with Nursery("pi-a", {"tell": tell, **TASKS}, timeout_seconds=30, prepare=prepare) as nursery:
+    told = [json.loads(nursery("tell", b"")) for _ in range(2)]
+    told.append(attempt(nursery, "fail"))
+    told.append(os.getpid())
+print(json.dumps([*told, made]))
+"""
+
+
+def test_what_is_prepared_is_made_once_in_the_nursery_and_shared_by_the_children_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + PREPARED],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, failed, agent, own = json.loads(done.stdout)
+    nursery = first[1]
+    assert first[1] == second[1] != agent
+    assert len({nursery, agent, first[0], second[0]}) == 4
+    assert first[2:] == [[nursery, "a child's"], ["tell"]]
+    assert second[2:] == [[nursery, "a child's"], ["tell", "tell"]]
+    assert failed == "DeviceFailed: device 'pi-a' failed: IndexError: list index out of range"
+    assert own == []  # the agent loads nothing
+
+
 def test_a_nursery_works_on_after_a_crash(told: dict[str, Any]) -> None:
     assert told["afterwards"] == "111"
 

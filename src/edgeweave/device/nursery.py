@@ -8,11 +8,13 @@ one thread, and the nursery forks a child per task:
     agent --task--> nursery --fork--> child: work, answer, exit
           <-----------answer-----------'
 
-The nursery shares the agent's memory pages and ends when the agent does (its socket closes).
+The nursery shares the agent's memory pages and ends when the agent does (its socket closes). What
+it loads itself, before it forks, all later children share, and none of them can change for another.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -43,16 +45,28 @@ class Nursery:
     used. One task at a time; further callers wait.
     """
 
-    def __init__(self, name: str, tasks: Mapping[str, Task], *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        tasks: Mapping[str, Task],
+        *,
+        timeout_seconds: float,
+        prepare: Callable[[str], None] = lambda _task: None,
+    ) -> None:
+        """``prepare(task)`` is called in the nursery, before a child is forked for that task. It
+        sees no input, and starts no thread.
+        """
         self._name = name
         self._tasks = tasks
         self._timeout_seconds = timeout_seconds
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._pid = 0
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         mine, theirs = socket.socketpair()
+        gc.freeze()  # or collecting garbage writes to every page that both share
         self._pid = os.fork()
         if self._pid == 0:
             mine.close()
@@ -102,6 +116,8 @@ class Nursery:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         while (request := _receive(requests)) is not None:
             task, _, data = request.partition(b"\0")
+            with suppress(Exception):  # the task itself, which needs the same, says what is wrong
+                self._prepare(task.decode())
             _send(requests, self._in_child(task.decode(), data, requests))
 
     def _in_child(self, task: str, data: bytes, requests: socket.socket) -> bytes:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from edgeweave.core.clock import SystemClock
 from edgeweave.core.errors import ConfigError, EdgeweaveError
@@ -20,7 +21,7 @@ from edgeweave.device import memory
 from edgeweave.device.agent import Agent
 from edgeweave.device.nursery import Nursery
 from edgeweave.device.settings import AgentSettings
-from edgeweave.device.tasks import tasks
+from edgeweave.device.tasks import preparation, tasks
 from edgeweave.net import Links, NetSettings, ShapedTransport, ZenohTransport
 
 __all__ = ["ProcessSettings", "main", "run_agent"]
@@ -59,7 +60,12 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
     memory.keep_freed()
     try:
         with (
-            Nursery(name, tasks(settings.agent), timeout_seconds=settings.timeouts.work) as nursery,
+            Nursery(
+                name,
+                tasks(settings.agent),
+                timeout_seconds=settings.timeouts.work,
+                prepare=preparation(psutil.virtual_memory().total),
+            ) as nursery,
             ZenohTransport(settings.agent.name, settings.net) as transport,
             _agent(settings, transport, nursery),
         ):
