@@ -35,6 +35,7 @@ from benchmarks.latency.held_out import HeldOut
 from benchmarks.latency.samples import Samples
 from benchmarks.regret import BOARD, Knowledge, Network, networks_of
 from edgeweave.device import Profile, UnitTimings
+from edgeweave.fleet.profiles import without_weights
 from edgeweave.net import Links, LinkShape
 from edgeweave.plan import (
     Costs,
@@ -48,7 +49,6 @@ from edgeweave.plan import (
 from edgeweave.plan.links import LinkCoding
 from edgeweave.predict import LatencyModel
 from edgeweave.train.compression import Compression, measure_coding
-from edgeweave.fleet.profiles import without_weights
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["run"]
