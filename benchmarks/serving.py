@@ -30,7 +30,7 @@ from benchmarks.resnet import resnet18
 from benchmarks.serving_changes import changes
 from benchmarks.serving_http import http
 from edgeweave.plan import Costs, period_bounds
-from edgeweave.serve import ServingReport
+from edgeweave.serving import ServingReport
 from edgeweave.train.models import lenet
 
 __all__ = ["run"]

@@ -35,7 +35,7 @@ PUBLIC = {
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
     """,
-    "edgeweave.serve": """
+    "edgeweave.serving": """
         Change DeviceUse Endpoint ServeOptions ServingReport serve
     """,
     "edgeweave.train": """

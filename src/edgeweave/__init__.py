@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgeweave.fleet import Chaos, Device, Fleet, FleetDescription, load_fleet, load_preset
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
-    from edgeweave.serve import Endpoint, ServeOptions, serve
+    from edgeweave.serving import Endpoint, ServeOptions, serve
     from edgeweave.train import Evaluation, LRSchedule, PipelineTrainer, Report
 
 __all__ = [
@@ -82,7 +82,7 @@ __all__ = [
 _HOMES = {
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
-    "Endpoint": "edgeweave.serve",
+    "Endpoint": "edgeweave.serving",
     "Evaluation": "edgeweave.train",
     "Fleet": "edgeweave.fleet",
     "FleetDescription": "edgeweave.fleet",
@@ -94,12 +94,12 @@ _HOMES = {
     "PipelineTrainer": "edgeweave.train",
     "Plan": "edgeweave.plan",
     "Report": "edgeweave.train",
-    "ServeOptions": "edgeweave.serve",
+    "ServeOptions": "edgeweave.serving",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",
     "load_preset": "edgeweave.fleet",
-    "serve": "edgeweave.serve",
+    "serve": "edgeweave.serving",
 }
 
 

@@ -19,13 +19,13 @@ from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, ServingPlan
 from edgeweave.program import Inference, Program, capture_inference
-from edgeweave.serve.desk import Desk, DeskStatistics
-from edgeweave.serve.keeper import Keeper
-from edgeweave.serve.measuring import Measuring
-from edgeweave.serve.options import ServeOptions
-from edgeweave.serve.report import Change, ServingReport, report_of
-from edgeweave.serve.requests import Request, has_rows, named_inputs
-from edgeweave.serve.signature import Signature
+from edgeweave.serving.desk import Desk, DeskStatistics
+from edgeweave.serving.keeper import Keeper
+from edgeweave.serving.measuring import Measuring
+from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.report import Change, ServingReport, report_of
+from edgeweave.serving.requests import Request, has_rows, named_inputs
+from edgeweave.serving.signature import Signature
 
 __all__ = ["Endpoint", "serve"]
 

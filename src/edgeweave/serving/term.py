@@ -29,7 +29,7 @@ from edgeweave.net import (
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import ServingPlan
 from edgeweave.program import Program, cut, encode, is_external
-from edgeweave.serve.requests import Shipment
+from edgeweave.serving.requests import Shipment
 
 __all__ = ["Hearing", "ServingTerm"]
 

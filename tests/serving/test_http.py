@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgeweave.serve import Endpoint, ServeOptions, serve
-from edgeweave.serve.http import application
+from edgeweave.serving import Endpoint, ServeOptions, serve
+from edgeweave.serving.http import application
 from tests.fleet.worlds import memory_fleet
-from tests.serve.asgi import Reply, ask
+from tests.serving.asgi import Reply, ask
 
 INFER = "/v2/models/toy/infer"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 
-from edgeweave.serve import ServeOptions, serve
+from edgeweave.serving import ServeOptions, serve
 from tests.fleet.worlds import MemoryFleet, memory_fleet
 from tests.models import ZOO
 from tests.program.running import call

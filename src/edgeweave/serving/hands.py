@@ -13,7 +13,7 @@ from edgeweave.device import Release, Retire, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.plan import ServingPlan
 from edgeweave.program import Program
-from edgeweave.serve.term import Hearing, ServingTerm
+from edgeweave.serving.term import Hearing, ServingTerm
 
 __all__ = ["Hands"]
 

@@ -29,14 +29,14 @@ from edgeweave.net import check_hello, control_key, hello_of
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan, serving_plan
 from edgeweave.program import Inference
-from edgeweave.serve.absences import Absences
-from edgeweave.serve.desk import Desk
-from edgeweave.serve.hands import Hands
-from edgeweave.serve.measuring import Measuring
-from edgeweave.serve.options import ServeOptions
-from edgeweave.serve.report import Change
-from edgeweave.serve.stalls import culprits
-from edgeweave.serve.term import Hearing, ServingTerm
+from edgeweave.serving.absences import Absences
+from edgeweave.serving.desk import Desk
+from edgeweave.serving.hands import Hands
+from edgeweave.serving.measuring import Measuring
+from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.report import Change
+from edgeweave.serving.stalls import culprits
+from edgeweave.serving.term import Hearing, ServingTerm
 
 __all__ = ["Keeper"]
 
