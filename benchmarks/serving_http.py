@@ -52,7 +52,6 @@ def http(*, quick: bool) -> Measured:
         (job.parent / "net.py").write_text(_NET)
         with subprocess.Popen(
             [sys.executable, "-m", "edgeweave", "serve", str(job), "--json"],
-            cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,7 +66,8 @@ def http(*, quick: bool) -> Measured:
 def _asked(server: subprocess.Popen[str], most: int) -> Measured:
     assert server.stderr is not None
     found = (re.search(r"http://([^/]+)(/\S+)/infer", line) for line in server.stderr)
-    match = next(each for each in found if each)
+    match = next((each for each in found if each), None)
+    assert match is not None, "the server ended before it listened"
     connection = HTTPConnection(match[1], timeout=60)
     process, chance = psutil.Process(server.pid), random.Random(0)
     started, memory = time.perf_counter(), 0
