@@ -51,7 +51,8 @@ class ServeOptions:
                 "queue_size is 1 or more, timeout_seconds and watts are above 0 (got "
                 f"{self.queue_size}, {self.timeout_seconds} and {self.watts}). Correct them."
             )
-        if (self.max_samples or 1) < 1 or self.join_samples < 0 or self.join_seconds < 0:
+        most = 1 if self.max_samples is None else self.max_samples
+        if most < 1 or self.join_samples < 0 or self.join_seconds < 0:
             raise ConfigError(
                 "max_samples is 1 or more, join_samples and join_seconds 0 or more (got "
                 f"{self.max_samples}, {self.join_samples} and {self.join_seconds}). Correct them."
