@@ -454,6 +454,47 @@ _STALENESS = Claim(
     drawn_unit="",
 )
 
+_SERVING = Claim(
+    name="serving",
+    title="Several devices serve what one is too slow for",
+    metrics=(
+        Metric("speedup_2", "MobileNetV2: requests a second, 2 equal devices / one", least=1.85),
+        Metric("speedup_3", "the same, 3 devices", least=2.6),
+        Metric("bound_2", "what the units allow 2 devices"),
+        Metric("bound_3", "what they allow 3"),
+        Metric("fraction_of_bound_3", "3 devices, got / allowed", least=0.95),
+        Metric("bit_equal", "answers are the unsplit model's (1 is yes)", 1, 1),
+        Metric("in_order", "and come in the order of requests (1 is yes)", 1, 1),
+        *(
+            metric
+            for prefix, words in (("lenet_", "LeNet"), ("resnet18_", "ResNet-18"))
+            for metric in (
+                Metric(f"{prefix}speedup_2", f"{words}: 2 equal devices / one"),
+                Metric(f"{prefix}speedup_3", "the same, 3 devices"),
+                Metric(f"{prefix}bound_2", "what the units allow 2 devices"),
+                Metric(f"{prefix}bound_3", "what they allow 3"),
+                Metric(f"{prefix}fraction_of_bound_3", "3 devices, got / allowed", least=0.95),
+                Metric(f"{prefix}bit_equal", "answers are the unsplit model's (1 is yes)", 1, 1),
+                Metric(f"{prefix}in_order", "and come in order (1 is yes)", 1, 1),
+            )
+        ),
+        Metric("unequal_over_sum", "0.3, 0.2 and 0.1 cores / the sum of each alone", least=0.9),
+        Metric("lost_requests", "20 devices killed, 20 added: requests not answered", most=0),
+        Metric("answered_twice", "requests answered twice", most=0),
+        Metric("wrong_answers", "answers that are not the model's, of every 20th", most=0),
+        Metric("gap_seconds_p99", "time without an answer around a kill, s, largest", most=3),
+        Metric("added_seconds", "from a kill until the device added serves, s, median"),
+        Metric("http_requests", "good and bad requests over HTTP"),
+        Metric(
+            "http_wrong_replies", "bad ones without a 4xx and message, good without 200", most=0
+        ),
+        Metric("http_memory_growth", "the server's memory after the first tenth", most=0.05),
+        Metric("http_requests_per_second", "one after another, on one connection"),
+    ),
+    drawn=("speedup_2", "speedup_3"),
+    drawn_unit="requests a second, several equal devices / one",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
     for claim in (
@@ -475,5 +516,6 @@ CLAIMS: Mapping[str, Claim] = {
         _CHAOS,
         _ASYNCHRONOUS,
         _STALENESS,
+        _SERVING,
     )
 }

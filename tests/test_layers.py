@@ -27,9 +27,9 @@ BELOW: dict[str, set[str]] = {
 TOP = {
     "train": set(BELOW),
     "gossip": set(BELOW),
-    "serve": set(BELOW),
-    "observe": {*BELOW, "train", "gossip", "serve"},
-    "cli": {*BELOW, "train", "gossip", "serve", "observe"},
+    "serving": set(BELOW),
+    "observe": {*BELOW, "train", "gossip", "serving"},
+    "cli": {*BELOW, "train", "gossip", "serving", "observe"},
 }
 
 PURE = ("core", "program", "codec", "mixing", "plan", "predict")

@@ -52,7 +52,7 @@ PUBLIC = {
         PeerStatistics Send Topology Train Trained Wake aggregate chosen edge_weight edges_in
         exchange_of graph_of last_layer_scores matching mixing_matrix spectral_gap topology
     """,
-    "edgeweave.serve": """
+    "edgeweave.serving": """
         Change DeviceUse Endpoint ServeOptions ServingReport serve
     """,
     "edgeweave.train": """

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edgeweave.mixing import BalanceSettings
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
-    from edgeweave.serve import Endpoint, ServeOptions, serve
+    from edgeweave.serving import Endpoint, ServeOptions, serve
     from edgeweave.train import LRSchedule, PipelineTrainer, Report
 
 __all__ = [
@@ -92,7 +92,7 @@ _HOMES = {
     "BalanceSettings": "edgeweave.mixing",
     "Chaos": "edgeweave.fleet",
     "Device": "edgeweave.fleet",
-    "Endpoint": "edgeweave.serve",
+    "Endpoint": "edgeweave.serving",
     "DeviceFiles": "edgeweave.gossip",
     "Evaluation": "edgeweave.core.evaluation",
     "Fleet": "edgeweave.fleet",
@@ -107,13 +107,13 @@ _HOMES = {
     "PipelineTrainer": "edgeweave.train",
     "Plan": "edgeweave.plan",
     "Report": "edgeweave.train",
-    "ServeOptions": "edgeweave.serve",
+    "ServeOptions": "edgeweave.serving",
     "Split": "edgeweave.data",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",
     "load_preset": "edgeweave.fleet",
-    "serve": "edgeweave.serve",
+    "serve": "edgeweave.serving",
 }
 
 

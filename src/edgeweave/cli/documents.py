@@ -12,7 +12,7 @@ import msgspec
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.plan import Costs, Decision, Explanation, Plan, TriedSize
 from edgeweave.predict.probe import Probe
-from edgeweave.serve import ServingReport
+from edgeweave.serving import ServingReport
 from edgeweave.train import DeviceReport, Recovery, Report
 
 __all__ = [

@@ -23,9 +23,9 @@ from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.net.locators import Locator
 from edgeweave.observe.serving_metrics import metrics_text
 from edgeweave.program import capture_inference
-from edgeweave.serve import Endpoint, ServeOptions
-from edgeweave.serve.http import application
-from edgeweave.serve.signature import DATATYPES
+from edgeweave.serving import Endpoint, ServeOptions
+from edgeweave.serving.http import application
+from edgeweave.serving.signature import DATATYPES
 from edgeweave.train.batches import example as first_samples
 from edgeweave.train.checkpoint import latest, load
 from edgeweave.train.serve_section import ExampleEntry, ServeSection

@@ -13,7 +13,7 @@ from edgeweave.device import Greeting
 from edgeweave.plan import Costs, Explanation, Interval, Plan, TriedSize
 from edgeweave.plan.explanation import likely
 from edgeweave.predict.probe import Probe
-from edgeweave.serve import ServingReport
+from edgeweave.serving import ServingReport
 from edgeweave.train import DeviceReport, Report
 
 __all__ = [

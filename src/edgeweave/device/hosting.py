@@ -29,7 +29,15 @@ from edgeweave.device.place import Place
 from edgeweave.device.running import Workplace
 from edgeweave.device.serving_stage import ServingStage, StageTally
 from edgeweave.net import Subscription, control_key
-from edgeweave.program import Program, StageProgram, decode, result_bytes, state_bytes
+from edgeweave.program import (
+    Program,
+    StageProgram,
+    cut,
+    decode_program,
+    decode_state,
+    result_bytes,
+    state_bytes,
+)
 
 __all__ = ["NOTHING_TRAINS", "Hosting"]
 
@@ -63,6 +71,7 @@ class Hosting:
         self._changing = threading.RLock()
         self._computing = threading.Lock()
         self._held: dict[int, _Held] = {}
+        self._program: Program | None = None
         self._tally = StageTally()
         self._coordinator: str | None = None
         self._watch: Subscription | None = None
@@ -87,20 +96,14 @@ class Hosting:
                     f"{place.device} does not hold {sorted(missing)[0]} of run {self.run}, which "
                     "it was said to. Send it along."
                 )
-            captured = decode(
-                message.graph,
-                message.tensors,
-                examine=self._examine,
-                known={name: newest[name] for name in message.own},
-            )
-            self._make_room(place, captured.program, captured.state)
+            program = cut(self._whole(message), message.first_units)[place.stage]
+            sent = tuple(spec for spec in program.state if spec.name not in message.own)
+            state = decode_state(message.tensors, sent)
+            state.update((name, newest[name]) for name in message.own)
+            self._make_room(place, program, state)
             torch.set_num_threads(self._place.n_threads)
-            stage = StageProgram(
-                captured.program,
-                captured.state,
-                device=self._place.torch_device,
-                take_over=True,
-            )
+            device = self._place.torch_device
+            stage = StageProgram(program, state, device=device, take_over=True)
             self._held[place.term] = self._begin(place, stage, message.usual_samples)
             self._look_after(place.coordinator)
 
@@ -183,6 +186,17 @@ class Hosting:
         with ExitStack() as ends:
             ends.enter_context(working)
             return _Held(place, stage, working, ends.pop_all())
+
+    def _whole(self, message: Serve) -> Program:
+        """The program of the whole model: the one that came, checked, or the one that is here."""
+        if message.graph is not None:
+            self._program = decode_program(message.graph, examine=self._examine)
+        if self._program is None:
+            raise FleetError(
+                f"{message.place.device} does not hold the program of run {self.run}, which it "
+                "was said to. Send it along."
+            )
+        return self._program
 
     def _examine(self, program: Program) -> None:
         self._place.run_task("check", encode_message(program))

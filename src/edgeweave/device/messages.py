@@ -160,11 +160,15 @@ class Replicate(msgspec.Struct, frozen=True):
 class Serve(msgspec.Struct, frozen=True):
     """Put a stage that answers requests on a device, beside those of earlier terms of its run.
 
-    Answered when it is ready to compute.
+    Answered when it is ready to compute. The program is the whole model's: a device checks it once
+    and cuts its stages itself, so that it has another stage at once when somebody is lost.
     """
 
     place: Place
-    graph: bytes
+    first_units: tuple[int, ...]
+    """Where the program is cut: the first units of all stages but the first."""
+    graph: bytes | None
+    """The whole program; None where the device has it."""
     tensors: memoryview
     """Safetensors; a view of the message, which may be as large as the stage."""
     usual_samples: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgeweave.serve import Endpoint
+from edgeweave.serving import Endpoint
 
 __all__ = ["metrics_text"]
 

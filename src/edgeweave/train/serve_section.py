@@ -29,7 +29,7 @@ class ExampleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class ServeSection:
-    """How to serve the model; see ``edgeweave.serve.ServeOptions``."""
+    """How to serve the model; see ``edgeweave.serving.ServeOptions``."""
 
     name: Name = field(default="model", metadata=key("the name of the model for clients", "digits"))
     host: Name = field(default="127.0.0.1", metadata=key("the address to listen on", "127.0.0.1"))

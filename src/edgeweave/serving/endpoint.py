@@ -19,19 +19,24 @@ from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, ServingPlan
 from edgeweave.program import Inference, Program, capture_inference
-from edgeweave.serve.desk import Desk, DeskStatistics
-from edgeweave.serve.keeper import Keeper
-from edgeweave.serve.measuring import Measuring
-from edgeweave.serve.options import ServeOptions
-from edgeweave.serve.report import Change, ServingReport, report_of
-from edgeweave.serve.requests import Request, has_rows, named_inputs
-from edgeweave.serve.signature import Signature
+from edgeweave.serving.desk import Desk, DeskStatistics
+from edgeweave.serving.keeper import Keeper
+from edgeweave.serving.measuring import Measuring
+from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.report import Change, ServingReport, report_of
+from edgeweave.serving.requests import Request, has_rows, named_inputs
+from edgeweave.serving.signature import Signature
 
 __all__ = ["Endpoint", "serve"]
 
 
 def serve(
-    model: nn.Module, fleet: Fleet, example: Any, *, options: ServeOptions | None = None
+    model: nn.Module,
+    fleet: Fleet,
+    example: Any,
+    *,
+    options: ServeOptions | None = None,
+    costs: Costs | None = None,
 ) -> Endpoint:
     """Serve what ``model.eval()`` computes over the devices of ``fleet``, inside a ``with`` block.
 
@@ -41,11 +46,14 @@ def serve(
     devices' kernels are those of this machine. Raises ``CaptureError`` for a model that cannot be
     captured, on entering ``PlanError`` if it fits nowhere.
 
+    ``costs`` of an earlier endpoint of this model and fleet spare measuring.
+
     >>> with serve(model, fleet, example) as endpoint:  # doctest: +SKIP
     ...     answer = endpoint(example)
     ...     answers = list(endpoint.stream(requests))
     """
-    return Endpoint(capture_inference(model, example), fleet, example, options or ServeOptions())
+    captured = capture_inference(model, example)
+    return Endpoint(captured, fleet, example, options or ServeOptions(), costs=costs)
 
 
 class Endpoint:
@@ -57,7 +65,13 @@ class Endpoint:
     """
 
     def __init__(
-        self, inference: Inference, fleet: Fleet, example: Any, options: ServeOptions
+        self,
+        inference: Inference,
+        fleet: Fleet,
+        example: Any,
+        options: ServeOptions,
+        *,
+        costs: Costs | None = None,
     ) -> None:
         samples = _samples_of(example)
         self.signature = Signature.of(inference, example)
@@ -74,7 +88,12 @@ class Endpoint:
             )
         self._measuring = Measuring(fleet, inference, min(samples, self._most_samples))
         self._keeper = Keeper(
-            fleet, inference, options, self._measuring, most_samples=self._most_samples
+            fleet,
+            inference,
+            options,
+            self._measuring,
+            most_samples=self._most_samples,
+            costs=costs,
         )
         self._desk = Desk(
             fleet.clock,

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgeweave.serve import Endpoint, ServeOptions, serve
-from edgeweave.serve.http import application
-from tests.fleet.worlds import memory_fleet
-from tests.serve.asgi import Reply, ask
+from edgeweave.core.errors import RequestTimeout
+from edgeweave.observe.serving_metrics import metrics_text
+from edgeweave.serving import Endpoint, ServeOptions, serve
+from edgeweave.serving.http import application
+from tests.fleet.worlds import memory_fleet, wait_until
+from tests.serving.asgi import Reply, ask
 
 INFER = "/v2/models/toy/infer"
 
@@ -217,6 +219,39 @@ def test_more_samples_than_are_served_at_once_are_refused(app: Any) -> None:
         ]
     }
     assert "a request has 1 to 4 samples, its first dimension (got 5)" in infer(app, content).error
+
+
+def test_a_full_queue_is_said_with_when_to_come_back() -> None:
+    options = ServeOptions(queue_size=1, timeout_seconds=0.5)
+    with (
+        memory_fleet("a") as world,
+        serve(Toy(), world.fleet, EXAMPLE, options=options) as endpoint,
+    ):
+        app = application(endpoint, name="toy")
+        world.fabric.kill("a")
+        wait_until(lambda: not endpoint.is_ready, "nobody can serve")
+        assert ask(app, "GET", "/v2/health/ready").status == 503
+        assert ask(app, "GET", "/v2/models/toy/ready").status == 503
+        waiting = endpoint.submit(EXAMPLE)
+        reply = infer(app, document())
+        assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+        assert "1 requests are unanswered already" in reply.error
+        assert isinstance(waiting.exception(timeout=20), RequestTimeout)
+        late = infer(app, document())
+        assert (late.status, "no answer came" in late.error) == (504, True)
+
+
+def test_metrics_count_requests_by_outcome_and_what_devices_did(endpoint: Endpoint) -> None:
+    app = application(endpoint, name="toy", metrics=metrics_text(endpoint))
+    infer(app, document())
+    reply = ask(app, "GET", "/metrics")
+    assert (reply.status, reply.headers["content-type"].split(";")[0]) == (200, "text/plain")
+    found = dict(line.rsplit(" ", 1) for line in reply.body.decode().splitlines() if line[0] != "#")
+    statistics = endpoint.statistics()
+    assert float(found['edgeweave_requests_total{outcome="answered"}']) == statistics.answered
+    assert float(found["edgeweave_request_seconds_count"]) == statistics.answered
+    assert float(found["edgeweave_ready"]) == 1
+    assert float(found['edgeweave_device_requests_total{device="a"}']) >= statistics.answered
 
 
 _JSON = st.recursive(

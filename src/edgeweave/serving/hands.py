@@ -12,8 +12,8 @@ from edgeweave.core.errors import EdgeweaveError
 from edgeweave.device import Release, Retire, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.plan import ServingPlan
-from edgeweave.program import Program
-from edgeweave.serve.term import Hearing, ServingTerm
+from edgeweave.program import Program, encode_program
+from edgeweave.serving.term import Hearing, ServingTerm
 
 __all__ = ["Hands"]
 
@@ -34,6 +34,7 @@ class Hands:
         self.run = f"serve-{secrets.token_hex(4)}"
         self._fleet = fleet
         self._program = program
+        self._graph = encode_program(program)
         self._state = state
         self._most_samples = most_samples
         self._held: dict[str, frozenset[str]] = {}
@@ -58,7 +59,7 @@ class Hands:
             hearing=hearing,
         )
         term.listen()
-        failed = term.deploy(self._state, self._held)
+        failed = term.deploy(self._graph, self._state, self._held)
         for device in plan.devices:
             if device in failed:
                 self._held.pop(device, None)

@@ -28,8 +28,8 @@ from edgeweave.net import (
 )
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import ServingPlan
-from edgeweave.program import Program, cut, encode, is_external
-from edgeweave.serve.requests import Shipment
+from edgeweave.program import Program, cut, encode_state, is_external
+from edgeweave.serving.requests import Shipment
 
 __all__ = ["Hearing", "ServingTerm"]
 
@@ -125,17 +125,23 @@ class ServingTerm:
         )
 
     def deploy(
-        self, state: Mapping[str, torch.Tensor], held: Mapping[str, frozenset[str]]
+        self,
+        graph: bytes,
+        state: Mapping[str, torch.Tensor],
+        held: Mapping[str, frozenset[str]],
     ) -> dict[str, EdgeweaveError]:
         """Put the stages on their devices, all at once; who could not take its stage, and why.
 
-        ``held``: what devices have of the term before, which does not travel again.
+        ``held``: those that have the program, and what tensors they have of the term before, which
+        do not travel again.
         """
         failed: dict[str, EdgeweaveError] = {}
 
         def give(index: int) -> None:
             device = self.plan.devices[index]
-            message = self._message(index, state, held.get(device, frozenset()))
+            known = held.get(device)
+            sent = graph if known is None else None
+            message = self._message(index, sent, state, known or frozenset())
             seconds = self._fleet.timeouts.work
             try:
                 self._fleet.ask(device, "serve", message, timeout_seconds=seconds)
@@ -179,11 +185,15 @@ class ServingTerm:
             subscription.close()
 
     def _message(
-        self, index: int, state: Mapping[str, torch.Tensor], held: frozenset[str]
+        self,
+        index: int,
+        graph: bytes | None,
+        state: Mapping[str, torch.Tensor],
+        held: frozenset[str],
     ) -> Serve:
-        stage = self.stages[index]
-        own = sorted(held & {spec.name for spec in stage.state})
-        graph, tensors = encode(stage, state, without=own)
+        needed = [spec.name for spec in self.stages[index].state]
+        own = tuple(sorted(held.intersection(needed)))
+        tensors = encode_state({name: state[name] for name in needed if name not in own})
         place = Place(
             run=self._run,
             term=self.number,
@@ -193,7 +203,9 @@ class ServingTerm:
             microbatch_size=self._most_samples,
             max_microbatches=self.plan.in_flight,
         )
-        return Serve(place, graph, memoryview(tensors), self.plan.batch_size, tuple(own))
+        first_units = tuple(stage.first_unit for stage in self.plan.stages[1:])
+        usual = self.plan.batch_size
+        return Serve(place, first_units, graph, memoryview(tensors), usual, own)
 
     def _send(
         self, stage: int, number: int, tensors: Mapping[str, torch.Tensor], samples: int

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from edgeweave.serve import Endpoint, ServeOptions, serve
+from edgeweave.serving import Endpoint, ServeOptions, serve
 from tests.fleet.worlds import QUICK, wait_until
 from tests.models import ZOO
 from tests.train.troubled import Act, Troubled, troubled_fleet

@@ -29,8 +29,8 @@ from edgeweave.core.errors import (
     RequestTimeout,
 )
 from edgeweave.core.version import __version__
-from edgeweave.serve.endpoint import Endpoint
-from edgeweave.serve.protocol import body_limit_bytes, decode_inquiry, encode_answer, metadata
+from edgeweave.serving.endpoint import Endpoint
+from edgeweave.serving.protocol import body_limit_bytes, decode_inquiry, encode_answer, metadata
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -15,7 +15,8 @@ __all__ = ["ServeOptions"]
 class ServeOptions:
     """What a served model accepts, and what it is cut for.
 
-    ``use="all"`` takes every device, also where fewer would be faster.
+    ``use="all"`` takes every device, also where fewer would be faster. ``devices`` names those that
+    may serve, also ones still to come; all that are there, if it is empty.
 
     ``queue_size`` requests may be unanswered at once; a further one waits or is refused. A request
     that is not answered in ``timeout_seconds`` fails. ``max_samples`` is the most samples in one
@@ -31,6 +32,7 @@ class ServeOptions:
 
     objective: Objective = "throughput"
     use: Literal["fastest", "all"] = "fastest"
+    devices: tuple[str, ...] = ()
     queue_size: int = 64
     timeout_seconds: float = 30.0
     max_samples: int | None = None
@@ -49,8 +51,13 @@ class ServeOptions:
                 "queue_size is 1 or more, timeout_seconds and watts are above 0 (got "
                 f"{self.queue_size}, {self.timeout_seconds} and {self.watts}). Correct them."
             )
-        if (self.max_samples or 1) < 1 or self.join_samples < 0 or self.join_seconds < 0:
+        most = 1 if self.max_samples is None else self.max_samples
+        if most < 1 or self.join_samples < 0 or self.join_seconds < 0:
             raise ConfigError(
                 "max_samples is 1 or more, join_samples and join_seconds 0 or more (got "
                 f"{self.max_samples}, {self.join_samples} and {self.join_seconds}). Correct them."
             )
+
+    def allows(self, device: str) -> bool:
+        """Whether a device may serve."""
+        return not self.devices or device in self.devices

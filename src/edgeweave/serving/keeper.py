@@ -29,14 +29,14 @@ from edgeweave.net import check_hello, control_key, hello_of
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan, serving_plan
 from edgeweave.program import Inference
-from edgeweave.serve.absences import Absences
-from edgeweave.serve.desk import Desk
-from edgeweave.serve.hands import Hands
-from edgeweave.serve.measuring import Measuring
-from edgeweave.serve.options import ServeOptions
-from edgeweave.serve.report import Change
-from edgeweave.serve.stalls import culprits
-from edgeweave.serve.term import Hearing, ServingTerm
+from edgeweave.serving.absences import Absences
+from edgeweave.serving.desk import Desk
+from edgeweave.serving.hands import Hands
+from edgeweave.serving.measuring import Measuring
+from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.report import Change
+from edgeweave.serving.stalls import culprits
+from edgeweave.serving.term import Hearing, ServingTerm
 
 __all__ = ["Keeper"]
 
@@ -73,13 +73,15 @@ class Keeper:
         measuring: Measuring,
         *,
         most_samples: int,
+        costs: Costs | None = None,
     ) -> None:
+        """Devices are measured if ``costs`` are not given."""
         self._fleet = fleet
         self._options = options
         self._measuring = measuring
         self._hands = Hands(fleet, inference.program, inference.state, most_samples=most_samples)
         self._desk: Desk | None = None
-        self._costs: Costs | None = None
+        self._costs = costs
         self._there: set[str] = set()
         self._absences = Absences(fleet.clock, fleet.timeouts.silence)
         self._term: ServingTerm | None = None
@@ -131,8 +133,9 @@ class Keeper:
             stack.callback(self._close_terms)
             fault_key = control_key(fleet.name, transport.name, "fault")
             stack.callback(transport.serve(fault_key, self._on_fault).close)
-            self._there = set(fleet.devices)
-            self._costs = self._measuring.costs(fleet.devices)
+            allowed = [device for device in fleet.devices if self._options.allows(device)]
+            self._there = set(allowed)
+            self._costs = self._costs or self._measuring.costs(allowed)
             self._change("serving begins", fleet.clock.now())
             if self._term is None:
                 raise self._absences.last_error or PlanError("no device is there. Start one.")
@@ -193,7 +196,8 @@ class Keeper:
 
     def _came(self, device: str) -> None:
         """A device is there: known ones at once, others when they were measured."""
-        if device in self._there or self._absences.is_out(device):
+        is_out = self._absences.is_out(device)
+        if device in self._there or is_out or not self._options.allows(device):
             return
         assert self._costs is not None
         if device in {each.device for each in self._costs.devices}:

@@ -20,7 +20,7 @@ import msgspec
 import torch
 
 from edgeweave.core.errors import RequestError
-from edgeweave.serve.signature import Port, Signature
+from edgeweave.serving.signature import Port, Signature
 
 __all__ = ["Inquiry", "body_limit_bytes", "decode_inquiry", "encode_answer", "metadata"]
 

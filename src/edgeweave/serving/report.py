@@ -8,7 +8,7 @@ from statistics import quantiles
 
 from edgeweave.device import ServingStatistics
 from edgeweave.plan import ServingPlan
-from edgeweave.serve.desk import DeskStatistics
+from edgeweave.serving.desk import DeskStatistics
 
 __all__ = ["Change", "DeviceUse", "Latency", "ServingReport", "report_of"]
 

@@ -21,8 +21,8 @@ import torch
 
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, QueueFull, RequestError, RequestTimeout
-from edgeweave.serve.options import ServeOptions
-from edgeweave.serve.requests import Request, Shipment
+from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.requests import Request, Shipment
 
 __all__ = ["Desk", "DeskStatistics", "Sending"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgeweave.core.errors import RequestTimeout
-from tests.serve.trouble import Served, request, served
+from tests.serving.trouble import Served, request, served
 from tests.train.troubled import Act, cut_off, drop, kill, stall, start
 
 N = 60
