@@ -19,13 +19,14 @@ PUBLIC = {
         BalanceSettings CaptureError Chaos CheckpointError ConfigError Device DeviceBusy DeviceError
         DeviceFailed DeviceFiles
         DeviceLost DeviceTimeout EdgeweaveError Evaluation Fleet FleetDescription FleetError
-        FormatError GossipReport GossipTrainer LRSchedule LinkShape Links NetSettings Optimizer PipelineTrainer Plan PlanError
-        Report Split Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
+        FormatError GossipReport GossipTrainer LRSchedule LinkShape Links NetSettings Optimizer
+        PipelineTrainer Plan PlanError Report Split Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
         Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe CodingSeconds
-        Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt Holdings Inbox Layout Learner LinkProbe
-        LinkTimings ModelRequest Optimizer PeerStatus ProbeRequest Profile Pulse Relay Release Replicate Rows RunStatus SelectionCosts SentData SourceData
+        Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt Holdings Inbox Layout
+        Learner LinkProbe LinkTimings ModelRequest Optimizer PeerStatus ProbeRequest Profile Pulse
+        Relay Release Replicate Rows RunStatus SelectionCosts SentData SourceData
         StageStatistics StageTiming StateRequest TraceEvent UnitTimings as_mapping build
         coding_names decode_message encode_message layout_of load_rows probe_link received_state
         state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame

@@ -1,4 +1,4 @@
-"""``edgeweave gossip``: start a run of gossip, or find one, wait for it and fetch what it learnt."""
+"""``edgeweave gossip``: start a run of gossip, or find one; wait for it, fetch what it learnt."""
 
 from __future__ import annotations
 
