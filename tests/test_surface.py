@@ -20,7 +20,8 @@ PUBLIC = {
         DeviceFailed DeviceFiles
         DeviceLost DeviceTimeout EdgeweaveError Evaluation Fleet FleetDescription FleetError
         FormatError GossipReport GossipTrainer LRSchedule LinkShape Links NetSettings Optimizer
-        PipelineTrainer Plan PlanError Report Split Timeouts TlsFiles VersionError WireError __version__ load_fleet load_preset
+        PipelineTrainer Plan PlanError Report Split Timeouts TlsFiles VersionError WireError
+        __version__ load_fleet load_preset
     """,
     "edgeweave.device": """
         Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe CodingSeconds
