@@ -28,7 +28,6 @@ SLOWNESS = (1.0, 1.5, 2.0, 3.0)
 """Of the devices, in turn."""
 
 _TESTED = 2000
-_EVALUATIONS = 60
 _MEANS_OF = 3
 """Neighbouring evaluations that are averaged."""
 
@@ -179,11 +178,11 @@ def steps_of(name: str, n_peers: int, n_samples: int | None = None) -> int:
     return -(-n * task.epochs // (n_peers * task.batch_size))
 
 
-def curve_of(name: str, run: VirtualGossip, seconds: float) -> Curve:
+def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60) -> Curve:
     """Let it run, and evaluate the mean model at equal distances of ``seconds`` in all."""
     moments, accuracies, done = [], [], False
     while not done:
-        done = run.run(until=seconds / _EVALUATIONS * (len(moments) + 1))
+        done = run.run(until=seconds / points * (len(moments) + 1))
         moments.append(run.now)
         mean = torch.stack(list(run.models().values())).mean(dim=0)
         accuracies.append(evaluated(name, run, mean))
