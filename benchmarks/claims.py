@@ -495,6 +495,50 @@ _SERVING = Claim(
     drawn_unit="requests a second, several equal devices / one",
 )
 
+_GOSSIP_VARIANTS = {
+    "_balance_random": "balance by a random choice",
+    "_balance_first_layer": "balance by first-layer gradients",
+    "_fixed_share": "half of every batch, on all",
+}
+_GOSSIP = Claim(
+    name="gossip",
+    title="Gossip on unequal devices",
+    metrics=(
+        Metric("time_to_accuracy_speedup", "seconds to accuracy, plain / by score", least=2.7),
+        Metric("accuracy_loss_points", "points lost in the end, by score", most=0.78),
+        Metric("iteration_time_cv", "iteration times over peers, by score", most=0.05),
+        Metric("iteration_time_cv_plain", "the same, the plain algorithm"),
+        *(
+            Metric(f"{column}{variant}", f"{meaning}, {words}")
+            for variant, words in _GOSSIP_VARIANTS.items()
+            for column, meaning in {
+                "time_to_accuracy_speedup": "speed-up",
+                "accuracy_loss_points": "points lost",
+                "iteration_time_cv": "iteration times over peers",
+            }.items()
+        ),
+        Metric("own_accuracy_loss_points", "points lost, mean of the peers' own models"),
+        Metric("choosing_time_share", "of busy time, scoring points"),
+        Metric("choosing_mb", "aggregated points on a device, MB"),
+        Metric("equal_speeds_bit_equal", "equal devices: the plain bits (1 is yes)", 1, 1),
+        Metric("churn_accuracy_loss_points", "points lost, one of 8 killed a minute", most=1),
+        Metric("churn_longest_pause_seconds", "the longest time without any step"),
+        Metric("churn_time_ratio", "seconds of that run / undisturbed"),
+        Metric("churn_minutes", "minutes of that run"),
+        *(
+            Metric(f"scale_{n}_{column}", f"{n} peers: {meaning}")
+            for n in (10, 100, 1000)
+            for column, meaning in {
+                "accuracy": "accuracy of the mean model, %",
+                "consensus_distance": "distance from the mean / its norm",
+                "ms_per_peer_step": "wall ms of a step of one",
+            }.items()
+        ),
+    ),
+    drawn=("time_to_accuracy_speedup",),
+    drawn_unit="seconds to accuracy, plain / ours",
+)
+
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
     for claim in (
@@ -517,5 +561,6 @@ CLAIMS: Mapping[str, Claim] = {
         _ASYNCHRONOUS,
         _STALENESS,
         _SERVING,
+        _GOSSIP,
     )
 }

@@ -20,17 +20,17 @@ from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file
 from edgeweave.cli.tables import serving_table
 from edgeweave.core.errors import ConfigError, FormatError
+from edgeweave.data.batches import example as first_samples
+from edgeweave.data.sources import load_source
 from edgeweave.net.locators import Locator
 from edgeweave.observe.serving_metrics import metrics_text
 from edgeweave.program import capture_inference
 from edgeweave.serving import Endpoint, ServeOptions
 from edgeweave.serving.http import application
 from edgeweave.serving.signature import DATATYPES
-from edgeweave.train.batches import example as first_samples
 from edgeweave.train.checkpoint import latest, load
 from edgeweave.train.serve_section import ExampleEntry, ServeSection
 from edgeweave.train.service_job import ServiceJob
-from edgeweave.train.sources import load_source
 
 __all__ = ["run_serve"]
 

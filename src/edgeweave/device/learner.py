@@ -104,7 +104,7 @@ class Learner:
         self._device = torch.device(device)
         self._work = self.layout.flat(captured.state).to(self._device)
         views = self.layout.views(self._work)
-        seed = settings.seed * 65_537 + number
+        self._seed = seed = settings.seed * 65_537 + number
         self._buffers = {n: views[n] for n in captured.program.updates if n in views}
         self._stage = StageProgram(
             captured.program,
@@ -204,7 +204,8 @@ class Learner:
         with self._paced(("scores", len(candidates))):
             points, labels = groups.points[candidates], groups.labels[candidates]
             scores = self._scorer.scores(points, labels)
-            indices = chosen(groups, candidates.tolist(), scores, n_samples)
+            seed = self._seed * 1_000_003 + step
+            indices = chosen(groups, candidates.tolist(), scores, n_samples, seed=seed)
         return torch.from_numpy(indices), len(candidates)
 
     def _paced(self, key: tuple[str, int]) -> AbstractContextManager[None]:

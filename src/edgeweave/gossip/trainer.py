@@ -93,7 +93,7 @@ class GossipTrainer:
         local_steps: int = 1,
         balance: bool | BalanceSettings = True,
         importance: Importance = "last-layer",
-        group_size: int = 8,
+        group_size: int = 4,
         warm_up_epochs: int = 0,
         codec: Codec = _EXACT,
         consensus_rate: float = 1.0,

@@ -1,4 +1,4 @@
-"""Which samples of a batch matter: groups by descending score, until there are enough samples.
+"""Which samples of a batch matter: of every group a share in proportion to its score.
 
 Scores of aggregated points, higher matters more:
 
@@ -8,6 +8,11 @@ Scores of aggregated points, higher matters more:
                   papers' own)
 
 This module has the closed form and the choice; who has the model computes logits and gradients.
+
+Deviation: the papers train whole groups, those of the highest scores. That is for batches of
+hundreds of groups: a slow device that keeps 3 groups of 16 trains on 3 classes and outliers. LeNet
+on MNIST, 4 devices 1 to 3 times as slow, 125 steps: 81.2 % with whole groups of 8, 93.4 % with
+whole groups of 4, 94.8 % with shares of groups of 4; a random choice 94.7 %, but a third later.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from edgeweave.mixing.aggregation import Groups, Indices
@@ -44,10 +50,33 @@ def last_layer_scores(
     return scores * size
 
 
-def chosen(groups: Groups, candidates: Sequence[int], scores: torch.Tensor, n: int) -> Indices:
-    """``n`` samples of the candidate groups, those of high scores first; of the last group as many
-    as are still missing. Fewer, if the candidates have no more.
+def chosen(
+    groups: Groups, candidates: Sequence[int], scores: torch.Tensor, n: int, *, seed: int
+) -> Indices:
+    """``n`` samples of the candidate groups, of each as many as its score says, drawn from the seed
+    among its members. Fewer, if the candidates have no more.
     """
-    ranking = torch.argsort(scores, descending=True, stable=True).tolist()
-    members = np.concatenate([groups.members(candidates[place]) for place in ranking])
-    return members[:n]
+    random = np.random.default_rng(seed)
+    members = [groups.members(group) for group in candidates]
+    counts = _allotted(scores.double().numpy(), np.array([len(each) for each in members]), n)
+    drawn = zip(members, counts, strict=True)
+    return np.concatenate([random.permutation(each)[:count] for each, count in drawn])
+
+
+def _allotted(scores: npt.NDArray[np.float64], sizes: Indices, n: int) -> Indices:
+    """Whole numbers in proportion to scores, none above its size, ``n`` in all if sizes allow."""
+    n = min(n, int(sizes.sum()))
+    weights = np.where(np.isfinite(scores), scores, 0.0).clip(min=0.0) + 1e-12
+    full = np.zeros(len(sizes), bool)
+    wanted = np.zeros(len(sizes))
+    while not full.all():
+        left = n - sizes[full].sum()
+        wanted = np.where(full, sizes, weights * left / weights[~full].sum())
+        over = ~full & (wanted > sizes)
+        if not over.any():
+            break
+        full |= over
+    counts = np.floor(np.minimum(wanted, sizes) + 1e-9).astype(np.int64)
+    room = np.argsort(np.where(counts < sizes, counts - wanted, np.inf), kind="stable")
+    counts[room[: n - counts.sum()]] += 1
+    return counts

@@ -35,7 +35,7 @@ class GossipSettings:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     importance: Importance = "last-layer"
     """How balanced devices choose what they train on; of whole batches everything is trained."""
-    group_size: int = 8
+    group_size: int = 4
     """Samples that one aggregated point stands for, at most: a batch has at least eight groups, so
     that what is chosen is not all of one class."""
     warm_up_epochs: int = 0

@@ -47,7 +47,7 @@ class GossipSection:
         metadata=key('"none" (a random choice), "last-layer" or "first-layer"', "none"),
     )
     group_size: Count = field(
-        default=8, metadata=key("the samples that are scored as one, 1 or more", 8)
+        default=4, metadata=key("the samples that are scored as one, 1 or more", 8)
     )
     warm_up_epochs: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = field(
         default=0, metadata=key("the epochs before samples are chosen by score", 1)

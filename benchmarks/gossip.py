@@ -1,0 +1,213 @@
+"""Gossip on unequal devices: how much sooner balance and importance reach an accuracy.
+
+Peers are those of real devices, on a virtual clock: training is real, what it takes is what this
+machine takes, times 1, 1.5, 2 and 3 in turn. ``plain`` is the algorithm as published, its target
+its own accuracy in the end less half a point; all runs take as many steps.
+
+    time_to_accuracy_speedup   seconds to the target, plain / balance by score; over all cases
+    accuracy_loss_points       accuracy of plain less that of the other, in the end
+    ..._balance_random, ..._fixed_share, ..._balance_first_layer    the same, with one part changed
+    iteration_time_cv          over peers, after 20 iterations; ..._plain without balance
+    equal_speeds_bit_equal     everything on, devices of one speed: the plain algorithm's bits
+    churn_...                  one of 8 peers killed every minute, back after 20 s
+    scale_...                  10, 100 and 1,000 peers of a perceptron on MNIST
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from benchmarks.gossip_runs import (
+    TASKS,
+    VARIANTS,
+    Curve,
+    costs_of,
+    curve_of,
+    evaluated,
+    settings_of,
+    steps_of,
+    world,
+)
+from benchmarks.harness import Result
+from edgeweave.data import Split, deal
+from edgeweave.device import Learner, Optimizer
+from edgeweave.device.rows import TensorRows
+from edgeweave.gossip import DeviceCosts, VirtualGossip
+from edgeweave.mixing import Algorithm, GossipSettings, topology
+from edgeweave.program import capture, flatten_inputs
+from edgeweave.train.metrics import accuracy
+from edgeweave.train.models import mlp
+
+__all__ = ["run"]
+
+_ALGORITHMS: tuple[Algorithm, ...] = ("d-psgd", "gossip-sgd")
+_CASES = [(task, n, how) for task in TASKS for n in (4, 8) for how in _ALGORITHMS]
+_QUICK_CASES: list[tuple[str, int, Algorithm]] = [("mnist", 4, "d-psgd")]
+_QUICK_SAMPLES = 4096
+_BELOW_PLAIN_POINTS = 0.5
+_SEED = 0
+_CHURN_SECONDS, _AWAY_SECONDS = 60.0, 20.0
+_CHURN_SLOWDOWN = 40.0
+"""So that a run lasts minutes, as on small boards."""
+
+Samples = dict[str, list[float]]
+
+
+def run(*, quick: bool) -> Result:
+    """``quick``: one case on a tenth of the samples; what it learns says little."""
+    torch.set_num_threads(1)
+    samples: Samples = {}
+    settings: dict[str, Any] = {"seed": _SEED, "cases": []}
+    costs: dict[str, DeviceCosts] = {}
+    for task, n_peers, algorithm in _QUICK_CASES if quick else _CASES:
+        if task not in costs:
+            costs[task] = costs_of(task, turns=5 if quick else 30)
+        found = _case(task, n_peers, algorithm, costs[task], quick=quick)
+        settings["cases"].append([task, n_peers, algorithm])
+        _compare(samples, found)
+    settings["costs"] = {
+        name: [each.seconds_per_sample, each.seconds_per_point, each.other_seconds]
+        for name, each in costs.items()
+    }
+    samples["equal_speeds_bit_equal"] = [_bit_equal(costs["mnist"])]
+    _churn(samples, costs["mnist"], quick=quick)
+    for n_peers in (10,) if quick else (10, 100, 1000):
+        _scale(samples, n_peers, costs["mnist"], steps=5 if quick else 60)
+    metrics = {key: fmean(values) for key, values in samples.items() if values}
+    return Result(
+        name="gossip",
+        quick=quick,
+        metrics=metrics,
+        lines=tuple(f"{key:>44} = {value:.4g}" for key, value in metrics.items()),
+        samples=samples,
+        settings=settings,
+    )
+
+
+def _case(
+    task: str, n_peers: int, algorithm: Algorithm, costs: DeviceCosts, *, quick: bool
+) -> dict[str, Curve]:
+    """Every variant of one case."""
+    n_samples = _QUICK_SAMPLES if quick else None
+    steps = steps_of(task, n_peers, n_samples)
+    slowest = costs.slowed(3.0)
+    seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * 128)
+    found = {}
+    for variant in ("plain", "balance_score") if quick else VARIANTS:
+        settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)
+        each = world(task, settings, costs, steps=steps, n_samples=n_samples)
+        whole = seconds if variant == "plain" else seconds / 3
+        found[variant] = curve_of(task, each, whole, points=12 if quick else 60)
+    return found
+
+
+def _compare(samples: Samples, found: Mapping[str, Curve]) -> None:
+    """Hold every variant against the plain algorithm."""
+    plain = found["plain"]
+    target = plain.final - _BELOW_PLAIN_POINTS
+    before = plain.seconds_to(target) or plain.seconds[-1]
+    for variant, curve in found.items():
+        suffix = "" if variant == "balance_score" else f"_{variant}"
+        _add(samples, f"iteration_time_cv{suffix}", curve.iteration_time_cv)
+        if variant == "plain":
+            continue
+        reached = curve.seconds_to(target)
+        # Where it is never reached, it took longer than all of the run.
+        _add(samples, f"time_to_accuracy_speedup{suffix}", before / (reached or before * 10))
+        _add(samples, f"accuracy_loss_points{suffix}", plain.final - curve.final)
+    ours = found["balance_score"]
+    _add(samples, "own_accuracy_loss_points", plain.final - fmean(ours.last_accuracies))
+    _add(samples, "choosing_time_share", ours.choosing_share)
+    _add(samples, "choosing_mb", ours.groups_bytes / 1e6)
+
+
+def _bit_equal(costs: DeviceCosts) -> float:
+    """1 if everything on gives the plain algorithm's bits where all devices are as fast."""
+    ends = []
+    for variant in ("balance_score", "plain"):
+        settings = settings_of("mnist", 4, "d-psgd", variant, seed=_SEED)
+        each = world("mnist", settings, costs, steps=25, slowness=(1.0,), n_samples=4000)
+        each.run()
+        ends.append(list(each.models().values()))
+    return float(all(torch.equal(a, b) for a, b in zip(*ends, strict=True)))
+
+
+def _churn(samples: Samples, costs: DeviceCosts, *, quick: bool) -> None:
+    """Eight peers on MNIST, undisturbed and with one after the other killed."""
+    n_samples = _QUICK_SAMPLES if quick else None
+    settings = settings_of("mnist", 8, "d-psgd", "balance_score", seed=_SEED)
+    steps = steps_of("mnist", 8, n_samples)
+    slow = costs.slowed(_CHURN_SLOWDOWN * (10 if quick else 1))
+    quiet, churned = (
+        world("mnist", settings, slow, steps=steps, n_samples=n_samples) for _ in range(2)
+    )
+    quiet.run()
+    for number in range(8 * 60):
+        kill = _killing(churned, f"p{number % 8}")
+        churned.at(_CHURN_SECONDS * (number + 1), kill)
+    pause, still, last, moment = 0.0, 0.0, -1, 1.0
+    while not churned.run(until=moment):
+        moment += 1.0
+        done = sum(peer.step for peer in churned.peers.values())
+        still = still + 1.0 if done == last else 0.0
+        pause, last = max(pause, still), done
+    means = [torch.stack(list(each.models().values())).mean(dim=0) for each in (quiet, churned)]
+    undisturbed, disturbed = (evaluated("mnist", quiet, mean) for mean in means)
+    _add(samples, "churn_accuracy_loss_points", undisturbed - disturbed)
+    _add(samples, "churn_longest_pause_seconds", pause)
+    _add(samples, "churn_time_ratio", churned.now / quiet.now)
+    _add(samples, "churn_minutes", churned.now / 60)
+
+
+def _killing(run: VirtualGossip, name: str) -> Any:
+    def kill() -> None:
+        if run.peers[name].phase != "finished":
+            run.kill(name)
+            run.at(run.now + _AWAY_SECONDS, lambda: run.revive(name))
+
+    return kill
+
+
+def _scale(samples: Samples, n_peers: int, costs: DeviceCosts, *, steps: int) -> None:
+    """So many peers of a perceptron, four random neighbours each."""
+    inputs, targets = TASKS["mnist"].train()
+    torch.manual_seed(_SEED)
+    captured = capture(
+        mlp(784, 10, hidden=(32,)),
+        functional.cross_entropy,
+        inputs[:2],
+        targets[:2],
+        metrics={"accuracy": accuracy},
+    )
+    peers = [f"p{k}" for k in range(n_peers)]
+    settings = GossipSettings(topology("regular(4)", peers, seed=_SEED), batch_size=32)
+    settings = replace(settings, balance=replace(settings.balance, enabled=False))
+    slowness: Sequence[float] = (1.0, 1.5, 2.0, 3.0)
+    devices = {}
+    for number, part in enumerate(deal(targets.numpy(), n_peers, Split(seed=_SEED))):
+        chosen = torch.from_numpy(part)
+        rows = TensorRows(flatten_inputs(inputs[chosen], targets[chosen]))
+        optimizer = Optimizer("SGD", lr=0.05, momentum=0.9)
+        learner = Learner(captured, optimizer, rows, settings, number=number, now=lambda: 0.0)
+        devices[peers[number]] = (learner, costs.slowed(slowness[number % 4]))
+    first = devices["p0"][0].layout.flat(captured.state)
+    began = time.perf_counter()
+    run = VirtualGossip(settings, devices, first, steps=steps)
+    run.run()
+    seconds = time.perf_counter() - began
+    mean = torch.stack(list(run.models().values())).mean(dim=0)
+    apart = torch.stack([(m - mean).norm() for m in run.models().values()]).mean() / mean.norm()
+    _add(samples, f"scale_{n_peers}_accuracy", evaluated("mnist", run, mean))
+    _add(samples, f"scale_{n_peers}_consensus_distance", float(apart))
+    _add(samples, f"scale_{n_peers}_ms_per_peer_step", 1e3 * seconds / (steps * n_peers))
+
+
+def _add(samples: Samples, key: str, value: float) -> None:
+    samples.setdefault(key, []).append(value)

@@ -1,0 +1,231 @@
+"""Gossip on a virtual clock with this machine's costs: tasks, devices, and accuracy over time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean, median, pstdev
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.data import DATA, cifar10
+from edgeweave.data import Split, deal, load_source
+from edgeweave.device import Learner, Optimizer
+from edgeweave.device.rows import TensorRows
+from edgeweave.gossip import DeviceCosts, VirtualGossip
+from edgeweave.mixing import Algorithm, BalanceSettings, GossipSettings, topology
+from edgeweave.program import Captured, capture, flatten_inputs
+from edgeweave.train.metrics import accuracy
+from edgeweave.train.models import lenet
+
+__all__ = ["SLOWNESS", "TASKS", "VARIANTS", "Curve", "GossipTask", "costs_of", "curve_of", "world"]
+
+SLOWNESS = (1.0, 1.5, 2.0, 3.0)
+"""Of the devices, in turn."""
+
+_TESTED = 2000
+_MEANS_OF = 3
+"""Neighbouring evaluations that are averaged."""
+
+Samples = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class GossipTask:
+    """What is learnt: a model and its data."""
+
+    model: Callable[[], nn.Module]
+    train: Callable[[], Samples]
+    test: Callable[[], Samples]
+    optimizer: Optimizer
+    epochs: int
+    batch_size: int = 128
+
+
+def _images(name: str, folder: str, part: str) -> Samples:
+    pair = load_source(name, path=DATA / folder, normalise=True)
+    data = pair.train if part == "train" else pair.test
+    return data.batch(torch.arange(len(data)))
+
+
+def _cnn() -> nn.Module:
+    """Three convolutions for pictures of 32x32."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
+
+
+_SGD = Optimizer("SGD", lr=0.05, momentum=0.9)
+
+TASKS: Mapping[str, GossipTask] = {
+    "mnist": GossipTask(
+        lenet,
+        cache(lambda: _images("mnist", "mnist", "train")),
+        cache(lambda: _images("mnist", "mnist", "test")),
+        _SGD,
+        epochs=4,
+    ),
+    "fashion": GossipTask(
+        lenet,
+        cache(lambda: _images("fashion-mnist", "fashion_mnist", "train")),
+        cache(lambda: _images("fashion-mnist", "fashion_mnist", "test")),
+        _SGD,
+        epochs=6,
+    ),
+    "cifar10": GossipTask(_cnn, lambda: cifar10("train"), lambda: cifar10("test"), _SGD, epochs=12),
+}
+
+VARIANTS: Mapping[str, tuple[BalanceSettings, str]] = {
+    "plain": (BalanceSettings(enabled=False), "none"),
+    "balance_random": (BalanceSettings(), "none"),
+    "balance_score": (BalanceSettings(), "last-layer"),
+    "balance_first_layer": (BalanceSettings(), "first-layer"),
+    "fixed_share": (BalanceSettings(enabled=False, share=0.5), "last-layer"),
+}
+"""The plain algorithm, EdgeGossip, its two halves apart, and the same share everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How accurate the mean model was, and when, in seconds of the devices; and what it took."""
+
+    seconds: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    iteration_time_cv: float
+    choosing_share: float
+    """Of all busy time, what scoring took."""
+    groups_bytes: int
+    """Largest memory of aggregated points on a device."""
+    bytes_sent: int
+    last_accuracies: tuple[float, ...] = ()
+    """Of every peer's own model, in the end."""
+
+    @property
+    def final(self) -> float:
+        """Mean of the last evaluations."""
+        return fmean(self.accuracies[-_MEANS_OF:])
+
+    def seconds_to(self, target: float) -> float | None:
+        """When the accuracy first was ``target``, as a mean of neighbours; None if it never was."""
+        for end in range(_MEANS_OF, len(self.seconds) + 1):
+            if fmean(self.accuracies[end - _MEANS_OF : end]) >= target:
+                return self.seconds[end - 1]
+        return None
+
+
+@cache
+def _captured(name: str, seed: int) -> Captured:
+    task = TASKS[name]
+    torch.manual_seed(seed)
+    inputs, targets = task.train()
+    return capture(
+        task.model(),
+        functional.cross_entropy,
+        inputs[:2],
+        targets[:2],
+        metrics={"accuracy": accuracy},
+    )
+
+
+def world(
+    name: str,
+    settings: GossipSettings,
+    costs: DeviceCosts,
+    *,
+    steps: int,
+    slowness: Sequence[float] = SLOWNESS,
+    n_samples: int | None = None,
+    patience_seconds: float = 30.0,
+) -> VirtualGossip:
+    """A run of a task whose devices are so many times slower than this machine, in turn."""
+    task, captured = TASKS[name], _captured(name, settings.seed)
+    inputs, targets = (each[:n_samples] for each in task.train())
+    peers = settings.graph.peers
+    devices = {}
+    for number, part in enumerate(deal(targets.numpy(), len(peers), Split(seed=settings.seed))):
+        chosen = torch.from_numpy(part)
+        rows = TensorRows(flatten_inputs(inputs[chosen], targets[chosen]))
+        learner = Learner(captured, task.optimizer, rows, settings, number=number, now=lambda: 0.0)
+        devices[peers[number]] = (learner, costs.slowed(slowness[number % len(slowness)]))
+    first = devices[peers[0]][0].layout.flat(captured.state)
+    return VirtualGossip(settings, devices, first, steps=steps, patience_seconds=patience_seconds)
+
+
+def settings_of(
+    name: str, n_peers: int, algorithm: Algorithm, variant: str, *, seed: int = 0
+) -> GossipSettings:
+    """A ring of so many peers."""
+    balance, importance = VARIANTS[variant]
+    return GossipSettings(
+        topology("ring", [f"p{k}" for k in range(n_peers)]),
+        batch_size=TASKS[name].batch_size,
+        algorithm=algorithm,
+        balance=balance,
+        importance=importance,  # type: ignore[arg-type]
+        seed=seed,
+    )
+
+
+def steps_of(name: str, n_peers: int, n_samples: int | None = None) -> int:
+    """Steps of all epochs of a task."""
+    task = TASKS[name]
+    n = n_samples or len(task.train()[1])
+    return -(-n * task.epochs // (n_peers * task.batch_size))
+
+
+def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60) -> Curve:
+    """Let it run, and evaluate the mean model at equal distances of ``seconds`` in all."""
+    moments, accuracies, done = [], [], False
+    while not done:
+        done = run.run(until=seconds / points * (len(moments) + 1))
+        moments.append(run.now)
+        mean = torch.stack(list(run.models().values())).mean(dim=0)
+        accuracies.append(evaluated(name, run, mean))
+    told = [peer.statistics for peer in run.peers.values()]
+    means = [fmean(each.busy_seconds[20:] or each.busy_seconds) for each in told]
+    busy = sum(sum(each.busy_seconds) for each in told)
+    return Curve(
+        tuple(moments),
+        tuple(accuracies),
+        pstdev(means) / fmean(means),
+        sum(each.scoring_seconds for each in told) / busy,
+        max(run.learner(peer).selection.n_bytes for peer in run.peers),
+        run.bytes_carried,
+        tuple(evaluated(name, run, model) for model in run.models().values()),
+    )
+
+
+def evaluated(name: str, run: VirtualGossip, model: torch.Tensor) -> float:
+    """Accuracy of a model on samples held out, in percent."""
+    inputs, targets = (each[:_TESTED] for each in TASKS[name].test())
+    learner = run.learner(next(iter(run.peers)))
+    return 100 * learner.evaluate(model, flatten_inputs(inputs, targets))["accuracy"]
+
+
+def costs_of(name: str, *, turns: int) -> DeviceCosts:
+    """What this machine takes for a task: medians of turns, on one thread."""
+    settings = replace(settings_of(name, 2, "d-psgd", "balance_score"))
+    inputs, targets = (each[:1024] for each in TASKS[name].train())
+    rows = TensorRows(flatten_inputs(inputs, targets))
+    captured, batch = _captured(name, 0), settings.batch_size
+    learner = Learner(
+        captured, TASKS[name].optimizer, rows, settings, number=0, now=time.perf_counter
+    )
+    model = learner.layout.flat(captured.state)
+    per_sample, per_point, other = [], [], []
+    for turn in range(turns + 2):
+        whole = learner.train(model, batch, turn)
+        began = time.perf_counter()
+        mixed = torch.add(model, model - model, alpha=0.3)
+        learner.apply(torch.add(mixed, model - model, alpha=0.3), turn)
+        other.append(time.perf_counter() - began)
+        part = learner.train(model, batch // 2, turn)
+        learner.apply(model, turn)
+        per_sample.append(whole.seconds / whole.n_samples)
+        per_point.append(part.scoring_seconds / part.n_scored)
+    return DeviceCosts(median(per_sample[2:]), median(per_point[2:]), median(other[2:]))
