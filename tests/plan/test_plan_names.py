@@ -6,6 +6,7 @@ from edgeweave import plan
 def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
         "ASYNCHRONOUS",
+        "LEAST_SHARE",
         "SCHEDULES",
         "SCHEDULE_NAMES",
         "TRIAL_STEPS",
@@ -34,6 +35,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "Monitor",
         "Plan",
         "PlannedBatch",
+        "Reception",
         "Recoding",
         "Reduce",
         "Replication",
@@ -53,9 +55,11 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "choose_codecs",
         "drawn_costs",
         "explain",
+        "fitness",
         "from_json",
         "in_flight",
         "is_flushed",
+        "map_members",
         "may_swap",
         "microbatch_sizes",
         "older_versions",
@@ -65,6 +69,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "stage_memory_bytes",
         "taken_over",
         "to_json",
+        "traffic",
         "window",
         "worthwhile_sizes",
     ]

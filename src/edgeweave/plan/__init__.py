@@ -17,6 +17,7 @@ from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import explain
 from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
 from edgeweave.plan.links import Coding, Link
+from edgeweave.plan.mapping import fitness, map_members, traffic
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.microbatching import (
     PlannedBatch,
@@ -26,8 +27,8 @@ from edgeweave.plan.microbatching import (
     worthwhile_sizes,
 )
 from edgeweave.plan.partition import best_plans, partition
-from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.reception import LEAST_SHARE, Reception
+from edgeweave.plan.recoding import Recoding
 from edgeweave.plan.replan import Monitor
 from edgeweave.plan.replication import Replication
 from edgeweave.plan.schedule import (
@@ -105,9 +106,11 @@ __all__ = [
     "choose_codecs",
     "drawn_costs",
     "explain",
+    "fitness",
     "from_json",
     "in_flight",
     "is_flushed",
+    "map_members",
     "may_swap",
     "microbatch_sizes",
     "older_versions",
@@ -117,6 +120,7 @@ __all__ = [
     "stage_memory_bytes",
     "taken_over",
     "to_json",
+    "traffic",
     "window",
     "worthwhile_sizes",
 ]
