@@ -6,6 +6,7 @@ from edgeweave import plan
 def test_the_package_hands_on_these_names_in_order() -> None:
     assert plan.__all__ == [
         "ASYNCHRONOUS",
+        "LEAST_SHARE",
         "SCHEDULES",
         "SCHEDULE_NAMES",
         "TRIAL_STEPS",
@@ -36,6 +37,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "Objective",
         "Plan",
         "PlannedBatch",
+        "Reception",
         "Recoding",
         "Reduce",
         "Replication",
@@ -58,9 +60,11 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "choose_codecs",
         "drawn_costs",
         "explain",
+        "fitness",
         "from_json",
         "in_flight",
         "is_flushed",
+        "map_members",
         "may_swap",
         "microbatch_sizes",
         "older_versions",
@@ -73,6 +77,7 @@ def test_the_package_hands_on_these_names_in_order() -> None:
         "stage_memory_bytes",
         "taken_over",
         "to_json",
+        "traffic",
         "window",
         "worthwhile_sizes",
     ]

@@ -80,13 +80,13 @@ class Everybody:
         for place, member in reversed(self._places()):
             found = member.backward(place.segment, 0, gradients.get(place, {}))
             for transfer in self.routes.arriving.get(place, ()):
-                if transfer.value not in found or not transfer.returned:
+                if transfer.value not in found:
                     continue
                 part = self.routes.cut_from_target(transfer, found[transfer.value])
                 into = gradients.setdefault(transfer.source, {})
                 made = self.outputs[transfer.source][transfer.value]
                 into.setdefault(transfer.value, torch.zeros_like(made))
-                self.routes.add_at_source(transfer, into[transfer.value], part * transfer.returned)
+                self.routes.add_at_source(transfer, into[transfer.value], part)
 
     def evaluate(self, inputs: Tensors) -> list[float]:
         losses = []

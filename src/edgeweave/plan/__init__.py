@@ -17,6 +17,7 @@ from edgeweave.plan.decision import Caution, Decision, Departure
 from edgeweave.plan.explain import explain
 from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
 from edgeweave.plan.links import UNSEEN_LINK, Coding, Link
+from edgeweave.plan.mapping import fitness, map_members, traffic
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.microbatching import (
     PlannedBatch,
@@ -119,9 +120,11 @@ __all__ = [
     "choose_codecs",
     "drawn_costs",
     "explain",
+    "fitness",
     "from_json",
     "in_flight",
     "is_flushed",
+    "map_members",
     "may_swap",
     "microbatch_sizes",
     "older_versions",
@@ -134,6 +137,7 @@ __all__ = [
     "stage_memory_bytes",
     "taken_over",
     "to_json",
+    "traffic",
     "window",
     "worthwhile_sizes",
 ]

@@ -276,15 +276,11 @@ class _Walk:
             )
             for member in range(n_members)
         )
-        loss = self._program.loss in made
-        shares = [share for step in self._steps[number] for share in step.ruling.results]
-        is_tail = loss and all(share is None for share in shares)
         return Segment(
             group=group,
             programs=programs,
             asked=self._arrivals[number],
-            is_tail=is_tail,
-            loss_weight=1.0 if is_tail else 1.0 / n_members,
+            loss_weight=1.0 / n_members,
         )
 
 

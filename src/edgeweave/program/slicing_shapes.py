@@ -16,7 +16,7 @@ from edgeweave.program.graph import Arg, Items, Node, Ref, Size, Value
 from edgeweave.program.shares import Ruling, Share, Surroundings
 from edgeweave.program.spans import Span, grown, shrunk, size
 
-__all__ = ["SHAPE_RULES", "aligned", "as_result", "narrowed", "with_size"]
+__all__ = ["SHAPE_RULES", "aligned", "as_result", "derived", "name_of", "narrowed", "with_size"]
 
 _BATCH = 10007
 """A number of samples that no other size is a multiple of."""
@@ -35,17 +35,24 @@ def narrowed(origin: Node, value: Value, dim: int, span: Span) -> tuple[list[Nod
         name = f"{value.name}.{dim}.{start}-{stop}"
         part = Value(name, value.dtype, with_size(value, dim, stop - start))
         args: tuple[Arg, ...] = (Ref(value.name), dim, start, stop)
-        nodes.append(_derived(origin, "aten.slice.Tensor", args, part))
+        nodes.append(derived(origin, "aten.slice.Tensor", args, part))
         parts.append(Ref(name))
     if len(parts) == 1:
         return nodes, nodes[0].results[0].name
     name = f"{value.name}.{dim}.{'_'.join(f'{start}-{stop}' for start, stop in span)}"
     whole = Value(name, value.dtype, with_size(value, dim, size(span)))
-    nodes.append(_derived(origin, "aten.cat.default", (Items(tuple(parts)), dim), whole))
+    nodes.append(derived(origin, "aten.cat.default", (Items(tuple(parts)), dim), whole))
     return nodes, name
 
 
-def _derived(origin: Node, op: str, args: tuple[Arg, ...], result: Value) -> Node:
+def name_of(arg: Arg) -> str:
+    """What an argument that is a tensor is called."""
+    assert isinstance(arg, Ref)
+    return arg.name
+
+
+def derived(origin: Node, op: str, args: tuple[Arg, ...], result: Value) -> Node:
+    """A node of the same unit and line of the user's source."""
     return msgspec.structs.replace(origin, op=op, args=args, kwargs={}, results=(result,))
 
 

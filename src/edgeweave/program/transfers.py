@@ -36,10 +36,11 @@ class Segment:
     programs: tuple[Program | None, ...]
     asked: Mapping[str, Asked]
     """How values of earlier segments must lie."""
-    is_tail: bool
-    """Every member computes the loss from everything, and knows the gradient of everything."""
     loss_weight: float
-    """What the loss counts in each member's backward: members that compute it share it."""
+    """What the loss counts in each member's backward. Members that compute it minimise the mean of
+    their losses, which differ where losses of messages do: what each makes of it, it sends back to
+    all that it heard from. (Were each to use the gradient of its own neurons alone, nobody would
+    minimise anything: under loss such training diverges.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,7 @@ class Transfer:
     """A part of a value that goes from where it is made to where it is needed.
 
     ``span`` are indices of dimension ``dim`` of the whole value; ``dim`` None is all of it.
-    Parts for the same place add up. ``returned`` scales the gradient that comes back the same
-    way; 0: none does.
+    Parts for the same place add up. The gradient comes back the same way, and adds up too.
     """
 
     value: str
@@ -56,7 +56,6 @@ class Transfer:
     target: Place
     dim: int | None
     span: Span
-    returned: float
 
 
 def transfers_to(
@@ -79,29 +78,21 @@ def _to_member(
     held: Held,
 ) -> Iterator[Transfer]:
     here, there = segments[target.segment], segments[held.segment]
-    n_here, n_there = len(here.programs), len(there.programs)
-    is_same_group = here.group == there.group
-    member = target.member
+    n_there, member = len(there.programs), target.member
     dim = asked[0].dim if asked else None
     span = asked[0].spans[member] if asked else ()
     if asked and not span:
         return
     if held.lies is None:
-        source = Place(held.segment, member if is_same_group else member % n_there)
-        # Each copy knows the gradient of its own uses, unless all know that of all uses.
-        returned = 1.0 / n_here if here.is_tail else 1.0
-        yield Transfer(name, source, target, dim, span, returned)
+        own = member if here.group == there.group else member % n_there
+        yield Transfer(name, Place(held.segment, own), target, dim, span)
         return
-    for holder, own in enumerate(held.lies.spans):
-        returned = 1.0
-        if here.is_tail:
-            returned = float(member == (holder if is_same_group else holder % n_here))
+    for holder, own_span in enumerate(held.lies.spans):
         source = Place(held.segment, holder)
         if isinstance(held.lies, Partial):
-            if own:
-                yield Transfer(name, source, target, dim, span, returned)
+            if own_span:
+                yield Transfer(name, source, target, dim, span)
             continue
-        along = held.lies.dim
-        part = overlap(own, span) if asked else own
+        part = overlap(own_span, span) if asked else own_span
         if part:
-            yield Transfer(name, source, target, along, part, returned)
+            yield Transfer(name, source, target, held.lies.dim, part)

@@ -50,6 +50,8 @@ class Setup:
     delivery: Delivery = "tolerant"
     is_rescaled: bool = True
     is_pipelined: bool = True
+    repeat_slots: float = 1.0
+    """What sending a message again takes."""
     seed: int = 0
     deaths: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Devices that are dead from one slot to another."""
@@ -69,7 +71,7 @@ class _Flight:
     waits_between: float = 0.0
     waits_inside: float = 0.0
     """Slots that the present turn waited for messages sent again: of other groups, of its own."""
-    waits: dict[int, int] = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -286,7 +288,8 @@ class Rehearsal:
             return 0.0
         count = n_datagrams(part.shape, part.element_size())
         if delivery == "retransmitting" and flight is not None:
-            self._wait(flight, transfer, fates.repeats(*ends, count))
+            slots = self._setup.repeat_slots * fates.repeats(*ends, count)
+            self._wait(flight, transfer, slots)
             return 1.0
         arrived = fates.arrived(*ends, count)
         if delivery == "dropping" and flight is not None:
@@ -299,7 +302,7 @@ class Rehearsal:
             return scale
         return kept(part.shape, arrived).to(part.dtype) * scale
 
-    def _wait(self, flight: _Flight, transfer: Transfer, slots: int) -> None:
+    def _wait(self, flight: _Flight, transfer: Transfer, slots: float) -> None:
         """Messages of one exchange travel at the same time; exchanges follow each other."""
         segment = transfer.target.segment
         groups = [
@@ -327,9 +330,10 @@ class Rehearsal:
         for transfer in self._routes.arriving.get(place, ()):
             gradient = found.get(transfer.value)
             factor = flight.factors[transfer]
-            if gradient is None or not transfer.returned or _is_number(factor, 0.0):
+            if gradient is None or _is_number(factor, 0.0):
                 continue
-            part = self._routes.cut_from_target(transfer, gradient) * transfer.returned * factor
+            part = self._routes.cut_from_target(transfer, gradient)
+            part = part if _is_number(factor, 1.0) else part * factor
             if self._is_link(transfer):
                 ends = self._ends(transfer)[::-1]
                 back = self._carry(transfer, ends, part, self._fates, flight)
