@@ -180,7 +180,7 @@ def steps_of(name: str, n_peers: int, n_samples: int | None = None) -> int:
 
 def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60) -> Curve:
     """Let it run, and evaluate the mean model at equal distances of ``seconds`` in all."""
-    moments, accuracies, done = [], [], False
+    moments, accuracies, done = list[float](), list[float](), False
     while not done:
         done = run.run(until=seconds / points * (len(moments) + 1))
         moments.append(run.now)

@@ -31,6 +31,7 @@ from edgeweave.device.messages import COORDINATOR, Assignment, Pulse, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.reduction import Reduction
 from edgeweave.device.snapshots import State
+from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.device.throttle import Throttle
 from edgeweave.device.timings import StepTimings
 from edgeweave.net import Frame
@@ -195,8 +196,7 @@ class Executor:
         return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
 
     def _run(self) -> None:
-        # MKL has a number of its own in every thread; torch's is handed to this one here.
-        torch.set_num_threads(torch.get_num_threads())
+        adopt_torch_threads()
         try:
             while True:
                 self._round()

@@ -33,6 +33,7 @@ from edgeweave.device.messages import Weigh, decode_message, encode_message
 from edgeweave.device.outbox import Outbox
 from edgeweave.device.rows import load_rows
 from edgeweave.device.running import Workplace
+from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.mixing import (
     KINDS,
     LARGEST_INCARNATION,
@@ -260,6 +261,7 @@ class PeerRun:
     # The learner thread.
 
     def _train(self) -> None:
+        adopt_torch_threads()
         try:
             while (train := self._work.get()) is not None:
                 trained = self._learner.train(train.model, train.n_samples, train.step)

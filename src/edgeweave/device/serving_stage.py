@@ -27,6 +27,7 @@ from edgeweave.device.exchange import StageExchange, as_mapping
 from edgeweave.device.faults import located
 from edgeweave.device.messages import Pulse
 from edgeweave.device.place import COORDINATOR, Place
+from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Frame
 from edgeweave.net.remote import encode_error
@@ -124,6 +125,7 @@ class ServingStage:
         self._exchange.__exit__(_Ended, _Ended("the stage was told to stop"), None)
 
     def _run(self) -> None:
+        adopt_torch_threads()
         try:
             while True:
                 self._answer(self._answered)
