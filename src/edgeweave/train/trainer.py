@@ -16,25 +16,19 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from edgeweave.codec import Codec, none
-from edgeweave.core.errors import ConfigError, EdgeweaveError, PlanError
+from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.data.batches import example, n_batches
 from edgeweave.device import Optimizer, StageStatistics
 from edgeweave.fleet import Fleet
-from edgeweave.fleet.links import measure_links_of
 from edgeweave.plan import (
     SCHEDULE_NAMES,
     Costs,
-    Monitor,
     Plan,
-    PlannedBatch,
-    Recoding,
     TriedSize,
-    best_microbatching,
     check_weight_aggregation,
     is_flushed,
 )
 from edgeweave.program import Captured, LossFunction, Program, capture
-from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_clipping, check_place
 from edgeweave.train.elastic import Adopted, ElasticRun
@@ -42,15 +36,14 @@ from edgeweave.train.experience import Experience
 from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.journal import noted
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
-from edgeweave.train.lessons import RunTimings, Teacher
-from edgeweave.train.measurements import Measure, Measurements, measure_costs
-from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
-from edgeweave.train.newcomers import Newcomer, Newcomers
-from edgeweave.train.plan_watch import PlanWatch, replanned
+from edgeweave.train.measurements import Measure
+from edgeweave.train.newcomers import Newcomers
+from edgeweave.train.plan_watch import replanned
+from edgeweave.train.planning import Planning, Wishes
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import DeviceReport, Evaluation, Report, device_reports
 from edgeweave.train.run import PipelineRun, RunSettings
-from edgeweave.train.training import Data, Training, Watches, evaluated
+from edgeweave.train.training import Data, Training, evaluated
 from edgeweave.train.weights import Weights
 
 __all__ = ["PipelineTrainer"]
@@ -146,47 +139,39 @@ class PipelineTrainer:
         self._metrics = dict(metrics or {})
         self._lr_schedule = lr_schedule
         self._clip_grad_norm = clip_grad_norm
-        self._schedule = schedule
         self._weight_aggregation = weight_aggregation
-        self._n_microbatches = n_microbatches
         self._seed = seed
-        self._measure = measure
         self._compression = Compression.of(codec)
-        self._plan = plan
         self._recover = recover
-        self._experience = experience
-        self._teacher = Teacher(experience, fleet)
-        self._chosen: Chosen | None = None
-        self._costs: Costs | None = None
-        self._measured_size: int | None = None
+        wishes = Wishes(schedule, weight_aggregation, n_microbatches, measure, self._compression)
+        self._planning = Planning(fleet, optimizer, wishes, plan=plan, experience=experience)
         self._captured: Captured | None = None
         self._weights = Weights({})
 
     @property
     def plan(self) -> Plan | None:
         """The plan in use, once there is one. Setting it makes the next run use another."""
-        return self._plan
+        return self._planning.plan
 
     @plan.setter
     def plan(self, plan: Plan | None) -> None:
-        self._plan, self._chosen = plan, None
+        self._planning.plan = plan
 
     @property
     def costs(self) -> Costs | None:
         """What the devices measured, or what was predicted of them, if they were asked."""
-        return self._costs
+        return self._planning.costs
 
     @property
     def measured(self) -> tuple[Program, int] | None:
         """What ``costs`` are about: the captured program, and the samples of a microbatch."""
-        if self._captured is None or self._measured_size is None:
-            return None
-        return self._captured.program, self._measured_size
+        size = self._planning.measured_size
+        return None if self._captured is None or size is None else (self._captured.program, size)
 
     @property
     def tried(self) -> tuple[TriedSize, ...]:
         """The microbatches that were planned, largest first; none if their number was given."""
-        return () if self._chosen is None else self._chosen.planned.tried
+        return self._planning.tried
 
     def prepare(
         self, dataset: Dataset[Any], *, batch_size: int, resume: str | Path | None = None
@@ -196,17 +181,8 @@ class PipelineTrainer:
         ``resume`` is the directory of checkpoints that ``fit`` will continue from: microbatches
         that are chosen are those of its run.
         """
-        size = self._wanted_size(batch_size, resume)
-        self._capture(dataset)
-        if self._chosen is not None and not self._chosen.serves(batch_size, size):
-            self.plan = None
-        plan = self._plan
-        if plan is None:
-            planned = self._planned(batch_size, size)
-            self.plan = plan = planned.plan
-            if self._n_microbatches is None:
-                self._chosen = Chosen(planned, batch_size)
-        return self._check_plan(plan, batch_size)
+        size = self._planning.wanted_size(batch_size, resume)
+        return self._planning.prepare(self._capture(dataset), batch_size, size)
 
     def fit(
         self,
@@ -235,6 +211,7 @@ class PipelineTrainer:
         if resume and checkpoint is None:
             raise ConfigError("resume needs a checkpoint directory. Pass checkpoint=.")
         plan = self.prepare(train_set, batch_size=batch_size, resume=checkpoint if resume else None)
+        captured, planning = self._capture(train_set), self._planning
         self._weights.optimizer, self._weights.step = {}, 0
         store = None if checkpoint is None else Store(Path(checkpoint), checkpoint_every)
         fit = Fit(
@@ -247,13 +224,12 @@ class PipelineTrainer:
         adopted = None
         if resume:
             fit.resume()
-            assert self._captured is not None, "prepared"
-            adopted = fit.adopted(self._fleet, self._captured.program.trained)
+            adopted = fit.adopted(self._fleet, captured.program.trained)
         data = Data(
             train_set,
             validate,
             batch_size,
-            self._microbatch_size(batch_size),
+            self._planning.microbatch_size(batch_size),
             epochs,
             self._seed,
             self._fleet.timeouts.stop,
@@ -264,7 +240,7 @@ class PipelineTrainer:
             Newcomers(
                 self._fleet,
                 {*self._fleet.devices, *plan.devices},
-                lambda device: self._met(device, elastic.plan, batch_size),
+                lambda device: planning.met(captured, device, elastic.plan, batch_size),
             ) as newcomers,
             TrainingProgress(data.n_steps, done=fit.history.step, shown=progress) as bar,
         ):
@@ -274,14 +250,14 @@ class PipelineTrainer:
                 elastic,
                 fit,
                 data,
-                watches=lambda plan, costs: self._watches(plan, costs, batch_size),
+                watches=lambda plan, costs: planning.watches(plan, costs, batch_size),
                 replan=lambda watch, left: replanned(first_plan, watch.costs, left),
                 newcomers=newcomers,
                 bar=bar,
-                costs=self._costs,
+                costs=planning.costs,
             )
             training.run(self._weights.fetch)
-            self._teach(elastic.plan, batch_size, training.timings)
+            planning.teach(captured, elastic.plan, batch_size, training.timings)
             devices = self._device_reports(training.statistics, elastic.plan, started)
             return replace(
                 fit.history.report(elastic.plan, devices),
@@ -294,15 +270,14 @@ class PipelineTrainer:
 
     def evaluate(self, dataset: Dataset[Any], *, batch_size: int) -> Evaluation:
         """Mean loss and metrics over ``dataset`` with the present weights, in evaluation mode."""
-        self._capture(dataset)
-        plan = self._plan or self.prepare(dataset, batch_size=batch_size)
-        assert self._captured is not None
-        check_place(plan, self._fleet, self._captured.program)
+        captured = self._capture(dataset)
+        plan = self.plan or self.prepare(dataset, batch_size=batch_size)
+        check_place(plan, self._fleet, captured.program)
         self._weights.optimizer = {}
-        size, stop_seconds = self._microbatch_size(batch_size), self._fleet.timeouts.stop
+        size, stop_seconds = self._planning.microbatch_size(batch_size), self._fleet.timeouts.stop
         with PipelineRun(
             self._fleet,
-            self._captured.program,
+            captured.program,
             self._weights.state,
             plan,
             self._run_settings(batch_size),
@@ -320,13 +295,14 @@ class PipelineTrainer:
             for name, tensor in self._model.state_dict().items()
         }
 
-    def _capture(self, dataset: Dataset[Any]) -> None:
-        if self._captured is not None:
-            return
-        inputs, target = example(dataset, _EXAMPLE_SAMPLES)
-        self._captured = capture(self._model, self._loss_fn, inputs, target, metrics=self._metrics)
-        state = {name: t.detach().clone() for name, t in self._captured.state.items()}
-        self._weights = Weights(state)
+    def _capture(self, dataset: Dataset[Any]) -> Captured:
+        """The model's training step, captured once, and the weights that are trained."""
+        if self._captured is None:
+            inputs, target = example(dataset, _EXAMPLE_SAMPLES)
+            captured = capture(self._model, self._loss_fn, inputs, target, metrics=self._metrics)
+            self._weights = Weights({n: t.detach().clone() for n, t in captured.state.items()})
+            self._captured = captured
+        return self._captured
 
     def _elastic(
         self,
@@ -339,7 +315,7 @@ class PipelineTrainer:
         if self._weight_aggregation is not None:
             plan = replace(plan, weight_aggregation=self._weight_aggregation)
         compression = self._compression or (Compression.of("auto") if plan.codecs else None)
-        costs = self._costs
+        costs = self._planning.costs
         return ElasticRun(
             self._fleet,
             self._captured.program,
@@ -354,29 +330,10 @@ class PipelineTrainer:
             on_term=on_term,
         )
 
-    def _met(self, device: str, plan: Plan, batch_size: int) -> Newcomer:
-        """What is known of a device that came, or what it measures now."""
-        costs, captured = self._costs, self._captured
-        if costs is None or captured is None:
-            return Newcomer(device)
-        if device in {each.device for each in costs.devices}:
-            return Newcomer(device, costs.device(device))
-        measured = measure_costs(
-            self._fleet,
-            captured,
-            microbatch_size=self._microbatch_size(batch_size),
-            optimizer=self._optimizer,
-            measure=self._measure,
-            compression=self._compression,
-            devices=[device],
-        )
-        links = measure_links_of(self._fleet, device, plan.devices)
-        return Newcomer(device, measured.device(device), links)
-
     def _run_settings(self, batch_size: int, compression: Compression | None = None) -> RunSettings:
         return RunSettings(
             optimizer=self._optimizer,
-            microbatch_size=self._microbatch_size(batch_size),
+            microbatch_size=self._planning.microbatch_size(batch_size),
             seed=self._seed,
             clip_grad_norm=self._clip_grad_norm,
             codec=None if compression is None else compression.codec,
@@ -387,7 +344,7 @@ class PipelineTrainer:
         return {
             "seed": str(self._seed),
             "batch_size": str(batch_size),
-            "microbatch_size": str(self._microbatch_size(batch_size)),
+            "microbatch_size": str(self._planning.microbatch_size(batch_size)),
             "samples": str(n_batches(train_set, 1)),
             "optimizer": repr(self._optimizer),
             "lr_schedule": repr(self._lr_schedule),
@@ -401,25 +358,6 @@ class PipelineTrainer:
             return {}
         every = self._weight_aggregation or plan.weight_aggregation
         return {"schedule": plan.schedule, "weight_aggregation": str(every)}
-
-    def _teach(self, plan: Plan, batch_size: int, timings: RunTimings) -> None:
-        assert self._captured is not None
-        size = self._microbatch_size(batch_size)
-        self._teacher.teach_stages(self._captured.program, size, plan, timings.steady())
-
-    def _watches(self, plan: Plan, costs: Costs | None, batch_size: int) -> Watches:
-        """Without costs of microbatches of this size there is nothing to compare with.
-
-        Nor are there any if a plan was given that has codecs, and measuring knew of none.
-        """
-        if (
-            costs is None
-            or self._measured_size != self._microbatch_size(batch_size)
-            or (plan.codecs and costs.coding is None)
-        ):
-            return Watches(PlanWatch(None), CodecWatch(None))
-        recoding = None if costs.coding is None else Recoding(plan, costs)
-        return Watches(PlanWatch(Monitor(plan, costs)), CodecWatch(recoding))
 
     def _device_reports(
         self, statistics: Mapping[str, StageStatistics], plan: Plan, started_seconds: float
@@ -438,67 +376,3 @@ class PipelineTrainer:
                 "the clock of %s is not known, nor when its events were: %s", device, error
             )
             return 0.0
-
-    def _wanted_size(self, batch_size: int, resume: str | Path | None) -> int | None:
-        """The samples of a microbatch as told or as a checkpoint had them; None: to be chosen."""
-        if self._n_microbatches is not None:
-            return microbatch_size(batch_size, self._n_microbatches)
-        return None if resume is None else min(kept_size(Path(resume)), batch_size)
-
-    def _planned(self, batch_size: int, size: int | None) -> PlannedBatch:
-        """Measure and plan, for microbatches of this size or for the best."""
-        assert self._captured is not None
-        measurements = Measurements(
-            self._fleet,
-            self._captured,
-            optimizer=self._optimizer,
-            measure=self._measure,
-            experience=self._experience,
-            compression=self._compression,
-        )
-        try:
-            if size is None:
-                found = choose_microbatches(
-                    measurements,
-                    batch_size,
-                    schedule=self._schedule,
-                    weight_aggregation=self._weight_aggregation,
-                )
-            else:
-                measurements.measure(size)
-                found = best_microbatching(
-                    measurements.costs_at,
-                    batch_size,
-                    sizes=[size],
-                    schedule=self._schedule,
-                    weight_aggregation=self._weight_aggregation,
-                )
-        except PlanError:
-            if measurements.measured:  # that nothing fits can be seen in them
-                self._measured_size = min(measurements.measured)
-                self._costs = measurements.costs_at(self._measured_size)
-            raise
-        self._costs, self._measured_size = found.costs, found.microbatch_size
-        for each, devices in measurements.measured.items():
-            self._teacher.teach_units(self._captured.program, each, devices.values())
-        return found
-
-    def _microbatch_size(self, batch_size: int) -> int:
-        if self._chosen is not None:
-            return min(self._chosen.planned.microbatch_size, batch_size)
-        told = self._n_microbatches
-        if told is None:
-            assert self._plan is not None, "microbatches are told, a plan's, or chosen"
-            told = max(min(self._plan.n_microbatches, batch_size), 1)
-        return microbatch_size(batch_size, told)
-
-    def _check_plan(self, plan: Plan, batch_size: int) -> Plan:
-        assert self._captured is not None
-        check_place(plan, self._fleet, self._captured.program)
-        needed = -(-batch_size // self._microbatch_size(batch_size))
-        if plan.n_microbatches < needed:
-            raise PlanError(
-                f"the plan is for {plan.n_microbatches} microbatches a step, the batch has "
-                f"{needed}. Plan again."
-            )
-        return plan
