@@ -123,3 +123,18 @@ def test_a_process_that_was_killed_and_started_again_takes_its_place_in_the_run(
     assert [record.what for record in report.chaos] == ["restart b", "end of restart b"]
     assert_gone(family)
     assert_equal_runs(report, trainer.state_dict(), train_eagerly(job, torch_optimizer(SGD)))
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_cannot_reach_each_other_one_is_done_without() -> None:
+    job = job_of(UNET, 40, epochs=5)
+    plan = plan_of(DEVICES, BOUNDARIES[UNET.name], n_units(UNET))
+    chaos = ew.Chaos().link_down("b", "c", both=True, at_step=KILLED_AT)
+    with ew.Fleet.local([ew.Device(name) for name in DEVICES], chaos=chaos) as fleet:
+        trainer = trainer_of(fleet, job, plan)
+        report = trainer.fit(job.data, batch_size=job.batch_size, epochs=job.epochs, progress=False)
+        assert {fleet.greet(name).run for name in DEVICES} == {None}
+    (recovery,) = report.recoveries
+    assert recovery.lost == ("c",)  # a reaches b, and nobody in this plan c
+    assert report.plan.devices == ("a", "b")
+    assert_equal_runs(report, trainer.state_dict(), train_eagerly(job, torch_optimizer(SGD)))

@@ -12,6 +12,7 @@ import copy
 import heapq
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class Radio:
         self.rng = np.random.default_rng(seed)
         self.now = 0.0
         self.stop: tuple[str, float] = ("", math.inf)
+        self.cut: tuple[set[str], float] = (set(), math.inf)
         self.slowness = dict.fromkeys(STAGES, 1.0)
         self.deadlines = Deadlines(slack_seconds=1.0, unknown_seconds=15.0)
         self.trips = dict.fromkeys(STAGES, Deadline())
@@ -90,6 +92,12 @@ class Radio:
         other.stop = (device, moment)
         return other
 
+    def with_cut(self, one: str, other: str, moment: float) -> Radio:
+        """Another one with the same past, in which nothing passes between two devices any more."""
+        made = copy.deepcopy(self)
+        made.cut = ({one, other}, moment)
+        return made
+
     def suspect_now(self) -> None:
         """Suspect without a reason."""
         self._suspect(self._wait_number)
@@ -100,7 +108,8 @@ class Radio:
 
     def _carry(self, source: str, target: str, n_bytes: int, name: str, *arguments: Any) -> None:
         arrives = self.links[source, target].carry(self.now, n_bytes).arrives_at
-        self._at(arrives, name, *arguments)
+        if not (self.cut[0] == {source, target} and self.now > self.cut[1]):
+            self._at(arrives, name, *arguments)
 
     def _is_stopped(self, device: str) -> bool:
         return device == self.stop[0] and self.now > self.stop[1]
@@ -192,7 +201,8 @@ class Radio:
         self.n_suspicions += 1
         patience = self.deadlines.give_up_seconds() - self.deadlines.suspect_seconds(self._kind)
         retry = {device: trip.seconds for device, trip in self.trips.items()}
-        self._suspicion = Suspicion(self.now, patience, retry)
+        links = tuple(pairwise(STAGES))
+        self._suspicion = Suspicion(self.now, patience, retry, links=links, link_seconds=10.0)
         self._look(self._suspicion)
 
     def _look(self, suspicion: Suspicion) -> None:
@@ -212,4 +222,4 @@ class Radio:
             if ask.via is None:
                 self.longest_trip = max(self.longest_trip, self.now - asked)
                 self.trips[ask.device] = self.trips[ask.device].heard(self.now - asked)
-            suspicion.answered(ask.device, Pulse("run", doing="waits"), self.now)
+            suspicion.answered(ask.device, Pulse("run", doing="waits"), self.now, via=ask.via)

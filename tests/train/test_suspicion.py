@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -162,4 +163,91 @@ def test_errors_say_who_what_how_long_and_what_to_do() -> None:
         "stage 1 on b was lost in round 7 (it computes the forward of microbatch 2 for 4 s and "
         "more, which took 250 ms before, while the result of microbatch 2 is waited for). "
         "Restart its agent or leave it out, and resume from the last checkpoint."
+    )
+
+
+LINK_SECONDS = 10.0
+
+
+def suspect_links(
+    names: str, dead: Callable[[str, float], bool], says: Says, until: float
+) -> tuple[float, Verdict]:
+    """A pipeline of ``names``, of whose links those are ``dead`` that say so, as "ab"."""
+    links = [(a, b) for a, b in pairwise(names)]
+    suspicion = Suspicion(
+        0.0, PATIENCE, dict.fromkeys(names, 0.1), links=links, link_seconds=LINK_SECONDS
+    )
+    now = 0.0
+    while now < until:
+        verdict = suspicion.look(now)
+        if verdict is not None:
+            return now, verdict
+        for ask in suspicion.due(now):
+            ends = "".join(sorted((ask.via or "", ask.device)))
+            pulse = says(ask.device, now)
+            if pulse is not None and not dead(ends, now):
+                suspicion.answered(ask.device, pulse, now, via=ask.via)
+        now += suspicion.look_seconds
+    return now, Verdict("nobody", "silent", 0.0, 0)
+
+
+def all_wait(_device: str, _now: float) -> Pulse:
+    return WAITS
+
+
+@pytest.mark.parametrize(
+    ("names", "dead", "lost", "peer"),
+    [
+        ("ab", ["ab"], "b", "a"),  # the later one
+        ("abc", ["ab"], "a", "b"),  # b reaches c
+        ("abc", ["bc"], "c", "b"),
+        ("abcd", ["bc"], "c", "b"),  # both reach another
+        ("abc", ["ab", "bc"], "b", "a"),
+        ("abcd", ["ab", "bc"], "b", "a"),
+    ],
+)
+def test_of_two_that_cannot_reach_each_other_the_one_that_fewer_reach_is_cut_off(
+    names: str, dead: list[str], lost: str, peer: str
+) -> None:
+    at, verdict = suspect_links(names, lambda ends, _now: ends in dead, all_wait, 100.0)
+    assert (verdict.device, verdict.why, verdict.peer) == (lost, "cut off", peer)
+    assert LINK_SECONDS < at < LINK_SECONDS + 3 * PATIENCE
+    assert verdict.n_pulses >= 3
+
+
+def test_a_link_over_which_a_pulse_comes_now_and_then_is_not_dead() -> None:
+    _, verdict = suspect_links("abc", lambda _ends, now: now % 9 > 1, all_wait, 600.0)
+    assert verdict.why != "cut off"
+
+
+def test_no_link_is_judged_while_a_stage_computes() -> None:
+    def says(device: str, now: float) -> Pulse:
+        return computing(now, usual=1.0 * now) if device == "c" and now < 50 else WAITS
+
+    at, verdict = suspect_links("abc", lambda ends, _now: ends == "ab", says, 100.0)
+    assert verdict.why == "cut off"
+    assert at >= 50
+
+
+def test_who_is_silent_is_lost_for_that_and_not_for_its_links() -> None:
+    def says(device: str, _now: float) -> Pulse | None:
+        return None if device == "b" else WAITS
+
+    at, verdict = suspect_links("abc", lambda ends, _now: "b" in ends, says, 100.0)
+    assert (verdict.device, verdict.why) == ("b", "silent")
+    assert at < 2 * PATIENCE
+
+
+def test_of_one_that_is_cut_off_the_link_is_named() -> None:
+    error = lost_error(
+        Verdict("b", "cut off", 10.2, 8, WAITS, "a"),
+        1,
+        round=12,
+        what="the result of microbatch 0",
+    )
+    assert (error.device, error.stage) == ("b", 1)
+    assert str(error) == (
+        "stage 1 on b was lost in round 12 (nothing passes between it and a, although both answer: "
+        "10.2 s and 8 pulses, while the result of microbatch 0 was waited for). Look at the link "
+        "between them, or leave one out, and resume from the last checkpoint."
     )

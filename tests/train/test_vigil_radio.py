@@ -84,3 +84,42 @@ def test_a_device_that_stops_before_anything_is_learnt_is_lost_too() -> None:
     assert verdict is not None
     assert verdict.device == "b"
     assert radio.now < 16.0  # the time of a request
+
+
+LINK_SECONDS = 10.0
+
+
+@pytest.mark.parametrize(("one", "other", "lost"), [("a", "b", "a"), ("b", "c", "c")])
+@pytest.mark.parametrize("link", WIFI)
+def test_of_two_that_live_and_cannot_reach_each_other_the_one_that_fewer_reach_is_lost(
+    link: str, one: str, other: str, lost: str
+) -> None:
+    radio = Radio(WIFI[link], LOADS["large"], 9)
+    for moment in np.linspace(60.0, 240.0, 10):
+        assert radio.run_until(moment) is None
+        budget = 3 * (radio.deadlines.step_seconds or 0.0) + 1.0
+        cut = radio.with_cut(one, other, moment)
+        verdict = cut.run_until(moment + 3 * LINK_SECONDS + 3 * budget)
+        assert verdict is not None
+        assert (verdict.why, verdict.device) == ("cut off", lost)
+        assert {verdict.device, verdict.peer} == {one, other}
+        assert LINK_SECONDS < cut.now - moment < 2 * LINK_SECONDS + 3 * budget
+
+
+@pytest.mark.parametrize("link", WIFI)
+def test_links_that_lose_much_are_not_dead_however_long_a_result_takes(link: str) -> None:
+    """One device takes minutes for a microbatch, and its links are tried all the time."""
+    radio = Radio(WIFI[link], LOADS["large"], 10)
+    assert radio.run_until(60.0) is None
+    radio.slowness["b"] = 2000.0
+    before = radio.n_pulses
+    assert radio.run_until(1800.0) is None
+    assert radio.n_pulses > before + 1000
+
+
+def test_a_link_that_is_down_for_some_seconds_is_not_dead() -> None:
+    radio = Radio(WIFI["45 Mbit/s, bursts"], LOADS["small"], 11)
+    assert radio.run_until(60.0) is None
+    radio.cut = ({"a", "b"}, 60.0)
+    assert radio.run_until(68.0) is None
+    assert radio.n_suspicions > 0

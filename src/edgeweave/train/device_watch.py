@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Final
+
 from edgeweave.core.errors import DeviceLost
 from edgeweave.core.units import format_seconds
 from edgeweave.device import Pulse
@@ -13,6 +16,10 @@ from edgeweave.train.suspicion import Ask, Verdict
 from edgeweave.train.vigil import Vigil
 
 __all__ = ["device_watch", "lost_error"]
+
+_LINK_SILENCES: Final = 10
+"""A link that carries no pulse for so many times ``Timeouts.silence`` is dead. Pulses overtake what
+is slow, and a link that is down for some seconds loses nothing: giving up one costs more."""
 
 
 def device_watch(fleet: Fleet, plan: Plan, crew: Crew) -> Vigil:
@@ -28,7 +35,16 @@ def device_watch(fleet: Fleet, plan: Plan, crew: Crew) -> Vigil:
 
     timeouts = fleet.timeouts
     deadlines = Deadlines(timeouts.silence, timeouts.request)
-    return Vigil(plan.devices, ask, fleet.clock, deadlines, on_verdict=condemn, on_error=crew.fail)
+    return Vigil(
+        plan.devices,
+        ask,
+        fleet.clock,
+        deadlines,
+        on_verdict=condemn,
+        on_error=crew.fail,
+        links=tuple(pairwise(plan.devices)),
+        link_seconds=_LINK_SILENCES * timeouts.silence,
+    )
 
 
 def lost_error(
@@ -47,6 +63,14 @@ def lost_error(
             f"{what} is waited for"
         )
         fix = "Restart its agent or leave it out, and resume from the last checkpoint."
+    elif verdict.why == "cut off":
+        facts = (
+            f"nothing passes between it and {verdict.peer}, although both answer: {seconds} and "
+            f"{verdict.n_pulses} pulses, while {what} was waited for"
+        )
+        fix = (
+            "Look at the link between them, or leave one out, and resume from the last checkpoint."
+        )
     else:
         last = f"; its last one: {pulse.doing} {pulse.what}" if pulse is not None else ""
         facts = (

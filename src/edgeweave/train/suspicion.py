@@ -4,6 +4,7 @@
         |-- p? -- p? ------ p? ------------ p? ------|   no answer: silent, lost
         |-- p? p! ------ p? p! ------ p? p! ------ ...   answers: alive, however slow
                                                          ... and computes one action for ever: stuck
+        all answer and wait ----- p? over neighbours ----------|   none comes: that link is dead
 
 Any answer is a sign of life, also a late one to an early pulse: on a link that loses packets, a
 second pulse overtakes nothing, as what is reliable comes in order. Therefore a device that does not
@@ -11,11 +12,13 @@ answer at once is also asked over others, as in SWIM (Das et al., 2002, section 
 losses on one link, which may take longer than anybody can wait, is no death. A silence counts only
 while somebody looked: when whoever asks was itself held up (a laptop that slept, a host that
 swaps), that time proves nothing.
+
+Of two that live and cannot reach each other one is *cut off*: that which fewer others reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -32,6 +35,9 @@ _FIRST_RETRY: Final = 1 / 16
 
 _MOST_RELAYS: Final = 2
 """Others over whom one silent device is asked at once."""
+
+_LINK_ASKS: Final = 8
+"""Pulses over a link, in the time that a silent one has."""
 
 _STUCK_TIMES: Final = 10.0
 _STUCK_SECONDS: Final = 3.0
@@ -52,13 +58,15 @@ class Verdict:
     """Who is lost, and why."""
 
     device: str
-    why: Literal["silent", "stuck"]
+    why: Literal["silent", "stuck", "cut off"]
     seconds: float
-    """How long it was silent, or was seen computing one action."""
+    """How long it was silent, or was seen computing one action, or nothing came over its link."""
     n_pulses: int
     """Unanswered, or answered during that action."""
     pulse: Pulse | None = None
     """The last one, if any came."""
+    peer: str | None = None
+    """Whom it cannot reach, if it is cut off."""
 
 
 class _Patient:
@@ -75,11 +83,23 @@ class _Patient:
         self.answered_at = now
 
 
+class _Way:
+    """What is known of the link between two devices since the suspicion began."""
+
+    def __init__(self, ask_at: float) -> None:
+        self.ask_at = ask_at
+        self.silent_seconds = 0.0
+        self.n_unanswered = 0
+        self.is_heard = False
+
+
 class Suspicion:
     """Begins when a wait has lasted too long, and ends with it or with a verdict.
 
     ``patience_seconds`` is how long a device may be silent; ``retry_seconds`` how long the answer
-    to a pulse may take before the next is asked for. Not safe from several threads by itself.
+    to a pulse may take before the next is asked for. ``links`` are those that frames travel, the
+    earlier stage first; once nobody is silent they are tried too, and may be silent for
+    ``link_seconds``. Not safe from several threads by itself.
     """
 
     def __init__(
@@ -87,10 +107,15 @@ class Suspicion:
         now: float,
         patience_seconds: float,
         retry_seconds: Mapping[str, float],
+        *,
+        links: Sequence[tuple[str, str]] = (),
+        link_seconds: float = 0.0,
     ) -> None:
         self._patience_seconds = patience_seconds
         most = patience_seconds * _FIRST_RETRY
         self._patients = {d: _Patient(min(s, most), now) for d, s in retry_seconds.items()}
+        self._link_seconds = link_seconds
+        self._ways = {ends: _Way(now + 2 * patience_seconds) for ends in links}
         self._looked_at = now
 
     @property
@@ -111,10 +136,19 @@ class Suspicion:
             patient.ask_at = now + patient.retry_seconds
             patient.retry_seconds = min(2 * patient.retry_seconds, self._distance_seconds)
             patient.n_unanswered += 1
+        for (source, target), way in self._ways.items():
+            if now >= way.ask_at:
+                asks.append(Ask(target, source, self._link_seconds / 2))
+                way.ask_at = now + self._link_seconds / _LINK_ASKS
+                way.n_unanswered += 1
         return asks
 
-    def answered(self, device: str, pulse: Pulse, now: float) -> None:
-        """A pulse came, asked for at any time in this suspicion."""
+    def answered(self, device: str, pulse: Pulse, now: float, *, via: str | None = None) -> None:
+        """A pulse came, asked for at any time in this suspicion, directly or over another one."""
+        for ends in ((via, device), (device, via)):
+            way = self._ways.get(ends)  # type: ignore[arg-type]  # None is nobody's name
+            if way is not None:
+                way.silent_seconds, way.n_unanswered, way.is_heard = 0.0, 0, True
         patient = self._patients[device]
         same = patient.pulse is not None and _is_same_action(patient.pulse, pulse)
         seen = min(now - patient.answered_at, 2 * self._distance_seconds)
@@ -129,10 +163,11 @@ class Suspicion:
         """The verdict of this moment; call it at least every ``look_seconds``."""
         seen = min(now - self._looked_at, 2 * self.look_seconds)
         self._looked_at = now
-        for patient in self._patients.values():
-            if patient.n_unanswered:
-                patient.silent_seconds += seen
-        return self._silent() or self._stuck()
+        asked: list[_Patient | _Way] = [*self._patients.values(), *self._ways.values()]
+        for each in asked:
+            if each.n_unanswered:
+                each.silent_seconds += seen
+        return self._silent() or self._stuck() or self._cut_off()
 
     @property
     def _distance_seconds(self) -> float:
@@ -162,6 +197,26 @@ class Suspicion:
         return Verdict(
             stuck[0], "stuck", patient.action_seconds, patient.n_same_action, patient.pulse
         )
+
+    def _cut_off(self) -> Verdict | None:
+        """Who cannot reach a neighbour, while everybody answers and waits."""
+        dead = {
+            ends: way
+            for ends, way in self._ways.items()
+            if way.silent_seconds >= self._link_seconds and way.n_unanswered >= _LEAST_UNANSWERED
+        }
+        if not dead or not all(_waits(patient) for patient in self._patients.values()):
+            return None
+        (source, target), way = next(iter(dead.items()))
+        device, peer = target, source
+        if self._n_heard(source) < self._n_heard(target):
+            device, peer = source, target
+        pulse = self._patients[device].pulse
+        return Verdict(device, "cut off", way.silent_seconds, way.n_unanswered, pulse, peer)
+
+    def _n_heard(self, device: str) -> int:
+        """Over how many of its links something came."""
+        return sum(way.is_heard for ends, way in self._ways.items() if device in ends)
 
 
 def _is_same_action(before: Pulse, now: Pulse) -> bool:

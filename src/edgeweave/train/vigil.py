@@ -60,7 +60,7 @@ class Vigil:
 
     ``ask`` returns a pulse or raises ``EdgeweaveError``. ``on_verdict`` is
     called on the vigil's thread, with what was waited for, and ends the run; ``on_error`` too, if
-    the vigil itself fails.
+    the vigil itself fails. ``links`` and ``link_seconds`` as a ``Suspicion`` has them.
     """
 
     def __init__(
@@ -72,10 +72,14 @@ class Vigil:
         *,
         on_verdict: Callable[[Verdict, str], None],
         on_error: Callable[[EdgeweaveError], None],
+        links: Sequence[tuple[str, str]] = (),
+        link_seconds: float = 0.0,
     ) -> None:
         self._ask = ask
         self._clock = clock
         self._deadlines = deadlines
+        self._links = links
+        self._link_seconds = link_seconds
         self._on_verdict = on_verdict
         self._on_error = on_error
         self._trips = dict.fromkeys(devices, Deadline())
@@ -186,7 +190,13 @@ class Vigil:
         deadlines = self._deadlines
         patience = deadlines.give_up_seconds() - deadlines.suspect_seconds(wait.kind)
         retry = {device: trip.seconds for device, trip in self._trips.items()}
-        suspicion = Suspicion(self._clock.now(), patience, retry)
+        suspicion = Suspicion(
+            self._clock.now(),
+            patience,
+            retry,
+            links=self._links,
+            link_seconds=self._link_seconds,
+        )
         _log.debug("%s is late: asking for pulses", wait.what)
         while self._wait is wait and not self._closing:
             now = self._clock.now()
@@ -220,4 +230,4 @@ class Vigil:
             if ask.via is None:
                 self._trips[ask.device] = self._trips[ask.device].heard(max(now - asked, 0.0))
             if suspicion is not None:
-                suspicion.answered(ask.device, pulse, now)
+                suspicion.answered(ask.device, pulse, now, via=ask.via)
