@@ -37,6 +37,7 @@ __all__ = ["run"]
 
 _UNEQUAL = (0.3, 0.2, 0.1)
 _WARM_UP, _REQUESTS = 20, 200
+_KILLS = 20
 _SEED = 0
 
 
@@ -86,7 +87,7 @@ def run(*, quick: bool) -> Result:
     if not quick:
         samples["unequal_over_sum"] = _unequal(_MOBILENET, n_turns, n_requests)
         metrics["unequal_over_sum"] = median(samples["unequal_over_sum"])
-    for each in (changes(quick=quick), http(quick=quick)):
+    for each in (changes(n_turns=1 if quick else _KILLS), http(quick=quick)):
         samples |= each.samples
         metrics |= each.metrics
     return Result(
@@ -101,6 +102,7 @@ def run(*, quick: bool) -> Result:
             "warm_up": _WARM_UP,
             "requests": n_requests,
             "turns": n_turns,
+            "kills": 1 if quick else _KILLS,
             "seed": _SEED,
         },
     )

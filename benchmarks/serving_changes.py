@@ -44,8 +44,8 @@ class Measured:
     samples: dict[str, list[float]]
 
 
-def changes(*, quick: bool) -> Measured:
-    """Kill and add 20 times; ``quick`` once."""
+def changes(*, n_turns: int) -> Measured:
+    """Kill and add a device so many times."""
     torch.manual_seed(0)
     model: nn.Module = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=32))
     model.eval()
@@ -58,7 +58,7 @@ def changes(*, quick: bool) -> Measured:
         options = ew.ServeOptions(use="all", timeout_seconds=60.0)
         endpoint = stack.enter_context(ew.serve(model, fleet, example, options=options))
         with _Clients(endpoint, model) as clients:
-            for turn in range(1 if quick else 20):
+            for turn in range(n_turns):
                 time.sleep(_SETTLED_SECONDS)
                 victim = _serving(endpoint)[turn % 3]
                 killed = time.perf_counter()

@@ -34,6 +34,7 @@ class Term:
 
     window: int = 100
     error: EdgeweaveError | None = None
+    has_ended: bool = False
     sent: list[Shipment] = field(default_factory=list)
     open: list[Shipment] = field(default_factory=list)
 
@@ -41,11 +42,14 @@ class Term:
     def has_room(self) -> bool:
         return len(self.open) < self.window
 
-    def send(self, shipment: Shipment) -> None:
+    def send(self, shipment: Shipment) -> bool:
         if self.error is not None:
             raise self.error
+        if self.has_ended:
+            return False
         self.sent.append(shipment)
         self.open.append(shipment)
+        return True
 
     def numbers(self) -> list[list[int]]:
         return [[request.number for request in shipment.requests] for shipment in self.sent]
@@ -204,6 +208,20 @@ def test_a_term_that_cannot_send_is_told_of_and_used_no_more() -> None:
         counter.desk.use(new)
         wait_sent(new, 1)
         assert (len(counter.broken), new.numbers()) == (1, [[1]])  # the first is the term's to give
+
+
+def test_what_a_term_that_has_ended_does_not_take_is_sent_in_the_next() -> None:
+    with opened() as counter:
+        old, new = Term(has_ended=True), Term()
+        futures = [counter.ask(1.0), counter.ask(2.0)]
+        counter.desk.use(old)
+        wait_until(lambda: counter.desk.statistics().resent == 1, "the first is given back")
+        counter.desk.use(new)
+        wait_sent(new, 2)
+        assert (new.numbers(), counter.broken) == ([[0], [1]], [])
+        counter.answer(new)
+        counter.answer(new)
+        assert [future.result(LONG) for future in futures] == [[2.0], [4.0]]
 
 
 def test_requests_that_wait_are_joined_and_each_gets_its_own_rows() -> None:

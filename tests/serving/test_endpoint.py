@@ -173,6 +173,17 @@ def test_joined_requests_are_close_to_the_models_answers(world: MemoryFleet) -> 
         torch.testing.assert_close(answer, expected)
 
 
+def test_fast_kernels_answer_to_rounding(world: MemoryFleet) -> None:
+    model = ZOO["unet"].model().eval()
+    requests = [ZOO["unet"].batch(1, seed=seed)[0] for seed in range(3)]
+    options = ServeOptions(use="all", kernels="fast")
+    with serve(model, world.fleet, requests[0], options=options) as endpoint:
+        assert not any("batch_norm" in node.op for node in endpoint.program.nodes)
+        found = list(endpoint.stream(requests))
+    for answer, expected in zip(found, answers_of(model, requests), strict=True):
+        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+
+
 class Summing(torch.nn.Module):
     """Its answer has no row for each sample."""
 
@@ -197,6 +208,7 @@ def test_a_model_without_rows_is_not_joined_but_served(world: MemoryFleet) -> No
         {"watts": 0.0},
         {"objective": "speed"},
         {"use": "some"},
+        {"kernels": "slow"},
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:

@@ -145,6 +145,7 @@ def _options(serve: ServeSection) -> ServeOptions:
     return ServeOptions(
         objective=serve.objective,
         use=serve.use,
+        kernels=serve.kernels,
         queue_size=serve.queue_size,
         timeout_seconds=serve.timeout_seconds,
         max_samples=serve.max_samples,

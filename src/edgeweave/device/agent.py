@@ -36,7 +36,6 @@ from edgeweave.device.membership import Membership
 from edgeweave.device.messages import (
     Deploy,
     Emulate,
-    Fetch,
     Greeting,
     Halt,
     Holdings,
@@ -45,10 +44,7 @@ from edgeweave.device.messages import (
     Profile,
     Pulse,
     Release,
-    Replicate,
-    Retire,
     Serve,
-    StateRequest,
     UnitTimings,
     decode_message,
     encode_message,
@@ -57,6 +53,7 @@ from edgeweave.device.pacing import UnitMemory
 from edgeweave.device.peer_place import PeerPlace
 from edgeweave.device.place import Place
 from edgeweave.device.probe_cache import ProbeCache
+from edgeweave.device.run_requests import requests_of_runs
 from edgeweave.device.running import Workplace
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.tasks import tasks
@@ -128,17 +125,12 @@ class Agent:
             "hello": (self._hello, REQUEST_BYTES),
             **inquiries(self._place),
             **self._gossip.verbs(),
+            **requests_of_runs(self._training, self._hosting),
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
             "serve": (self._serve, most),
-            "retire": (self._retire, REQUEST_BYTES),
-            "serving": (self._serving, REQUEST_BYTES),
             "halt": (self._halt, REQUEST_BYTES),
-            "fetch": (self._fetch, REQUEST_BYTES),
-            "replicate": (self._replicate, REQUEST_BYTES),
-            "state": (self._state, REQUEST_BYTES),
-            "statistics": (self._statistics, REQUEST_BYTES),
             "pulse": (self._pulse, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
             "emulate": (self._emulate, REQUEST_BYTES),
@@ -313,31 +305,6 @@ class Agent:
             return encode_message(Holdings({}, ()))
         return encode_message(membership.halt(message))
 
-    def _fetch(self, payload: bytes) -> bytes:
-        message = decode_message(payload, Fetch)
-        return self._require(message.run, Membership).fetch(message)
-
-    def _replicate(self, payload: bytes) -> bytes:
-        message = decode_message(payload, Replicate)
-        return self._require(message.run, Membership).replicate(message)
-
-    def _state(self, payload: bytes) -> bytes:
-        message = decode_message(payload, StateRequest)
-        return self._require(message.run, Membership).running.wait_state(message)
-
-    def _statistics(self, payload: bytes) -> bytes:
-        message = decode_message(payload, Release)
-        return encode_message(self._require(message.run, Membership).running.statistics())
-
-    def _serving(self, payload: bytes) -> bytes:
-        message = decode_message(payload, Release)
-        return encode_message(self._require(message.run, Hosting).statistics())
-
-    def _retire(self, payload: bytes) -> bytes:
-        message = decode_message(payload, Retire)
-        self._require(message.run, Hosting).retire(message.before)
-        return b""
-
     def _pulse(self, _payload: bytes) -> bytes:
         """Whoever asks learns that this process runs, and what its stage does."""
         membership = self._membership
@@ -350,7 +317,14 @@ class Agent:
         self._gossip.release(message.run)
         return b""
 
-    def _require(self, run: str, kind: type[_Part]) -> _Part:
+    def _training(self, run: str) -> Membership:
+        return self._part(run, Membership)
+
+    def _hosting(self, run: str) -> Hosting:
+        return self._part(run, Hosting)
+
+    def _part(self, run: str, kind: type[_Part]) -> _Part:
+        """What there is of a run here; ``FleetError`` if it is none, or of another kind."""
         membership = self._membership
         if not isinstance(membership, kind) or membership.run != run:
             raise FleetError(

@@ -4,6 +4,7 @@ from edgeweave.program.capture import Captured, LossFunction, capture, flatten_i
 from edgeweave.program.check import check, value_bytes
 from edgeweave.program.cut import Way, cut, shared_parameters, ways, without_outputs
 from edgeweave.program.evaluation import evaluation, has_batch_norm
+from edgeweave.program.faster import faster
 from edgeweave.program.footprint import (
     CutBytes,
     InputBytes,
@@ -81,6 +82,7 @@ __all__ = [
     "encode_program",
     "encode_state",
     "evaluation",
+    "faster",
     "flatten_inputs",
     "gather_state",
     "has_batch_norm",

@@ -36,8 +36,11 @@ class Sending(Protocol):
     def has_room(self) -> bool:
         """Whether one more may be under way."""
 
-    def send(self, shipment: Shipment) -> None:
-        """Send it; ``EdgeweaveError`` if a device cannot be reached."""
+    def send(self, shipment: Shipment) -> bool:
+        """Take a shipment over and send it; False if the term has ended and takes nothing.
+
+        ``EdgeweaveError`` if a device cannot be reached: it is taken over all the same.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +263,14 @@ class Desk:
 
     def _send(self, term: Sending, shipment: Shipment) -> None:
         try:
-            term.send(shipment)
+            is_taken = term.send(shipment)
         except EdgeweaveError as error:
             self.suspend(term)
             self._on_broken(term, error)
+            return
+        if not is_taken:
+            self.suspend(term)
+            self.give_back([shipment])
 
     def _next(self) -> tuple[Sending | None, Shipment | None]:
         """What to send now, if anything. Holds the lock."""

@@ -18,7 +18,7 @@ from torch import nn
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, ServingPlan
-from edgeweave.program import Inference, Program, capture_inference
+from edgeweave.program import Inference, Program, capture_inference, faster
 from edgeweave.serving.desk import Desk, DeskStatistics
 from edgeweave.serving.keeper import Keeper
 from edgeweave.serving.measuring import Measuring
@@ -43,7 +43,8 @@ def serve(
     ``example`` is a request: what the model takes, of the usual number of samples. The model is cut
     for such requests by what each device measured; a fleet of one device serves it whole. Answers
     are those of the unsplit model, whatever device comes or goes meanwhile: bit for bit, where the
-    devices' kernels are those of this machine. Raises ``CaptureError`` for a model that cannot be
+    devices' kernels are those of this machine
+    and ``options`` ask for nothing faster. Raises ``CaptureError`` for a model that cannot be
     captured, on entering ``PlanError`` if it fits nowhere.
 
     ``costs`` of an earlier endpoint of this model and fleet spare measuring.
@@ -74,6 +75,8 @@ class Endpoint:
         costs: Costs | None = None,
     ) -> None:
         samples = _samples_of(example)
+        if options.kernels == "fast":
+            inference = faster(inference)
         self.signature = Signature.of(inference, example)
         """What requests and answers hold, for those who name their tensors."""
         self._inference = inference

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -122,8 +122,7 @@ class Keeper:
 
     def statistics(self) -> dict[str, ServingStatistics]:
         """What the devices of the plan did so far; without those that do not answer."""
-        plan = self.plan
-        return self._hands.statistics(() if plan is None else plan.devices)
+        return self._hands.statistics(self.plan.devices if self.plan is not None else ())
 
     def __enter__(self) -> Self:
         fleet, transport = self._fleet, self._fleet.transport
@@ -186,6 +185,8 @@ class Keeper:
         """A device has vanished, and with it all that it had."""
         self._hands.forget(device)
         self._absences.forget(device)
+        for draining in [d for d in self._draining if device in d.term.plan.devices]:
+            self._stop_draining(draining)
         if device in self._there:
             self._there.discard(device)
             if self._uses(device):
@@ -203,17 +204,20 @@ class Keeper:
         if device in {each.device for each in self._costs.devices}:
             self._join(device)
         else:
-            self._meeting.submit(self._meet, device)
+            self._meeting.submit(self._meet, device, sorted(self._there))
 
-    def _meet(self, device: str) -> None:
-        """Measure a device, beside everything else."""
+    def _meet(self, device: str, others: Sequence[str]) -> None:
+        """Measure a device, beside everything else. Runs on a thread of its own."""
         try:
             check_hello(hello_of(self._fleet.transport.name), self._fleet.greet(device).hello)
-            costs, links = self._measuring.device(device, sorted(self._there))
+            costs, links = self._measuring.device(device, others)
         except EdgeweaveError as error:
-            _log.warning("%s came and cannot take part: %s", device, error)
-            return
-        self._news.put(lambda: self._met(costs, links))
+            failure = error
+            self._news.put(lambda: self._exclude(device, failure))
+        except Exception:  # noqa: BLE001 - a thread's boundary: told, never lost
+            _log.exception("measuring %s failed", device)
+        else:
+            self._news.put(lambda: self._met(costs, links))
 
     def _met(self, costs: DeviceCosts, links: Mapping[tuple[str, str], Link]) -> None:
         assert self._costs is not None
@@ -298,15 +302,14 @@ class Keeper:
         """Serve by the best plan for those that are there, if there is one and it is worth it."""
         desk, old = self._desk, self._term
         assert desk is not None
-        lost = old is not None and not self._there.issuperset(old.plan.devices)
-        is_broken = is_broken or lost
+        if old is not None and not self._there.issuperset(old.plan.devices):
+            is_broken = True
         if old is not None and is_broken:
             desk.suspend(old)
         term = self._deployed(old, is_broken=is_broken)
+        n_resent = 0
         if old is not None and (term is not None or is_broken):
             n_resent = self._leave(old, is_broken=is_broken)
-        else:
-            n_resent = 0
         if term is not None:
             self._term = term
             desk.use(term)

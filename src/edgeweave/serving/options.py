@@ -18,6 +18,9 @@ class ServeOptions:
     ``use="all"`` takes every device, also where fewer would be faster. ``devices`` names those that
     may serve, also ones still to come; all that are there, if it is empty.
 
+    ``kernels="fast"`` rewrites the model (BatchNorm folded into convolutions, which compute
+    channels-last): convolutional networks are faster, and the last bits of answers differ.
+
     ``queue_size`` requests may be unanswered at once; a further one waits or is refused. A request
     that is not answered in ``timeout_seconds`` fails. ``max_samples`` is the most samples in one
     request (None: as many as the example has).
@@ -33,6 +36,7 @@ class ServeOptions:
     objective: Objective = "throughput"
     use: Literal["fastest", "all"] = "fastest"
     devices: tuple[str, ...] = ()
+    kernels: Literal["exact", "fast"] = "exact"
     queue_size: int = 64
     timeout_seconds: float = 30.0
     max_samples: int | None = None
@@ -41,11 +45,16 @@ class ServeOptions:
     watts: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective) or self.use not in ("fastest", "all"):
-            raise ConfigError(
-                f"objective is {' or '.join(get_args(Objective))}, use is fastest or all (got "
-                f"{self.objective!r} and {self.use!r}). Choose one of each."
-            )
+        known = {
+            "objective": get_args(Objective),
+            "use": ("fastest", "all"),
+            "kernels": ("exact", "fast"),
+        }
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f"{name} is {' or '.join(words)} (got {getattr(self, name)!r}). Choose one."
+                )
         if self.queue_size < 1 or self.timeout_seconds <= 0 or self.watts <= 0:
             raise ConfigError(
                 "queue_size is 1 or more, timeout_seconds and watts are above 0 (got "

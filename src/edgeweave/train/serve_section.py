@@ -52,6 +52,9 @@ class ServeSection:
     use: Literal["fastest", "all"] = field(
         default="fastest", metadata=key('"fastest" or "all": which devices to use', "fastest")
     )
+    kernels: Literal["exact", "fast"] = field(
+        default="exact", metadata=key('"exact" or "fast": the model\'s bits, or not', "fast")
+    )
     queue_size: Count = field(
         default=64, metadata=key("how many requests may be unanswered, 1 or more", 64)
     )

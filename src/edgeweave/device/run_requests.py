@@ -1,0 +1,57 @@
+"""What others ask of a run on this device: parts of its state, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edgeweave.device.hosting import Hosting
+from edgeweave.device.membership import Membership
+from edgeweave.device.messages import (
+    Fetch,
+    Release,
+    Replicate,
+    Retire,
+    StateRequest,
+    decode_message,
+    encode_message,
+)
+from edgeweave.net.transport import REQUEST_BYTES
+
+__all__ = ["requests_of_runs"]
+
+
+def requests_of_runs(
+    training: Callable[[str], Membership], hosting: Callable[[str], Hosting]
+) -> Mapping[str, tuple[Callable[[bytes], bytes], int]]:
+    """The verbs with their handlers and the largest requests, in bytes.
+
+    ``training(run)`` and ``hosting(run)`` are what there is of a run here, or raise.
+    """
+
+    def fetch(payload: bytes) -> bytes:
+        message = decode_message(payload, Fetch)
+        return training(message.run).fetch(message)
+
+    def replicate(payload: bytes) -> bytes:
+        message = decode_message(payload, Replicate)
+        return training(message.run).replicate(message)
+
+    def state(payload: bytes) -> bytes:
+        message = decode_message(payload, StateRequest)
+        return training(message.run).running.wait_state(message)
+
+    def statistics(payload: bytes) -> bytes:
+        message = decode_message(payload, Release)
+        return encode_message(training(message.run).running.statistics())
+
+    def serving(payload: bytes) -> bytes:
+        message = decode_message(payload, Release)
+        return encode_message(hosting(message.run).statistics())
+
+    def retire(payload: bytes) -> bytes:
+        message = decode_message(payload, Retire)
+        hosting(message.run).retire(message.before)
+        return b""
+
+    handlers = (fetch, replicate, state, statistics, serving, retire)
+    return {handler.__name__: (handler, REQUEST_BYTES) for handler in handlers}
