@@ -40,7 +40,7 @@ def executor_of(
     clock: Clock,
     on_fault: Callable[[BaseException], None],
     on_snapshot: OnSnapshot,
-    replica_step: Callable[[], int | None],
+    replica_step: Callable[[], int | None] = lambda: None,
 ) -> Executor:
     """The executor for the kind of stage: one whose versions are kept is not flushed."""
     if isinstance(stage, VersionedStage):
