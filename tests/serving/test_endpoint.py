@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import edgeweave as ew
+from edgeweave.codec import none, uniform
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.serving import Endpoint, ServeOptions, serve
 from tests.fleet.worlds import MemoryFleet, memory_fleet
@@ -182,6 +183,20 @@ def test_fast_kernels_answer_to_rounding(world: MemoryFleet) -> None:
         found = list(endpoint.stream(requests))
     for answer, expected in zip(found, answers_of(model, requests), strict=True):
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_with_a_codec_answers_are_close_and_less_travels(world: MemoryFleet) -> None:
+    model = ZOO["unet"].model().eval()
+    requests = [ZOO["unet"].batch(1, seed=seed)[0] for seed in range(3)]
+    sent = {}
+    for codec in (none(), uniform(8)):
+        options = ServeOptions(use="all", codec=codec)
+        with serve(model, world.fleet, requests[0], options=options) as endpoint:
+            found = list(endpoint.stream(requests))
+            sent[codec.name] = endpoint.report().devices[0].bytes_out
+        for answer, expected in zip(found, answers_of(model, requests), strict=True):
+            torch.testing.assert_close(answer, expected, rtol=0.1, atol=0.1)
+    assert sent["uniform"] < 0.5 * sent["none"]
 
 
 class Summing(torch.nn.Module):

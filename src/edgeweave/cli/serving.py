@@ -19,6 +19,7 @@ from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file
 from edgeweave.cli.tables import serving_table
+from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.net.locators import Locator
 from edgeweave.observe.serving_metrics import metrics_text
@@ -146,6 +147,7 @@ def _options(serve: ServeSection) -> ServeOptions:
         objective=serve.objective,
         use=serve.use,
         kernels=serve.kernels,
+        codec=parse(serve.codec),
         queue_size=serve.queue_size,
         timeout_seconds=serve.timeout_seconds,
         max_samples=serve.max_samples,
