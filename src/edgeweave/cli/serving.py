@@ -33,7 +33,7 @@ from edgeweave.train.serve_section import ExampleEntry, ServeSection
 from edgeweave.train.service_job import ServiceJob
 from edgeweave.train.sources import load_source
 
-__all__ = ["run_serve"]
+__all__ = ["load_weights", "run_serve"]
 
 _DTYPES = {word: getattr(torch, name) for name, word in DATATYPES.items()}
 _STOP_SECONDS = 5
@@ -60,7 +60,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
     address = _address(serve, options.network)
     uvicorn = _uvicorn()
     model = build_model(job)
-    output.say(f"weights: {_load_weights(model, job)}")
+    output.say(f"weights: {load_weights(model, job)}")
     example = _example(job)
     inference = capture_inference(model, example)
     with ExitStack() as stack:
@@ -157,7 +157,7 @@ def _options(serve: ServeSection) -> ServeOptions:
     )
 
 
-def _load_weights(model: torch.nn.Module, job: ServiceJob) -> str:
+def load_weights(model: torch.nn.Module, job: ServiceJob) -> str:
     """Put the trained weights into the model, and say where they are from."""
     if job.serve.weights is not None:
         path = job.serve.weights
