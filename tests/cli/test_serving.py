@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from edgeweave.cli.app import main
+from edgeweave.cli.serving import load_weights
 from edgeweave.core.errors import ConfigError
 from edgeweave.train.checkpoint import latest, load
 from edgeweave.train.models import digits_cnn
@@ -101,6 +102,18 @@ def test_weights_of_another_model_are_refused(
     job = written(tmp_path, JOB + EXAMPLE)
     assert main(["serve", str(job), "--weights", str(other)]) == 2
     assert "0.weight differ" in capsys.readouterr().err
+
+
+def test_weights_as_train_saves_them_are_put_into_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    trained, path = digits_cnn(), tmp_path / "w.safetensors"
+    path.write_bytes(safetensors.torch.save(trained.state_dict()))
+    told = {"serve.weights": str(path)}
+    job = load_service(written(tmp_path, JOB + EXAMPLE), environment={}, overrides=told)
+    model = digits_cnn()
+    assert load_weights(model, job) == str(path)
+    found = model.state_dict()
+    assert all(torch.equal(found[name], t) for name, t in trained.state_dict().items())
 
 
 TRAINED = (

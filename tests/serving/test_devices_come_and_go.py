@@ -57,6 +57,7 @@ def test_a_device_that_comes_takes_part_without_a_pause() -> None:
         assert (last.why, last.n_resent) == ("c is there", 0)
 
 
+@pytest.mark.slow
 def test_a_device_that_comes_back_is_known() -> None:
     with served("a", "b", "c") as here:
         found = here.answers(N, {10: kill("b"), 30: start("b")})

@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import edgeweave as ew
+from edgeweave.codec import none, uniform
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.serving import Endpoint, ServeOptions, serve
 from tests.fleet.worlds import MemoryFleet, memory_fleet
@@ -40,7 +41,7 @@ def test_answers_are_those_of_the_unsplit_model_bit_for_bit(world: MemoryFleet) 
 
 SERVED_WHOLE_ZOO = [
     "mlp",
-    "lenet",
+    pytest.param("lenet", marks=pytest.mark.slow),
     pytest.param("mobilenetv2", marks=pytest.mark.slow),
     pytest.param("resnet18", marks=pytest.mark.slow),
     "unet",
@@ -150,6 +151,7 @@ def test_a_report_tells_requests_latency_and_energy_by_device(shared: Endpoint) 
     assert [change.why for change in report.changes] == ["serving begins"]
 
 
+@pytest.mark.slow
 def test_costs_of_an_endpoint_serve_the_next_and_devices_can_be_named(world: MemoryFleet) -> None:
     model, example = ZOO["mlp"].model(), torch.randn(1, 12)
     with serve(model, world.fleet, example) as endpoint:
@@ -184,6 +186,21 @@ def test_fast_kernels_answer_to_rounding(world: MemoryFleet) -> None:
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_with_a_codec_answers_are_close_and_less_travels(world: MemoryFleet) -> None:
+    model = ZOO["unet"].model().eval()
+    requests = [ZOO["unet"].batch(1, seed=seed)[0] for seed in range(3)]
+    sent = {}
+    for codec in (none(), uniform(8)):
+        options = ServeOptions(use="all", codec=codec)
+        with serve(model, world.fleet, requests[0], options=options) as endpoint:
+            found = list(endpoint.stream(requests))
+            sent[codec.name] = endpoint.report().devices[0].bytes_out
+        for answer, expected in zip(found, answers_of(model, requests), strict=True):
+            torch.testing.assert_close(answer, expected, rtol=0.1, atol=0.1)
+    assert sent["uniform"] < 0.5 * sent["none"]
+
+
 class Summing(torch.nn.Module):
     """Its answer has no row for each sample."""
 
@@ -216,6 +233,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
         ServeOptions(**options)
 
 
+@pytest.mark.slow
 def test_devices_are_free_before_and_after(world: MemoryFleet) -> None:
     endpoint = serve(ZOO["mlp"].model(), world.fleet, torch.randn(1, 12))
     with pytest.raises(RequestError, match="the endpoint is not open"):

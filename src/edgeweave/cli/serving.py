@@ -19,6 +19,7 @@ from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file
 from edgeweave.cli.tables import serving_table
+from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.data.batches import example as first_samples
 from edgeweave.data.sources import load_source
@@ -32,7 +33,7 @@ from edgeweave.train.checkpoint import latest, load
 from edgeweave.train.serve_section import ExampleEntry, ServeSection
 from edgeweave.train.service_job import ServiceJob
 
-__all__ = ["run_serve"]
+__all__ = ["load_weights", "run_serve"]
 
 _DTYPES = {word: getattr(torch, name) for name, word in DATATYPES.items()}
 _STOP_SECONDS = 5
@@ -59,7 +60,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
     address = _address(serve, options.network)
     uvicorn = _uvicorn()
     model = build_model(job)
-    output.say(f"weights: {_load_weights(model, job)}")
+    output.say(f"weights: {load_weights(model, job)}")
     example = _example(job)
     inference = capture_inference(model, example)
     with ExitStack() as stack:
@@ -146,6 +147,7 @@ def _options(serve: ServeSection) -> ServeOptions:
         objective=serve.objective,
         use=serve.use,
         kernels=serve.kernels,
+        codec=parse(serve.codec),
         queue_size=serve.queue_size,
         timeout_seconds=serve.timeout_seconds,
         max_samples=serve.max_samples,
@@ -155,7 +157,7 @@ def _options(serve: ServeSection) -> ServeOptions:
     )
 
 
-def _load_weights(model: torch.nn.Module, job: ServiceJob) -> str:
+def load_weights(model: torch.nn.Module, job: ServiceJob) -> str:
     """Put the trained weights into the model, and say where they are from."""
     if job.serve.weights is not None:
         path = job.serve.weights

@@ -24,6 +24,7 @@ from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
 from edgeweave.device.exchange import StageExchange
 from edgeweave.device.faults import report_fault
+from edgeweave.device.frame_codec import FrameCoding
 from edgeweave.device.messages import Pulse, Serve, ServingStatistics, encode_message
 from edgeweave.device.place import Place
 from edgeweave.device.running import Workplace
@@ -104,7 +105,7 @@ class Hosting:
             torch.set_num_threads(self._place.n_threads)
             device = self._place.torch_device
             stage = StageProgram(program, state, device=device, take_over=True)
-            self._held[place.term] = self._begin(place, stage, message.usual_samples)
+            self._held[place.term] = self._begin(message, stage)
             self._look_after(place.coordinator)
 
     def retire(self, before: int) -> None:
@@ -150,8 +151,8 @@ class Hosting:
             self._held.clear()
         memory.release_freed()
 
-    def _begin(self, place: Place, stage: StageProgram, usual_samples: int) -> _Held:
-        here = self._place
+    def _begin(self, message: Serve, stage: StageProgram) -> _Held:
+        here, place, usual = self._place, message.place, message.usual_samples
         throttle = here.throttle.on_another_thread()
         exchange = StageExchange(
             place,
@@ -170,6 +171,7 @@ class Hosting:
             clock=here.clock,
             computing=self._computing,
             tally=self._tally,
+            coding=None if message.codec is None else FrameCoding(message.codec),
             on_fault=lambda error: report_fault(
                 error,
                 place,
@@ -179,10 +181,10 @@ class Hosting:
             ),
         )
         if here.settings.speed is not None:
-            known = here.units.recall(stage.program, usual_samples, NOTHING_TRAINS)
+            known = here.units.recall(stage.program, usual, NOTHING_TRAINS)
             slowdown = here.slowdown()
             seconds = None if known is None else slowdown * known.forward
-            working.rehearse(usual_samples, seconds)
+            working.rehearse(usual, seconds)
         with ExitStack() as ends:
             ends.enter_context(working)
             return _Held(place, stage, working, ends.pop_all())

@@ -175,6 +175,8 @@ class Serve(msgspec.Struct, frozen=True):
     """In one request, as far as it is known: what pacing and warming up are done for."""
     own: tuple[str, ...] = ()
     """What the device has of the term before, and does not come along."""
+    codec: Codec | None = None
+    """What the stage sends to the next one travels in; None: as it is."""
 
 
 class Retire(msgspec.Struct, frozen=True):

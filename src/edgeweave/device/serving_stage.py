@@ -25,6 +25,7 @@ from edgeweave.core.errors import DeviceTimeout, EdgeweaveError
 from edgeweave.device.activity import Activity
 from edgeweave.device.exchange import StageExchange, as_mapping
 from edgeweave.device.faults import located
+from edgeweave.device.frame_codec import FrameCoding
 from edgeweave.device.messages import Pulse
 from edgeweave.device.place import COORDINATOR, Place
 from edgeweave.device.threads import adopt_torch_threads
@@ -71,6 +72,7 @@ class ServingStage:
         clock: Clock,
         computing: threading.Lock,
         tally: StageTally,
+        coding: FrameCoding | None,
         on_fault: Callable[[BaseException], None],
     ) -> None:
         self._place = place
@@ -80,6 +82,7 @@ class ServingStage:
         self._clock = clock
         self._computing = computing
         self._tally = tally
+        self._coding = coding
         self._on_fault = on_fault
         self._activity = Activity(place, clock, lambda: exchange.awaited)
         self._senders: list[tuple[str, int]] = []
@@ -195,7 +198,7 @@ class ServingStage:
             self._exchange.send("result", COORDINATOR, _ALL, number, sent, scalars)
         for stage in place.receivers:
             sent = {name: x for name, x in outputs.items() if place.target(name) == stage}
-            self._exchange.send("activation", stage, _ALL, number, sent, scalars)
+            self._exchange.send("activation", stage, _ALL, number, sent, scalars, self._coding)
 
     @contextmanager
     def _timed(self, account: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ from edgeweave.fleet import Fleet
 from edgeweave.plan import Costs, ServingPlan
 from edgeweave.program import Inference, Program, capture_inference, faster
 from edgeweave.serving.desk import Desk, DeskStatistics
+from edgeweave.serving.hands import Hands
 from edgeweave.serving.keeper import Keeper
 from edgeweave.serving.measuring import Measuring
 from edgeweave.serving.options import ServeOptions
@@ -89,15 +90,17 @@ class Endpoint:
                 f"(join_samples={options.join_samples}; this model's are of other shapes). Leave "
                 "join_samples out."
             )
-        self._measuring = Measuring(fleet, inference, min(samples, self._most_samples))
-        self._keeper = Keeper(
+        usual = min(samples, self._most_samples)
+        codec = None if options.codec.name == "none" else options.codec
+        self._measuring = Measuring(fleet, inference, usual, codec)
+        hands = Hands(
             fleet,
-            inference,
-            options,
-            self._measuring,
+            inference.program,
+            inference.state,
             most_samples=self._most_samples,
-            costs=costs,
+            codec=codec,
         )
+        self._keeper = Keeper(fleet, hands, options, self._measuring, costs=costs)
         self._desk = Desk(
             fleet.clock,
             options,

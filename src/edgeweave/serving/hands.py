@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from edgeweave.codec import Codec
 from edgeweave.core.errors import EdgeweaveError
 from edgeweave.device import Release, Retire, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
@@ -30,6 +31,7 @@ class Hands:
         state: Mapping[str, torch.Tensor],
         *,
         most_samples: int,
+        codec: Codec | None = None,
     ) -> None:
         self.run = f"serve-{secrets.token_hex(4)}"
         self._fleet = fleet
@@ -37,6 +39,7 @@ class Hands:
         self._graph = encode_program(program)
         self._state = state
         self._most_samples = most_samples
+        self._codec = codec
         self._held: dict[str, frozenset[str]] = {}
         """By device that is hired, the names of what it holds."""
         self._number = 0
@@ -57,6 +60,7 @@ class Hands:
             plan,
             most_samples=self._most_samples,
             hearing=hearing,
+            codec=self._codec,
         )
         term.listen()
         failed = term.deploy(self._graph, self._state, self._held)

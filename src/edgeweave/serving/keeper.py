@@ -28,7 +28,6 @@ from edgeweave.fleet import Fleet
 from edgeweave.net import check_hello, control_key, hello_of
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan, serving_plan
-from edgeweave.program import Inference
 from edgeweave.serving.absences import Absences
 from edgeweave.serving.desk import Desk
 from edgeweave.serving.hands import Hands
@@ -68,18 +67,17 @@ class Keeper:
     def __init__(
         self,
         fleet: Fleet,
-        inference: Inference,
+        hands: Hands,
         options: ServeOptions,
         measuring: Measuring,
         *,
-        most_samples: int,
         costs: Costs | None = None,
     ) -> None:
         """Devices are measured if ``costs`` are not given."""
         self._fleet = fleet
         self._options = options
         self._measuring = measuring
-        self._hands = Hands(fleet, inference.program, inference.state, most_samples=most_samples)
+        self._hands = hands
         self._desk: Desk | None = None
         self._costs = costs
         self._there: set[str] = set()

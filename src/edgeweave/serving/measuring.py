@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
+from edgeweave.codec import Codec
 from edgeweave.device import Optimizer
 from edgeweave.device.hosting import NOTHING_TRAINS
 from edgeweave.fleet import Fleet
 from edgeweave.fleet.links import measure_links, measure_links_of
 from edgeweave.fleet.profiles import profile_devices
-from edgeweave.plan import UNSEEN_LINK, Costs, DeviceCosts, Link, Sizes
+from edgeweave.plan import UNSEEN_LINK, Costs, Cut, DeviceCosts, Link, Sizes
 from edgeweave.program import Captured, Inference, value_bytes
 
 __all__ = ["Measuring"]
 
 _REPETITIONS = 8
+_VALUE_BITS, _OVERHEAD_BITS = 32, 0.25
+"""Of a value before coding, and what the scale of its block adds to it then."""
 
 
 class Measuring:
     """Asks the devices of a fleet what requests of ``batch_size`` samples take."""
 
-    def __init__(self, fleet: Fleet, inference: Inference, batch_size: int) -> None:
+    def __init__(
+        self, fleet: Fleet, inference: Inference, batch_size: int, codec: Codec | None
+    ) -> None:
+        """``codec`` is what devices hand on in; what coding takes is not measured."""
         self._fleet = fleet
         self._captured = Captured(inference.program, inference.state)
         self.batch_size = batch_size
+        self._share = 1.0 if codec is None else (codec.bits + _OVERHEAD_BITS) / _VALUE_BITS
         values = inference.program.values()
         self.result_bytes = sum(
             value_bytes(values[name], batch_size) for name in inference.program.outputs
@@ -35,13 +43,12 @@ class Measuring:
         sizes = Sizes.serving(self._captured.program, self.batch_size)
         return Costs(
             units=sizes.units,
-            cuts=sizes.cuts,
+            cuts=tuple(Cut(ceil(self._share * cut.forward_bytes), 0) for cut in sizes.cuts),
             devices=tuple(self._devices(devices)),
             links=measure_links(self._fleet, devices),
             default_link=UNSEEN_LINK,
             optimizer_bytes_per_trainable_byte=0.0,
             feeds=sizes.feeds,
-            skips=sizes.skips,
         )
 
     def device(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError
 from edgeweave.plan import Objective
 
 __all__ = ["ServeOptions"]
+
+_EXACT = none()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,9 @@ class ServeOptions:
 
     ``kernels="fast"`` rewrites the model (BatchNorm folded into convolutions, which compute
     channels-last): convolutional networks are faster, and the last bits of answers differ.
+
+    ``codec`` makes what devices hand on smaller, for slow links; answers are then close to the
+    model's. One of ``edgeweave.codec``.
 
     ``queue_size`` requests may be unanswered at once; a further one waits or is refused. A request
     that is not answered in ``timeout_seconds`` fails. ``max_samples`` is the most samples in one
@@ -37,6 +43,7 @@ class ServeOptions:
     use: Literal["fastest", "all"] = "fastest"
     devices: tuple[str, ...] = ()
     kernels: Literal["exact", "fast"] = "exact"
+    codec: Codec = _EXACT
     queue_size: int = 64
     timeout_seconds: float = 30.0
     max_samples: int | None = None

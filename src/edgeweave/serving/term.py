@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from edgeweave.codec import Codec
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import EdgeweaveError, RequestError, WireError
 from edgeweave.device import COORDINATOR, Place, Serve, as_mapping, tensor_frame
@@ -71,6 +72,7 @@ class ServingTerm:
         *,
         most_samples: int,
         hearing: Hearing,
+        codec: Codec | None = None,
     ) -> None:
         self.number = number
         self.plan = plan
@@ -79,6 +81,7 @@ class ServingTerm:
         self._run = run
         self._most_samples = most_samples
         self._hearing = hearing
+        self._codec = codec
         self._lock = threading.Lock()
         self._open: dict[int, _Open] = {}
         self._next = 0
@@ -213,7 +216,7 @@ class ServingTerm:
         )
         first_units = tuple(stage.first_unit for stage in self.plan.stages[1:])
         usual = self.plan.batch_size
-        return Serve(place, first_units, graph, memoryview(tensors), usual, own)
+        return Serve(place, first_units, graph, memoryview(tensors), usual, own, self._codec)
 
     def _send(
         self, stage: int, number: int, tensors: Mapping[str, torch.Tensor], samples: int

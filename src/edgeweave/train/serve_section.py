@@ -55,6 +55,9 @@ class ServeSection:
     kernels: Literal["exact", "fast"] = field(
         default="exact", metadata=key('"exact" or "fast": the model\'s bits, or not', "fast")
     )
+    codec: Name = field(
+        default="none", metadata=key('"none" or a codec for slow links', "uniform(8)")
+    )
     queue_size: Count = field(
         default=64, metadata=key("how many requests may be unanswered, 1 or more", 64)
     )
