@@ -98,7 +98,7 @@ def _case(
     n_samples = _QUICK_SAMPLES if quick else None
     steps = steps_of(task, n_peers, n_samples)
     slowest = costs.slowed(3.0)
-    seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * 128)
+    seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * TASKS[task].batch_size)
     found = {}
     for variant in ("plain", "balance_score") if quick else VARIANTS:
         settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)

@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_machine_does() -> None:
 def test_balance_makes_iterations_equal_and_the_run_as_fast_as_the_fastest(
     algorithm: Algorithm,
 ) -> None:
-    settings = settings_of("ring", 8, algorithm=algorithm)
+    settings = settings_of("ring", 8, algorithm=algorithm, batch_size=36)
     slowness = {f"p{k}": (1.0, 1.5, 2.0, 3.0)[k % 4] for k in range(8)}
     balanced = run_of(settings, steps=100, slowness=slowness)
     bare = run_of(plain(settings), steps=100, slowness=slowness)

@@ -84,7 +84,8 @@ class Peer:
         self._neighbours = graph_of(settings).neighbours(me)
         self._exchange = exchange_of(settings, me, model)
         self._sessions = Sessions(incarnation)
-        self._balance = Balance(settings.balance, settings.batch_size, settings.points_per_batch)
+        members = settings.samples_per_point if settings.selects else None
+        self._balance = Balance(settings.balance, settings.batch_size, members)
         self._present: set[str] = set()
         self._gone: set[str] = set()
         self._effects: list[Effect] = []
