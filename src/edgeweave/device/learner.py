@@ -188,7 +188,7 @@ class Learner:
         self._groups = aggregate(inputs, rows[target_name], settings.samples_per_point, seed=seed)
         self._scorer = Scorer(self._program, state, settings.importance, device=self._device)
         size = settings.points_per_batch
-        self._candidates = Sampler(len(self._groups), size, seed=seed)
+        self._candidates = Sampler(len(self._groups), size, seed=seed, whole_only=True)
         self.selection = SelectionCosts(
             self._now() - began, len(self._groups), self._groups.n_bytes
         )
