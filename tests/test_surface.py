@@ -41,7 +41,8 @@ PUBLIC = {
         told_split
     """,
     "edgeweave.gossip": """
-        DeviceCosts DeviceFiles GossipReport GossipTrainer Members PeerReport VirtualGossip running
+        DeviceCosts DeviceFiles GossipReport GossipTrainer Members PeerReport VirtualGossip
+        consensus_distance mean_state running
     """,
     "edgeweave.mixing": """
         ALGORITHMS Algorithm Balance BalanceSettings Effect Exchange Finished GossipSettings Groups
