@@ -66,7 +66,8 @@ def _train(settings: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
             rows = part[order[start : start + batch]]
             with throttle.pace("step"):
                 optimizer.zero_grad()
-                functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+                loss = functional.cross_entropy(model(inputs[rows]), targets[rows])
+                loss.backward()  # type: ignore[no-untyped-call]
             _average(model, settings["n"])
             optimizer.step()
             done = step + 1

@@ -24,6 +24,11 @@ from tests.fleet.worlds import QUICK, MemoryFleet, memory_fleet, wait_until
 
 DIGITS = load_source("digits", path=None)
 FILES = DeviceFiles("digits", own=False)
+SAMPLED = [
+    "ad-psgd",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ALGORITHMS if each != "ad-psgd"),
+]
+"""All; the rest than the first are slow, and D-PSGD is held against the virtual clock anyway."""
 
 
 def trainer_of(fleet: ew.Fleet, **options: object) -> GossipTrainer:
@@ -44,7 +49,7 @@ def world() -> Iterator[MemoryFleet]:
         yield found
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", SAMPLED)
 def test_real_peers_learn_and_agree(world: MemoryFleet, algorithm: Algorithm) -> None:
     trainer = trainer_of(world.fleet, algorithm=algorithm, balance=False)
     report = trainer.fit(FILES, batch_size=32, epochs=8, validate=DIGITS.test)
@@ -81,6 +86,7 @@ def test_d_psgd_over_agents_gives_the_bits_of_the_virtual_clock(world: MemoryFle
     assert torch.equal(found, mean)
 
 
+@pytest.mark.slow
 def test_shards_are_sent_once_and_skewed_as_asked(world: MemoryFleet) -> None:
     trainer = trainer_of(world.fleet, balance=False)
     report = trainer.fit(
@@ -179,6 +185,7 @@ def test_a_model_of_other_floats_is_refused_before_anything_is_sent(world: Memor
         trainer.fit(data, batch_size=8)
 
 
+@pytest.mark.slow
 def test_a_killed_peer_stops_nobody_and_a_neighbour_enrols_it_again() -> None:
     with memory_fleet("a", "b", "c", "d") as world:
         trainer = trainer_of(world.fleet, balance=False)
