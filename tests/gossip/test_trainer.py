@@ -17,7 +17,7 @@ from edgeweave.device import PeerStatus
 from edgeweave.fleet import Fleet
 from edgeweave.gossip import DeviceFiles, GossipTrainer, running
 from edgeweave.mixing import ALGORITHMS, Algorithm, BalanceSettings, edges_in
-from edgeweave.net import NetSettings
+from edgeweave.net import Frame, FrameHeader, NetSettings, frame_key, specs_of
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import mlp
 from tests.fleet.worlds import QUICK, MemoryFleet, memory_fleet, wait_until
@@ -144,6 +144,20 @@ def test_a_device_is_busy_while_it_gossips_and_free_afterwards(world: MemoryFlee
 
     Members(world.fleet, world_run, world.fleet.devices).release()
     assert world.fleet.greet("a").run is None
+
+
+def test_messages_that_make_no_sense_are_dropped_and_disturb_nobody(world: MemoryFleet) -> None:
+    trainer = trainer_of(world.fleet, balance=False)
+    run = trainer.start(FILES, batch_size=16, epochs=4, example=DIGITS.test)
+    tensors = {"model": torch.zeros(3)}
+    with world.fabric.join("stranger") as stranger:
+        for kind, sent in (("hello", {}), ("model", tensors), ("state", tensors), ("nonsense", {})):
+            header = FrameHeader(kind, "stranger", 7, 0, 0, 0, specs_of(sent))
+            key = frame_key("default", run, 0, 0, kind)
+            stranger.send(key, Frame(header, tuple(sent.values())), device="a")
+        report = trainer.collect(validate=DIGITS.test)
+    assert all(peer.status is not None and peer.status.error is None for peer in report.peers)
+    assert all(peer.status is not None and peer.status.phase == "finished" for peer in report.peers)
 
 
 def test_a_topology_of_other_devices_is_refused(world: MemoryFleet) -> None:

@@ -275,11 +275,11 @@ class Peer:
             self._close(peer)
 
     def _hello(self, peer: str, message: Message) -> None:
+        heard = self._sessions.hello(peer, message.scalars)
         if peer not in self._neighbours:
             self._neighbours = (*self._neighbours, peer)
         self._present.add(peer)
         self._gone.discard(peer)
-        heard = self._sessions.hello(peer, message.scalars)
         if heard.closes:
             self._lose(peer)
         if heard.opens:
