@@ -137,12 +137,6 @@ class Peer:
         self._close(peer)
         return self._proceed(now)
 
-    def meet(self, now: float, peer: str) -> list[Effect]:
-        """A peer joins the run as a neighbour."""
-        if peer not in self._neighbours and peer != self.me:
-            self._neighbours = (*self._neighbours, peer)
-        return self.found(now, peer)
-
     def heard(self, now: float, peer: str, message: Message) -> list[Effect]:
         """A message came. What is of no session of now is dropped."""
         if self.phase == "waits":
