@@ -11,6 +11,7 @@ its own accuracy in the end less half a point; all runs take as many steps.
     equal_speeds_bit_equal     everything on, devices of one speed: the plain algorithm's bits
     churn_...                  one of 8 peers killed every minute, back after 20 s
     scale_...                  10, 100 and 1,000 peers of a perceptron on MNIST
+    beside_...                 agents in processes beside all-reduce over Gloo, and a peer killed
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from benchmarks.gossip_beside import beside
 from benchmarks.gossip_runs import (
     TASKS,
     VARIANTS,
@@ -53,6 +55,7 @@ _QUICK_CASES: list[tuple[str, int, Algorithm]] = [("mnist", 4, "d-psgd")]
 _QUICK_SAMPLES = 4096
 _BELOW_PLAIN_POINTS = 0.5
 _SEED = 0
+_BESIDE_STEPS = 150
 _CHURN_SECONDS, _AWAY_SECONDS = 60.0, 20.0
 _CHURN_SLOWDOWN = 40.0
 """So that a run lasts minutes, as on small boards."""
@@ -80,6 +83,9 @@ def run(*, quick: bool) -> Result:
     _churn(samples, costs["mnist"], quick=quick)
     for n_peers in (10,) if quick else (10, 100, 1000):
         _scale(samples, n_peers, costs["mnist"], steps=5 if quick else 60)
+    if not quick:
+        for key, value in beside(steps=_BESIDE_STEPS, seed=_SEED).items():
+            _add(samples, key, value)
     metrics = {key: fmean(values) for key, values in samples.items() if values}
     return Result(
         name="gossip",
@@ -98,7 +104,7 @@ def _case(
     n_samples = _QUICK_SAMPLES if quick else None
     steps = steps_of(task, n_peers, n_samples)
     slowest = costs.slowed(3.0)
-    seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * 128)
+    seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * TASKS[task].batch_size)
     found = {}
     for variant in ("plain", "balance_score") if quick else VARIANTS:
         settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)

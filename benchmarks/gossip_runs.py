@@ -43,7 +43,7 @@ class GossipTask:
     test: Callable[[], Samples]
     optimizer: Optimizer
     epochs: int
-    batch_size: int = 128
+    batch_size: int = 256
 
 
 def _images(name: str, folder: str, part: str) -> Samples:
@@ -180,7 +180,9 @@ def steps_of(name: str, n_peers: int, n_samples: int | None = None) -> int:
 
 def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60) -> Curve:
     """Let it run, and evaluate the mean model at equal distances of ``seconds`` in all."""
-    moments, accuracies, done = list[float](), list[float](), False
+    moments: list[float] = []
+    accuracies: list[float] = []
+    done = False
     while not done:
         done = run.run(until=seconds / points * (len(moments) + 1))
         moments.append(run.now)
@@ -208,24 +210,27 @@ def evaluated(name: str, run: VirtualGossip, model: torch.Tensor) -> float:
 
 
 def costs_of(name: str, *, turns: int) -> DeviceCosts:
-    """What this machine takes for a task: medians of turns, on one thread."""
+    """What this machine takes for a task: medians of CPU seconds, one thread."""
     settings = replace(settings_of(name, 2, "d-psgd", "balance_score"))
     inputs, targets = (each[:1024] for each in TASKS[name].train())
     rows = TensorRows(flatten_inputs(inputs, targets))
     captured, batch = _captured(name, 0), settings.batch_size
     learner = Learner(
-        captured, TASKS[name].optimizer, rows, settings, number=0, now=time.perf_counter
+        captured, TASKS[name].optimizer, rows, settings, number=0, now=time.thread_time
     )
     model = learner.layout.flat(captured.state)
     per_sample, per_point, other = [], [], []
     for turn in range(turns + 2):
         whole = learner.train(model, batch, turn)
-        began = time.perf_counter()
+        began = time.thread_time()
         mixed = torch.add(model, model - model, alpha=0.3)
         learner.apply(torch.add(mixed, model - model, alpha=0.3), turn)
-        other.append(time.perf_counter() - began)
-        part = learner.train(model, batch // 2, turn)
+        other.append(time.thread_time() - began)
+        part = learner.train(model, batch // 4, turn)
         learner.apply(model, turn)
-        per_sample.append(whole.seconds / whole.n_samples)
+        slope = (whole.seconds - part.seconds) / (whole.n_samples - part.n_samples)
+        per_sample.append(slope)
+        # What a pass takes however small it is belongs to every iteration.
+        other[-1] += max(0.0, whole.seconds - slope * whole.n_samples)
         per_point.append(part.scoring_seconds / part.n_scored)
     return DeviceCosts(median(per_sample[2:]), median(per_point[2:]), median(other[2:]))

@@ -44,7 +44,7 @@ PUBLIC = {
     """,
     "edgeweave.gossip": """
         DeviceCosts DeviceFiles GossipReport GossipTrainer Members PeerReport VirtualGossip
-        running
+        consensus_distance mean_state running
     """,
     "edgeweave.mixing": """
         ALGORITHMS Algorithm Balance BalanceSettings Effect Exchange Finished GossipSettings

@@ -19,12 +19,12 @@ def simulate(
     *,
     n_rounds: int,
     settings_: BalanceSettings | None = None,
-    points: int = 8,
+    members: int | None = 8,
     noise: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rounds of all peers with messages to neighbours; seconds and samples by round and peer."""
     random = np.random.default_rng(0)
-    peers = [Balance(settings_ or BalanceSettings(), BATCH, points) for _ in slowness]
+    peers = [Balance(settings_ or BalanceSettings(), BATCH, members) for _ in slowness]
     seconds, counts = np.zeros((n_rounds, len(peers))), np.zeros((n_rounds, len(peers)))
     for turn in range(n_rounds):
         told = [peer.tell() for peer in peers]
@@ -34,7 +34,7 @@ def simulate(
         for number, peer in enumerate(peers):
             n = peer.n_samples()
             factor = slowness[number] * (1 + noise * random.normal())
-            scored = points if n < BATCH else 0
+            scored = min(-(-2 * n // members), BATCH // members) if members and n < BATCH else 0
             trained = Trained(n, 0.001 * factor * n, 1.0, scored, 0.0002 * factor * scored, 0.002)
             peer.learn(trained)
             seconds[turn, number] = (
@@ -63,7 +63,7 @@ def test_equal_devices_train_whole_batches_in_spite_of_noise() -> None:
 
 def test_a_device_that_is_fast_no_more_is_forgotten() -> None:
     graph = topology("ring", [str(k) for k in range(4)])
-    peers = [Balance(BalanceSettings(period=5), BATCH, 0) for _ in range(4)]
+    peers = [Balance(BalanceSettings(period=5), BATCH, None) for _ in range(4)]
     slowness = [1.0, 3.0, 3.0, 3.0]
     for turn in range(120):
         if turn == 40:
@@ -80,14 +80,14 @@ def test_a_device_that_is_fast_no_more_is_forgotten() -> None:
 
 
 def test_a_very_slow_device_still_trains_its_least_share() -> None:
-    balance = Balance(BalanceSettings(least_share=0.25), BATCH, 0)
+    balance = Balance(BalanceSettings(least_share=0.25), BATCH, None)
     balance.learn(Trained(BATCH, 100.0, 1.0))
     balance.hear({"epoch": 0.0, "fastest": 0.001})
     assert balance.n_samples() == BATCH // 4
 
 
 def test_a_fixed_share_is_the_same_everywhere_and_always() -> None:
-    balance = Balance(BalanceSettings(share=0.3), BATCH, 0)
+    balance = Balance(BalanceSettings(share=0.3), BATCH, None)
     assert balance.n_samples() == round(0.3 * BATCH)
     balance.learn(Trained(BATCH, 100.0, 1.0))
     balance.hear({"epoch": 0.0, "fastest": 0.001})
@@ -99,7 +99,7 @@ def test_a_fixed_share_is_the_same_everywhere_and_always() -> None:
     [{"epoch": 0.0, "fastest": float("nan")}, {"fastest": -1.0}, {"fastest": 0.0}, {"epoch": 9.0}],
 )
 def test_nonsense_from_a_neighbour_changes_nothing(scalars: dict[str, float]) -> None:
-    balance = Balance(BalanceSettings(), BATCH, 0)
+    balance = Balance(BalanceSettings(), BATCH, None)
     balance.learn(Trained(BATCH, 1.0, 1.0))
     balance.hear(scalars)
     assert balance.n_samples() == BATCH

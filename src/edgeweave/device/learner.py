@@ -188,7 +188,7 @@ class Learner:
         self._groups = aggregate(inputs, rows[target_name], settings.samples_per_point, seed=seed)
         self._scorer = Scorer(self._program, state, settings.importance, device=self._device)
         size = settings.points_per_batch
-        self._candidates = Sampler(len(self._groups), size, seed=seed)
+        self._candidates = Sampler(len(self._groups), size, seed=seed, whole_only=True)
         self.selection = SelectionCosts(
             self._now() - began, len(self._groups), self._groups.n_bytes
         )
@@ -200,7 +200,7 @@ class Learner:
         is_warm = step // self._batches.steps_per_epoch >= self._settings.warm_up_epochs
         if groups is None or not is_warm or n_samples >= len(batch):
             return batch[:n_samples], 0
-        candidates = self._candidates.at(step)
+        candidates = self._candidates.at(step)[: self._settings.n_candidates(n_samples)]
         with self._paced(("scores", len(candidates))):
             points, labels = groups.points[candidates], groups.labels[candidates]
             scores = self._scorer.scores(points, labels)

@@ -207,11 +207,19 @@ class PeerRun:
                     return
                 began = self._place.clock.now()
                 with self._throttle.pace("peer"):
-                    effects = event(began)
+                    effects = self._happened(event, began)
                 self._handling_seconds += self._place.clock.now() - began
                 self._perform(effects)
         except BaseException as error:  # noqa: BLE001 - a thread's boundary: told by ``status``
             self._fail(error)
+
+    def _happened(self, event: _Event, now: float) -> list[Effect]:
+        """What follows; nothing from a message that makes no sense: its sender's edge times out."""
+        try:
+            return event(now)
+        except WireError as error:
+            _log.warning("run %s: a message is dropped: %s", self.run, error)
+            return []
 
     def _next_event(self) -> _Event | None:
         """What happened, or that a moment to wake at has come."""

@@ -10,19 +10,23 @@ __all__ = ["Sampler"]
 
 
 class Sampler:
-    """Pieces of ``size`` of ``n`` things, in an order drawn anew every epoch from the seed."""
+    """Pieces of ``size`` of ``n`` things, in an order drawn anew every epoch from the seed.
 
-    def __init__(self, n: int, size: int, *, seed: int) -> None:
+    The last piece of an epoch is what is left, or is left out with ``whole_only``.
+    """
+
+    def __init__(self, n: int, size: int, *, seed: int, whole_only: bool = False) -> None:
         self._n = n
         self._size = min(size, n)
         self._seed = seed
+        self._whole_only = whole_only
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Pieces of an epoch, the last smaller one included."""
-        return -(-self._n // self._size)
+        """Pieces of an epoch."""
+        return self._n // self._size if self._whole_only else -(-self._n // self._size)
 
     def at(self, step: int) -> torch.Tensor:
         """The numbers of one step."""

@@ -1,7 +1,7 @@
 """Decentralised training: every device its own copy and its own data, averaged with neighbours."""
 
 from edgeweave.gossip.members import Members, running
-from edgeweave.gossip.report import GossipReport, PeerReport
+from edgeweave.gossip.report import GossipReport, PeerReport, consensus_distance, mean_state
 from edgeweave.gossip.trainer import DeviceFiles, GossipTrainer
 from edgeweave.gossip.virtual import DeviceCosts, VirtualGossip
 
@@ -13,5 +13,7 @@ __all__ = [
     "Members",
     "PeerReport",
     "VirtualGossip",
+    "consensus_distance",
+    "mean_state",
     "running",
 ]

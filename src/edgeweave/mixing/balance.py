@@ -3,15 +3,18 @@
     full_i = g_i + c_i b            seconds of an iteration with a whole batch of b samples
     tau    = beta * min_i full_i    gossiped: every message carries the least its sender knows of
     n_i    = (tau - g_i - s_i P) / c_i     with P points scored, at least a share of b, at most b
+    P      = CANDIDATES n_i / members of a group, at most b / members
 
 (EdgeGossip, reference section 5(c): c, s and g are exponentially weighted means of seconds per
 trained sample, per scored point, and of mixing and updating.) Waiting for others is in none of
 them. The minimum is taken anew in every period of iterations, so that a device that is fast no more
 is forgotten after two of them.
 
-Deviations: a peer uses the minimum as soon as it hears of it, not from the next period on, so that
-times are equal after as many iterations as the graph is wide; and a device within ``TOLERANCE`` of
-the pace trains whole batches, so that noise of equal devices drops no samples.
+Deviations: points are scored for twice as many samples as are trained on, not for the whole batch,
+because a slow device would spend all it has on scoring. A peer uses the minimum as soon as it hears
+of it, not from the next period on, so that times are equal after as many iterations as the graph is
+wide; and a device within ``TOLERANCE`` of the pace trains whole batches, so that noise of equal
+devices drops no samples.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from typing import Final
 from edgeweave.core.errors import ConfigError
 from edgeweave.mixing.message import Trained
 
-__all__ = ["TOLERANCE", "Balance", "BalanceSettings"]
+__all__ = ["CANDIDATES", "TOLERANCE", "Balance", "BalanceSettings"]
 
 TOLERANCE: Final = 0.025
+CANDIDATES: Final = 2
+"""Times the samples to train on: those among which they are chosen."""
 _GAIN: Final = 0.2
 _FIRST: Final = 3
 """Measurements that a peer tells at once; later ones once a period, because the least of many
@@ -67,11 +72,13 @@ class _Mean:
 class Balance:
     """One peer's part: learns its own times, hears of the fastest, says how many samples."""
 
-    def __init__(self, settings: BalanceSettings, batch_size: int, n_points: int) -> None:
-        """``n_points``: aggregated points that are scored for each batch; 0 if none are."""
+    def __init__(
+        self, settings: BalanceSettings, batch_size: int, samples_per_point: int | None
+    ) -> None:
+        """``samples_per_point``: members of a group that is scored; None if none are."""
         self._settings = settings
         self._batch_size = batch_size
-        self._n_points = n_points
+        self._points_per_sample = 0.0 if samples_per_point is None else 1 / samples_per_point
         self._per_sample, self._per_point, self._other = _Mean(), _Mean(), _Mean()
         self._epoch = 0
         self._least = self._least_before = math.inf
@@ -128,8 +135,11 @@ class Balance:
         full, pace, each = self.full_seconds, self.pace_seconds, self._per_sample.value
         if not settings.enabled or not full or not each or full <= pace * (1 + TOLERANCE):
             return whole
-        scoring = self._n_points * (self._per_point.value or 0.0)
-        room = (pace - (self._other.value or 0.0) - scoring) / each
+        scoring = (self._per_point.value or 0.0) * self._points_per_sample
+        time = pace - (self._other.value or 0.0)
+        room = time / (each + CANDIDATES * scoring)
+        if CANDIDATES * room > whole:
+            room = (time - scoring * whole) / each
         least = max(1, round(settings.least_share * whole))
         return min(max(math.floor(room + 1e-9), least), whole)
 

@@ -84,7 +84,8 @@ class Peer:
         self._neighbours = graph_of(settings).neighbours(me)
         self._exchange = exchange_of(settings, me, model)
         self._sessions = Sessions(incarnation)
-        self._balance = Balance(settings.balance, settings.batch_size, settings.points_per_batch)
+        members = settings.samples_per_point if settings.selects else None
+        self._balance = Balance(settings.balance, settings.batch_size, members)
         self._present: set[str] = set()
         self._gone: set[str] = set()
         self._effects: list[Effect] = []
@@ -135,12 +136,6 @@ class Peer:
         self._present.discard(peer)
         self._close(peer)
         return self._proceed(now)
-
-    def meet(self, now: float, peer: str) -> list[Effect]:
-        """A peer joins the run as a neighbour."""
-        if peer not in self._neighbours and peer != self.me:
-            self._neighbours = (*self._neighbours, peer)
-        return self.found(now, peer)
 
     def heard(self, now: float, peer: str, message: Message) -> list[Effect]:
         """A message came. What is of no session of now is dropped."""
@@ -274,11 +269,11 @@ class Peer:
             self._close(peer)
 
     def _hello(self, peer: str, message: Message) -> None:
+        heard = self._sessions.hello(peer, message.scalars)
         if peer not in self._neighbours:
             self._neighbours = (*self._neighbours, peer)
         self._present.add(peer)
         self._gone.discard(peer)
-        heard = self._sessions.hello(peer, message.scalars)
         if heard.closes:
             self._lose(peer)
         if heard.opens:

@@ -9,7 +9,7 @@ import torch
 from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
-from edgeweave.mixing.balance import BalanceSettings
+from edgeweave.mixing.balance import CANDIDATES, BalanceSettings
 from edgeweave.mixing.exchange import ALGORITHMS, Algorithm, Exchange
 from edgeweave.mixing.importance import IMPORTANCES, Importance
 from edgeweave.mixing.matched import Matched
@@ -82,9 +82,15 @@ class GossipSettings:
         """Members of a group, about."""
         return max(1, min(self.group_size, self.batch_size // _LEAST_GROUPS))
 
+    def n_candidates(self, n_samples: int) -> int:
+        """Aggregated points among which so many samples are chosen."""
+        members = self.samples_per_point
+        wanted = max(CANDIDATES * n_samples // members, -(-n_samples // members))
+        return min(wanted, self.points_per_batch)
+
     @property
     def points_per_batch(self) -> int:
-        """Aggregated points that are scored where samples are chosen; 0 where they are not."""
+        """Aggregated points that stand for a whole batch; 0 where samples are never chosen."""
         return -(-self.batch_size // self.samples_per_point) if self.selects else 0
 
 
