@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.claim import Claim, Metric
+from benchmarks.edgepipe_claim import CLAIM as _EDGEPIPE
 
 __all__ = ["CLAIMS", "RECORDED_DATA", "RECORDED_WAYS"]
 
@@ -456,5 +457,6 @@ CLAIMS: Mapping[str, Claim] = {
         _CHAOS,
         _ASYNCHRONOUS,
         _STALENESS,
+        _EDGEPIPE,
     )
 }
