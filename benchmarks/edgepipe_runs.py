@@ -25,7 +25,7 @@ from edgeweave.net import GilbertElliott
 from edgeweave.plan import map_members, super_neurons, traffic
 from edgeweave.program import Captured, Group, Sliced, capture, slice_program, without_outputs
 from edgeweave.train.link_fates import Fates, LossSource, RecordedLosses, losses_on_all_links
-from edgeweave.train.rehearsal import Delivery, Rehearsal, Setup
+from edgeweave.train.rehearsal import Delivery, Rehearsal, RehearsalSetup
 
 __all__ = [
     "ARMS",
@@ -208,7 +208,7 @@ def train(job: Job) -> Found:
         reception = {ends: 1 - loss for ends, loss in job.links.loss.items()}
         placement = map_members(traffic(cut_up, _BATCH), names, reception, Random(job.seed))
     fates = Fates(_losses(job.links, job.seed), per=job.links.per)
-    setup = Setup(
+    setup = RehearsalSetup(
         placement,
         delivery=arm.delivery,
         is_pipelined=arm.is_pipelined,

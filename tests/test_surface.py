@@ -34,8 +34,9 @@ PUBLIC = {
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet load_preset
     """,
     "edgeweave.train": """
-        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Recovery Report
-        device_latencies measure_costs predict_units probe_devices
+        DeviceReport EpochRecord Evaluation Experience Fates LRSchedule PipelineTrainer
+        RecordedLosses Recovery Rehearsal RehearsalSetup Report device_latencies
+        losses_on_all_links measure_costs predict_units probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""
