@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.claim import Claim, Metric
+from benchmarks.edgepipe_claim import CLAIM as _EDGEPIPE
 
 __all__ = ["CLAIMS", "RECORDED_DATA", "RECORDED_WAYS"]
 
@@ -570,5 +571,6 @@ CLAIMS: Mapping[str, Claim] = {
         _STALENESS,
         _SERVING,
         _GOSSIP,
+        _EDGEPIPE,
     )
 }

@@ -56,8 +56,9 @@ PUBLIC = {
         Change DeviceUse Endpoint ServeOptions ServingReport serve
     """,
     "edgeweave.train": """
-        DeviceReport EpochRecord Evaluation Experience LRSchedule PipelineTrainer Recovery
-        Report device_latencies measure_costs predict_units probe_devices
+        DeviceReport EpochRecord Evaluation Experience Fates LRSchedule PipelineTrainer
+        RecordedLosses Recovery Rehearsal RehearsalSetup Report device_latencies
+        losses_on_all_links measure_costs predict_units probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""

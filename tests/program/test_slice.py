@@ -141,6 +141,7 @@ def test_a_sliced_lenet_computes_what_the_whole_does(sizes: Any, mode: Any) -> N
     compare(captured, batch, sizes, mode)
 
 
+@pytest.mark.slow
 def test_more_devices_than_filters_leave_some_without() -> None:
     captured, batch = zoo("lenet")
     sliced = compare(captured, batch, (8,), "exchange")
@@ -193,6 +194,7 @@ class Encoder(nn.Module):
         return self.out((weights @ v).transpose(1, 2).reshape(x.shape[0], 7, 12).mean(1))
 
 
+@pytest.mark.slow
 def test_what_no_rule_knows_is_computed_whole_by_everybody() -> None:
     torch.manual_seed(1)
     batch = torch.randn(BATCH, 7, 12), torch.randint(5, (BATCH,))
@@ -291,9 +293,11 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(50, 16)
+        self.classify = nn.Linear(50, 5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.linear(torch.tanh(self.embed(tokens).mean(1)), self.embed.weight)
+        x = F.linear(torch.tanh(self.embed(tokens).mean(1)), self.embed.weight)
+        return self.classify(x)
 
 
 def test_tied_weights_that_two_cuts_would_need_are_refused() -> None:

@@ -13,7 +13,7 @@ from benchmarks.stale_stages import Order, StalePipeline
 from edgeweave.plan.super_neurons import horizontal_slots, pipelined_slots
 from edgeweave.program import Captured, Group, Mode, Sliced, capture, cut, slice_program
 from edgeweave.train.link_fates import Fates, losses_on_all_links
-from edgeweave.train.rehearsal import Rehearsal, Setup
+from edgeweave.train.rehearsal import Rehearsal, RehearsalSetup
 
 BATCH = 12
 
@@ -49,7 +49,7 @@ def rehearsal(captured: Captured, cut_up: Sliced, loss: float = 0.0, **options: 
     per = options.pop("per", "datagram")
     names = [f"pi-{index}" for index in range(len(cut_up.members))]
     fates = Fates(losses_on_all_links(loss, 1), per=per)
-    return Rehearsal(cut_up, captured.state, sgd, fates, Setup(names, **options))
+    return Rehearsal(cut_up, captured.state, sgd, fates, RehearsalSetup(names, **options))
 
 
 HYBRID = ((0, 2, 2), (2, 6, 2))
@@ -179,7 +179,7 @@ def test_the_mean_of_gradients_under_loss_is_the_gradient_without(groups: Any, p
             captured.state,
             lambda parameters: torch.optim.SGD(parameters, lr=1.0),
             fates,
-            Setup(names),
+            RehearsalSetup(names),
         )
         found.train(iter([(inputs, target)]))
         for name, tensor in found.state_dict().items():
@@ -189,7 +189,7 @@ def test_the_mean_of_gradients_under_loss_is_the_gradient_without(groups: Any, p
         captured.state,
         lambda parameters: torch.optim.SGD(parameters, lr=1.0),
         Known(1.0, 0, per),
-        Setup(names),
+        RehearsalSetup(names),
     )
     exact.train(iter([(inputs, target)]))
     for name, tensor in exact.state_dict().items():

@@ -33,7 +33,7 @@ from edgeweave.program import (
 )
 from edgeweave.train.link_fates import Fates
 
-__all__ = ["Delivery", "Rehearsal", "Setup"]
+__all__ = ["Delivery", "Rehearsal", "RehearsalSetup"]
 
 Delivery = Literal["tolerant", "dropping", "retransmitting"]
 Batch = tuple[Any, Any]
@@ -42,7 +42,7 @@ _Factor = torch.Tensor | float
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class RehearsalSetup:
     """How a rehearsal runs."""
 
     placement: Sequence[str]
@@ -97,7 +97,7 @@ class Rehearsal:
         state: Mapping[str, torch.Tensor],
         make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
         fates: Fates,
-        setup: Setup,
+        setup: RehearsalSetup,
     ) -> None:
         self._sliced, self._fates, self._setup = sliced, fates, setup
         self._state = {name: tensor.detach().clone() for name, tensor in state.items()}
