@@ -95,6 +95,8 @@ def slice_program(
     Raises ``CaptureError`` for a layer that cannot be sliced, naming the user's line, and
     ``PlanError`` for groups that do not fit the program.
 
+    Below, a member has three of six neurons, and sums them in the last layer.
+
     >>> import torch
     >>> from edgeweave.program import capture
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
@@ -102,7 +104,7 @@ def slice_program(
     >>> captured = capture(model, torch.nn.functional.cross_entropy, *example)
     >>> sliced = slice_program(captured.program, [Group(0, 3, 2)])
     >>> [spec.shape for spec in sliced.segments[0].programs[0].state]
-    [(3, 4), (3,)]
+    [(3, 4), (3,), (2, 3), (1,)]
     """
     _check_groups(program, groups)
     granules: dict[int, int] = {}
