@@ -34,6 +34,7 @@ class Term:
 
     window: int = 100
     error: EdgeweaveError | None = None
+    has_ended: bool = False
     sent: list[Shipment] = field(default_factory=list)
     open: list[Shipment] = field(default_factory=list)
 
@@ -41,11 +42,14 @@ class Term:
     def has_room(self) -> bool:
         return len(self.open) < self.window
 
-    def send(self, shipment: Shipment) -> None:
+    def send(self, shipment: Shipment) -> bool:
         if self.error is not None:
             raise self.error
+        if self.has_ended:
+            return False
         self.sent.append(shipment)
         self.open.append(shipment)
+        return True
 
     def numbers(self) -> list[list[int]]:
         return [[request.number for request in shipment.requests] for shipment in self.sent]
@@ -206,6 +210,18 @@ def test_a_term_that_cannot_send_is_told_of_and_used_no_more() -> None:
         assert (len(counter.broken), new.numbers()) == (1, [[1]])  # the first is the term's to give
 
 
+def test_what_a_term_that_has_ended_did_not_take_goes_to_the_next() -> None:
+    with opened() as counter:
+        ended, new = Term(has_ended=True), Term()
+        future = counter.ask(1.0)
+        counter.desk.use(ended)
+        wait_until(lambda: counter.desk.statistics().resent == 1, "it waits again")
+        counter.desk.use(new)
+        wait_sent(new, 1)
+        counter.answer(new)
+        assert (future.result(LONG), counter.broken) == ([2.0], [])
+
+
 def test_requests_that_wait_are_joined_and_each_gets_its_own_rows() -> None:
     with opened(join_samples=4) as counter:
         futures = [counter.ask(float(value), samples=n) for value, n in ((1, 1), (2, 2), (3, 2))]
@@ -272,6 +288,18 @@ def test_closing_answers_what_was_accepted_and_accepts_nothing_more() -> None:
         counter.answer(term)
         closing.join(LONG)
         assert future.result(LONG) == [2.0]
+
+
+def test_closing_waits_for_a_request_with_a_longer_deadline_of_its_own() -> None:
+    with opened(timeout_seconds=0.01) as counter:
+        counter.desk._stop_seconds = 0.0
+        term = Term()
+        counter.desk.use(term)
+        future = counter.ask(1.0, seconds=LONG)
+        wait_sent(term, 1)
+        threading.Timer(0.2, lambda: counter.answer(term)).start()
+        counter.desk.finish()
+        assert future.result(0) == [2.0]
 
 
 def test_what_is_left_at_the_end_fails_with_a_reason() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from edgeweave.core.errors import RequestTimeout
+from edgeweave.serving.requests import Shipment
+from edgeweave.serving.term import ServingTerm
 from tests.serving.trouble import Served, request, served
 from tests.train.troubled import Act, cut_off, drop, kill, stall, start
 
@@ -87,6 +90,27 @@ def test_a_device_that_says_nothing_is_left_out(hurt: Callable[[str], Act]) -> N
     with served("a", "b", "c") as here:
         assert_all_answered(here.answers(N, {20: hurt("b")}), here)
         assert "b stands still" in [each.why for each in here.endpoint.changes]
+
+
+def test_a_request_that_is_sent_while_its_term_ends_is_sent_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, begun, go_on = ServingTerm.send, threading.Event(), threading.Event()
+
+    def send(term: ServingTerm, shipment: Shipment) -> bool:
+        if term.number == 0:
+            begun.set()
+            assert go_on.wait(20)
+        return plain(term, shipment)
+
+    monkeypatch.setattr(ServingTerm, "send", send)
+    with served("a", "b") as here:
+        future = here.endpoint.submit(request(0))
+        assert begun.wait(20)
+        kill("b")(here.troubled)
+        here.wait_devices("a")
+        go_on.set()
+        assert_all_answered([future.result(20)], here, 1)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 import edgeweave as ew
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.serving import Endpoint, ServeOptions, serve
+from edgeweave.serving.desk import Desk
 from tests.fleet.worlds import MemoryFleet, memory_fleet
 from tests.models import ZOO
 from tests.program.running import call
@@ -89,6 +90,18 @@ def test_a_stream_keeps_the_order_and_reads_no_further_than_the_queue(world: Mem
             assert len(read) <= len(found) + 8
     expected = answers_of(model, [torch.full((1, 12), float(number)) for number in range(40)])
     assert all(map(torch.equal, found, expected))
+
+
+def test_a_tensor_may_be_written_into_once_it_was_submitted(shared: Endpoint) -> None:
+    reused, expected = torch.empty(1, 12), []
+
+    def requests() -> Iterator[torch.Tensor]:
+        for number in range(20):
+            reused.fill_(float(number))
+            expected.extend(answers_of(ZOO["mlp"].model(), [reused]))
+            yield reused
+
+    assert all(map(torch.equal, list(shared.stream(requests())), expected))
 
 
 def test_requests_of_several_sizes_and_the_most_samples(world: MemoryFleet) -> None:
@@ -202,6 +215,21 @@ def test_a_model_without_rows_is_not_joined_but_served(world: MemoryFleet) -> No
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ServeOptions(**options)
+
+
+def test_devices_are_free_also_if_waiting_for_answers_is_interrupted(
+    world: MemoryFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_desk: Desk) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Desk, "finish", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        serve(ZOO["mlp"].model(), world.fleet, torch.ones(1, 12)),
+    ):
+        pass
+    assert all(agent.greeting().run is None for agent in world.agents.values())
 
 
 def test_devices_are_free_before_and_after(world: MemoryFleet) -> None:

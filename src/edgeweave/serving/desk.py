@@ -36,8 +36,11 @@ class Sending(Protocol):
     def has_room(self) -> bool:
         """Whether one more may be under way."""
 
-    def send(self, shipment: Shipment) -> None:
-        """Send it; ``EdgeweaveError`` if a device cannot be reached."""
+    def send(self, shipment: Shipment) -> bool:
+        """Send it; False if this has ended meanwhile, and the shipment is still the caller's.
+
+        ``EdgeweaveError`` if a device cannot be reached: who looks after this gives it back.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,8 @@ class Desk:
         with self._news:
             self._closing = True
             self._news.notify_all()
-            most = self._options.timeout_seconds + self._stop_seconds
+            latest = max((r.deadline_seconds for r in self._open.values()), default=0.0)
+            most = max(latest - self._clock.now(), 0.0) + self._stop_seconds
             self._news.wait_for(lambda: not self._open, most)
 
     def statistics(self) -> DeskStatistics:
@@ -260,10 +264,14 @@ class Desk:
 
     def _send(self, term: Sending, shipment: Shipment) -> None:
         try:
-            term.send(shipment)
+            is_taken = term.send(shipment)
         except EdgeweaveError as error:
             self.suspend(term)
             self._on_broken(term, error)
+        else:
+            if not is_taken:
+                self.suspend(term)
+                self.give_back([shipment])
 
     def _next(self) -> tuple[Sending | None, Shipment | None]:
         """What to send now, if anything. Holds the lock."""

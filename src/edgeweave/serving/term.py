@@ -82,6 +82,7 @@ class ServingTerm:
         self._lock = threading.Lock()
         self._open: dict[int, _Open] = {}
         self._next = 0
+        self._is_taken_back = False
         self._clock: Clock = fleet.clock
         self._progress_seconds = self._clock.now()
         values = self.stages[-1].values()
@@ -157,9 +158,14 @@ class ServingTerm:
         stage = self.stages[self.plan.devices.index(device)]
         return frozenset(spec.name for spec in stage.state)
 
-    def send(self, shipment: Shipment) -> None:
-        """Send a shipment to the stages that take its inputs. One thread at a time."""
+    def send(self, shipment: Shipment) -> bool:
+        """Send a shipment to the stages that take its inputs. One thread at a time.
+
+        False once this was taken back: nobody would see to an answer.
+        """
         with self._lock:
+            if self._is_taken_back:
+                return False
             number, self._next = self._next, self._next + 1
             if not self._open:
                 self._progress_seconds = self._clock.now()
@@ -169,11 +175,13 @@ class ServingTerm:
             used = {v.name: tensors[v.name] for v in stage.inputs if is_external(v.name)}
             if used:
                 self._send(index, number, used, shipment.samples)
+        return True
 
     def take_back(self) -> list[Shipment]:
         """Hear nothing more, and hand out what is unanswered, in its order."""
         self.close()
         with self._lock:
+            self._is_taken_back = True
             left = [self._open[number].shipment for number in sorted(self._open)]
             self._open.clear()
         return left
