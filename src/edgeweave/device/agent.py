@@ -335,7 +335,7 @@ class Agent:
 
     def _retire(self, payload: bytes) -> bytes:
         message = decode_message(payload, Retire)
-        self._require(message.run, Hosting).retire(message.before)
+        self._require(message.run, Hosting).retire(message.before, message.after)
         return b""
 
     def _pulse(self, _payload: bytes) -> bytes:
