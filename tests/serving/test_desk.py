@@ -33,7 +33,7 @@ class Term:
     """Takes shipments, up to ``window`` at once, and answers when it is told to."""
 
     window: int = 100
-    error: EdgeweaveError | None = None
+    error: Exception | None = None
     has_ended: bool = False
     sent: list[Shipment] = field(default_factory=list)
     open: list[Shipment] = field(default_factory=list)
@@ -195,6 +195,30 @@ def test_a_request_that_was_given_up_is_not_sent() -> None:
         counter.answer(term)
         assert second.result(LONG) == [0.0]
         assert counter.desk.statistics().open == 0
+
+
+def test_a_request_that_was_given_up_leaves_its_place_and_does_not_expire() -> None:
+    with opened(queue_size=2) as counter:
+        term = Term(window=1)
+        counter.desk.use(term)
+        first = counter.ask(seconds=0.3)
+        wait_sent(term, 1)
+        assert counter.ask(seconds=0.3).cancel()
+        assert counter.desk.statistics().open == 1
+        counter.ask()
+        with pytest.raises(RequestTimeout):
+            first.result(LONG)
+        assert counter.desk.statistics().expired == 1
+
+
+def test_whatever_sending_raises_is_told_and_deadlines_hold() -> None:
+    with opened() as counter:
+        counter.desk.use(Term(error=RuntimeError("no memory")))
+        future = counter.ask(seconds=0.2)
+        with pytest.raises(RequestTimeout):
+            future.result(LONG)
+        ((_, error),) = counter.broken
+        assert str(error) == "sending failed: RuntimeError: no memory"
 
 
 def test_a_term_that_cannot_send_is_told_of_and_used_no_more() -> None:
