@@ -13,6 +13,7 @@ import edgeweave as ew
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.serving import Endpoint, ServeOptions, serve
 from edgeweave.serving.desk import Desk
+from edgeweave.serving.report import Change
 from tests.fleet.worlds import MemoryFleet, memory_fleet
 from tests.models import ZOO
 from tests.program.running import call
@@ -161,6 +162,14 @@ def test_a_report_tells_requests_latency_and_energy_by_device(shared: Endpoint) 
     assert report.joules_per_request == pytest.approx(1.0 * device.cpu_seconds_per_request)
     assert report.plan is not None
     assert [change.why for change in report.changes] == ["serving begins"]
+
+
+def test_a_change_says_when_it_was_noticed_and_how_much_later_it_was_over(
+    shared: Endpoint,
+) -> None:
+    assert shared.plan is not None
+    change = Change(9.9, "serving begins", shared.plan, 6.0, 0)
+    assert change.line() == "3.9 s: serving begins; 6.00 s later served by x."
 
 
 def test_costs_of_an_endpoint_serve_the_next_and_devices_can_be_named(world: MemoryFleet) -> None:
