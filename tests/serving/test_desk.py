@@ -33,7 +33,7 @@ class Term:
     """Takes shipments, up to ``window`` at once, and answers when it is told to."""
 
     window: int = 100
-    error: EdgeweaveError | None = None
+    error: Exception | None = None
     has_ended: bool = False
     sent: list[Shipment] = field(default_factory=list)
     open: list[Shipment] = field(default_factory=list)
@@ -197,6 +197,30 @@ def test_a_request_that_was_given_up_is_not_sent() -> None:
         assert counter.desk.statistics().open == 0
 
 
+def test_a_request_that_was_given_up_leaves_its_place_and_does_not_expire() -> None:
+    with opened(queue_size=2) as counter:
+        term = Term(window=1)
+        counter.desk.use(term)
+        first = counter.ask(seconds=0.3)
+        wait_sent(term, 1)
+        assert counter.ask(seconds=0.3).cancel()
+        assert counter.desk.statistics().open == 1
+        counter.ask()
+        with pytest.raises(RequestTimeout):
+            first.result(LONG)
+        assert counter.desk.statistics().expired == 1
+
+
+def test_whatever_sending_raises_is_told_and_deadlines_hold() -> None:
+    with opened() as counter:
+        counter.desk.use(Term(error=RuntimeError("no memory")))
+        future = counter.ask(seconds=0.2)
+        with pytest.raises(RequestTimeout):
+            future.result(LONG)
+        ((_, error),) = counter.broken
+        assert str(error) == "sending failed: RuntimeError: no memory"
+
+
 def test_a_term_that_cannot_send_is_told_of_and_used_no_more() -> None:
     with opened() as counter:
         error = FleetError("gone")
@@ -290,6 +314,18 @@ def test_closing_answers_what_was_accepted_and_accepts_nothing_more() -> None:
         counter.answer(term)
         closing.join(LONG)
         assert future.result(LONG) == [2.0]
+
+
+def test_closing_waits_for_a_request_with_a_longer_deadline_of_its_own() -> None:
+    with opened(timeout_seconds=0.01) as counter:
+        counter.desk._stop_seconds = 0.0
+        term = Term()
+        counter.desk.use(term)
+        future = counter.ask(1.0, seconds=LONG)
+        wait_sent(term, 1)
+        threading.Timer(0.2, lambda: counter.answer(term)).start()
+        counter.desk.finish()
+        assert future.result(0) == [2.0]
 
 
 def test_what_is_left_at_the_end_fails_with_a_reason() -> None:

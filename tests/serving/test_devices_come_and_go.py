@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from edgeweave.core.errors import RequestTimeout
+from edgeweave.core.errors import PlanError, RequestTimeout
+from edgeweave.device import Serve
+from edgeweave.device.hosting import Hosting
+from edgeweave.serving.requests import Shipment
+from edgeweave.serving.term import ServingTerm
+from tests.fleet.worlds import wait_until
 from tests.serving.trouble import Served, request, served
-from tests.train.troubled import Act, cut_off, drop, kill, stall, start
+from tests.train.troubled import Act, cut_off, drop, kill, mend, stall, start
 
 N = 60
 
@@ -88,6 +94,59 @@ def test_a_device_that_says_nothing_is_left_out(hurt: Callable[[str], Act]) -> N
     with served("a", "b", "c") as here:
         assert_all_answered(here.answers(N, {20: hurt("b")}), here)
         assert "b stands still" in [each.why for each in here.endpoint.changes]
+
+
+def test_a_request_that_is_sent_while_its_term_ends_is_sent_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, begun, go_on = ServingTerm.send, threading.Event(), threading.Event()
+
+    def send(term: ServingTerm, shipment: Shipment) -> bool:
+        if term.number == 0:
+            begun.set()
+            assert go_on.wait(20)
+        return plain(term, shipment)
+
+    monkeypatch.setattr(ServingTerm, "send", send)
+    with served("a", "b") as here:
+        future = here.endpoint.submit(request(0))
+        assert begun.wait(20)
+        kill("b")(here.troubled)
+        here.wait_devices("a")
+        go_on.set()
+        assert_all_answered([future.result(20)], here, 1)
+
+
+@pytest.mark.parametrize("refusing", ["b", "c"])
+def test_a_device_that_refuses_its_stage_leaves_none_of_that_term_behind(
+    monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    plain, refused = Hosting.deploy, []
+
+    def deploy(hosting: Hosting, message: Serve) -> None:
+        if message.place.n_stages == 3 and message.place.device == refusing:
+            refused.append(message.place.term)
+            raise PlanError(f"{refusing} has no room.")
+        plain(hosting, message)
+
+    monkeypatch.setattr(Hosting, "deploy", deploy)
+    with served("a", "b") as here:
+        start("c")(here.troubled)
+        wait_until(lambda: len(refused) > 1, f"{refusing} refuses, and is asked again")
+        found = here.answers(10, {})
+        assert all(map(torch.equal, found, here.expected(10)))
+        hosting = here.troubled.world.agents["a"]._membership
+        assert isinstance(hosting, Hosting)
+        wait_until(lambda: len(hosting._held) == 1, "one stage is left")
+
+
+@pytest.mark.slow
+def test_a_device_that_could_not_be_told_its_release_is_told_at_the_end() -> None:
+    with served("a", "b", "c") as here:
+        hands = here.endpoint._keeper._hands
+        here.answers(10, {5: cut_off("b")})
+        wait_until(lambda: "b" in hands._untold, "b does not hear its release")
+        mend("b")(here.troubled)
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import edgeweave as ew
 from edgeweave.codec import none, uniform
 from edgeweave.core.errors import ConfigError, RequestError
 from edgeweave.serving import Endpoint, ServeOptions, serve
+from edgeweave.serving.desk import Desk
+from edgeweave.serving.report import Change
 from tests.fleet.worlds import MemoryFleet, memory_fleet
 from tests.models import ZOO
 from tests.program.running import call
@@ -92,6 +94,18 @@ def test_a_stream_keeps_the_order_and_reads_no_further_than_the_queue(world: Mem
     assert all(map(torch.equal, found, expected))
 
 
+def test_a_tensor_may_be_written_into_once_it_was_submitted(shared: Endpoint) -> None:
+    reused, expected = torch.empty(1, 12), []
+
+    def requests() -> Iterator[torch.Tensor]:
+        for number in range(20):
+            reused.fill_(float(number))
+            expected.extend(answers_of(ZOO["mlp"].model(), [reused]))
+            yield reused
+
+    assert all(map(torch.equal, list(shared.stream(requests())), expected))
+
+
 def test_requests_of_several_sizes_and_the_most_samples(world: MemoryFleet) -> None:
     model = ZOO["mlp"].model().eval()
     requests = [torch.randn(n, 12) for n in (1, 5, 3)]
@@ -149,6 +163,14 @@ def test_a_report_tells_requests_latency_and_energy_by_device(shared: Endpoint) 
     assert report.joules_per_request == pytest.approx(1.0 * device.cpu_seconds_per_request)
     assert report.plan is not None
     assert [change.why for change in report.changes] == ["serving begins"]
+
+
+def test_a_change_says_when_it_was_noticed_and_how_much_later_it_was_over(
+    shared: Endpoint,
+) -> None:
+    assert shared.plan is not None
+    change = Change(9.9, "serving begins", shared.plan, 6.0, 0)
+    assert change.line() == "3.9 s: serving begins; 6.00 s later served by x."
 
 
 @pytest.mark.slow
@@ -231,6 +253,21 @@ def test_a_model_without_rows_is_not_joined_but_served(world: MemoryFleet) -> No
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ServeOptions(**options)
+
+
+def test_devices_are_free_also_if_waiting_for_answers_is_interrupted(
+    world: MemoryFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_desk: Desk) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Desk, "finish", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        serve(ZOO["mlp"].model(), world.fleet, torch.ones(1, 12)),
+    ):
+        pass
+    assert all(agent.greeting().run is None for agent in world.agents.values())
 
 
 @pytest.mark.slow

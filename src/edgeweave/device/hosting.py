@@ -108,10 +108,11 @@ class Hosting:
             self._held[place.term] = self._begin(message, stage)
             self._look_after(place.coordinator)
 
-    def retire(self, before: int) -> None:
-        """End the stages of earlier terms."""
+    def retire(self, before: int, after: int | None = None) -> None:
+        """End the stages of earlier terms, and of those behind ``after``."""
         with self._changing:
-            for term in [each for each in self._held if each < before]:
+            ended = [n for n in self._held if n < before or (after is not None and n > after)]
+            for term in ended:
                 self._held.pop(term).ends.close()
             memory.release_freed()
 

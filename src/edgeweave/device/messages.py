@@ -180,10 +180,14 @@ class Serve(msgspec.Struct, frozen=True):
 
 
 class Retire(msgspec.Struct, frozen=True):
-    """End the stages of a serving run that belong to terms before ``before``."""
+    """End the stages of a serving run that belong to terms before ``before``.
+
+    With ``after``, those of later terms too: they were deployed, and others were not.
+    """
 
     run: str
     before: int
+    after: int | None = None
 
 
 class ServingStatistics(msgspec.Struct, frozen=True):

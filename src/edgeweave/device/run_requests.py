@@ -50,7 +50,7 @@ def requests_of_runs(
 
     def retire(payload: bytes) -> bytes:
         message = decode_message(payload, Retire)
-        hosting(message.run).retire(message.before)
+        hosting(message.run).retire(message.before, message.after)
         return b""
 
     handlers = (fetch, replicate, state, statistics, serving, retire)

@@ -20,7 +20,13 @@ from typing import Any, Protocol, Self
 import torch
 
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import EdgeweaveError, QueueFull, RequestError, RequestTimeout
+from edgeweave.core.errors import (
+    EdgeweaveError,
+    FleetError,
+    QueueFull,
+    RequestError,
+    RequestTimeout,
+)
 from edgeweave.serving.options import ServeOptions
 from edgeweave.serving.requests import Request, Shipment
 
@@ -150,7 +156,8 @@ class Desk:
             self._next_deadline = min(self._next_deadline, request.deadline_seconds)
             self._first = now if self._first is None else self._first
             self._news.notify_all()
-            return request
+        request.future.add_done_callback(lambda _: self._given_up(request))
+        return request
 
     def use(self, term: Sending) -> None:
         """Send what waits in this term from now on."""
@@ -211,7 +218,8 @@ class Desk:
         with self._news:
             self._closing = True
             self._news.notify_all()
-            most = self._options.timeout_seconds + self._stop_seconds
+            latest = max((r.deadline_seconds for r in self._open.values()), default=0.0)
+            most = max(latest - self._clock.now(), 0.0) + self._stop_seconds
             self._news.wait_for(lambda: not self._open, most)
 
     def statistics(self) -> DeskStatistics:
@@ -240,6 +248,14 @@ class Desk:
             self._news.notify_all()
             return True
 
+    def _given_up(self, request: Request) -> None:
+        """A request is done; one that its user cancelled leaves its place to others."""
+        with self._news:
+            if request.future.cancelled() and self._open.pop(request.number, None) is not None:
+                self._alone.discard(request.number)
+                self._waiting.remove(request)
+                self._news.notify_all()
+
     def _may_enter(self) -> bool:
         return len(self._open) < self._options.queue_size or self._closing or self._ended
 
@@ -265,21 +281,27 @@ class Desk:
         try:
             is_taken = term.send(shipment)
         except EdgeweaveError as error:
-            self.suspend(term)
-            self._on_broken(term, error)
-            return
-        if not is_taken:
-            self.suspend(term)
-            self.give_back([shipment])
+            self._break(term, error)
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: reported, never lost
+            failed = FleetError(f"sending failed: {type(error).__name__}: {error}")
+            failed.__cause__ = error
+            self._break(term, failed)
+        else:
+            if not is_taken:
+                self.suspend(term)
+                self.give_back([shipment])
+
+    def _break(self, term: Sending, error: EdgeweaveError) -> None:
+        self.suspend(term)
+        self._on_broken(term, error)
 
     def _next(self) -> tuple[Sending | None, Shipment | None]:
         """What to send now, if anything. Holds the lock."""
-        while self._waiting and not self._waiting[0].begin():
-            given_up = self._waiting.popleft()
-            self._open.pop(given_up.number, None)
         if self._term is None or not self._waiting or not self._term.has_room:
             return None, None
         joined = self._joined()
+        if not joined:
+            return None, None
         if self._may_grow(joined):
             return None, None
         for _ in joined:
@@ -287,7 +309,9 @@ class Desk:
         return self._term, Shipment(tuple(joined))
 
     def _joined(self) -> list[Request]:
-        """The first that waits, and those behind it that may go along."""
+        """The first that waits, and those behind it that may go along; none if it was given up."""
+        if not self._waiting[0].begin():
+            return []  # whoever gives it up takes it off, and says so
         joined = [self._waiting[0]]
         samples = joined[0].samples
         if joined[0].number in self._alone:
@@ -297,7 +321,7 @@ class Desk:
             if samples > self._options.join_samples or request.number in self._alone:
                 break
             if not request.begin():
-                break  # given up: taken off when it is the first
+                break  # given up: whoever does so takes it off
             joined.append(request)
         return joined
 

@@ -156,9 +156,9 @@ class Endpoint:
         traceback: TracebackType | None,
     ) -> None:
         self._is_open = False
-        if error is None:
-            self._desk.finish()
-        self._stack.close()
+        with self._stack:
+            if error is None:
+                self._desk.finish()
 
     def __call__(self, inputs: Any, *, timeout_seconds: float | None = None) -> Any:
         """The model's answer to one request. Waits for room in the queue.

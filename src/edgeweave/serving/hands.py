@@ -40,8 +40,10 @@ class Hands:
         self._state = state
         self._most_samples = most_samples
         self._codec = codec
-        self._held: dict[str, frozenset[str]] = {}
-        """By device that is hired, the names of what it holds."""
+        self._held: dict[str, frozenset[str] | None] = {}
+        """By device that may be hired, the names of what it holds; None if that is not known."""
+        self._untold: set[str] = set()
+        """Those that did not take their release."""
         self._number = 0
 
     def deploy(
@@ -64,11 +66,9 @@ class Hands:
         )
         term.listen()
         failed = term.deploy(self._graph, self._state, self._held)
-        for device in plan.devices:
-            if device in failed:
-                self._held.pop(device, None)
-            else:
-                self._held[device] = term.weights_of(device)
+        for device in plan.devices:  # one that failed may hold a stage of before, or of now
+            self._held[device] = None if device in failed else term.weights_of(device)
+            self._untold.discard(device)
         if not failed:
             return term, failed
         term.close()
@@ -77,23 +77,29 @@ class Hands:
     def forget(self, device: str) -> None:
         """Its process has ended, and with it all that it held."""
         self._held.pop(device, None)
+        self._untold.discard(device)
 
     def let_go(self, terms: Sequence[ServingTerm]) -> None:
         """Retire the stages that none of these terms needs, and release who has none of them."""
-        needed = {device for term in terms for device in term.plan.devices}
-        oldest = min((term.number for term in terms), default=self._number)
+        newest = {device: term for term in terms for device in term.plan.devices}
+        numbers = [term.number for term in terms] or [self._number]
         for device in sorted(self._held):
-            if device in needed:
-                self._tell(device, "retire", Retire(self.run, oldest))
-            else:
-                del self._held[device]
-                self._tell(device, "release", Release(self.run, before=self._number))
+            term = newest.get(device)
+            if term is not None:
+                message = Retire(self.run, min(numbers), max(numbers))
+                is_told = self._is_told(device, "retire", message)
+                self._held[device] = term.weights_of(device) if is_told else None
+                continue
+            del self._held[device]
+            if not self._is_told(device, "release", Release(self.run, before=self._number)):
+                self._untold.add(device)
 
     def release_all(self) -> None:
         """Let everybody go that is there."""
-        for device in sorted(set(self._fleet.present()) & self._held.keys()):
-            self._tell(device, "release", Release(self.run))
+        for device in sorted(set(self._fleet.present()) & (self._held.keys() | self._untold)):
+            self._is_told(device, "release", Release(self.run))
         self._held.clear()
+        self._untold.clear()
 
     def statistics(self, devices: Collection[str]) -> dict[str, ServingStatistics]:
         """What these devices did so far; without those that do not answer."""
@@ -112,10 +118,12 @@ class Hands:
                 found[device] = decode_message(answer, ServingStatistics)
         return found
 
-    def _tell(self, device: str, verb: str, message: Retire | Release) -> None:
-        """One that is gone or silent cannot be told, and need not be."""
+    def _is_told(self, device: str, verb: str, message: Retire | Release) -> bool:
+        """Whether it took it; one that is gone or silent cannot be told."""
         try:
             seconds = self._fleet.timeouts.stop
             self._fleet.ask(device, verb, message, timeout_seconds=seconds)
         except EdgeweaveError as error:
             _log.warning("%s did not take its %s: %s", device, verb, error)
+            return False
+        return True

@@ -18,7 +18,7 @@ class Change:
     """The model is served by another plan from now on. ``line()`` says it."""
 
     at_seconds: float
-    """Since serving began."""
+    """From when the endpoint was made to the first request that could be sent by the new plan."""
     why: str
     plan: ServingPlan
     seconds: float
@@ -29,8 +29,9 @@ class Change:
     def line(self) -> str:
         """One sentence for a person."""
         again = f", {self.n_resent} requests sent again" if self.n_resent else ""
+        noticed = self.at_seconds - self.seconds
         return (
-            f"{self.at_seconds:.1f} s: {self.why}; {self.seconds:.2f} s later served by "
+            f"{noticed:.1f} s: {self.why}; {self.seconds:.2f} s later served by "
             f"{', '.join(self.plan.devices)}{again}."
         )
 

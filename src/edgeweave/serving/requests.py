@@ -81,7 +81,7 @@ class Shipment:
 def named_inputs(
     program: Program, inputs: Any, *, most_samples: int, shown: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """A request's tensors by the names of the program's inputs, and how many samples they hold.
+    """Copies of a request's tensors by the program's names of them, and how many samples they hold.
 
     ``RequestError`` unless they are what the model takes: it says which tensor is not, and how,
     by the names that are ``shown``.
@@ -110,8 +110,13 @@ def named_inputs(
                 f"{word} of a request with {samples} samples is {value.dtype} {shape} (got {dtype} "
                 f"{tuple(tensor.shape)}). Convert it."
             )
-    plain = {name: t.detach().to("cpu").contiguous() for name, t in given.items()}
-    return plain, samples
+    own = {name: _copied(tensor) for name, tensor in given.items()}
+    return own, samples
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """As it is now: it is sent later, perhaps again, and its owner may write into it meanwhile."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def has_rows(program: Program) -> bool:

@@ -132,7 +132,7 @@ class ServingTerm:
         self,
         graph: bytes,
         state: Mapping[str, torch.Tensor],
-        held: Mapping[str, frozenset[str]],
+        held: Mapping[str, frozenset[str] | None],
     ) -> dict[str, EdgeweaveError]:
         """Put the stages on their devices, all at once; who could not take its stage, and why.
 
