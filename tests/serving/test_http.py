@@ -241,6 +241,15 @@ def test_a_full_queue_is_said_with_when_to_come_back() -> None:
         assert (late.status, "no answer came" in late.error) == (504, True)
 
 
+def test_an_endpoint_that_was_closed_does_not_call_the_request_bad() -> None:
+    with memory_fleet("a") as world:
+        with serve(Toy(), world.fleet, EXAMPLE) as endpoint:
+            app = application(endpoint, name="toy")
+            assert infer(app, document()).status == 200
+        reply = infer(app, document())
+    assert (reply.status, "the endpoint" in reply.error) == (503, True)
+
+
 def test_metrics_count_requests_by_outcome_and_what_devices_did(endpoint: Endpoint) -> None:
     app = application(endpoint, name="toy", metrics=metrics_text(endpoint))
     infer(app, document())

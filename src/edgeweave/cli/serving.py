@@ -173,13 +173,19 @@ def load_weights(model: torch.nn.Module, job: ServiceJob) -> str:
         state, where = load(newest).state, f"{newest}"
     else:
         return "as the factory made them (no serve.weights, no train.checkpoint_directory)"
-    _check_fits(model, state, where)
+    absent = _check_fits(model, state, where)
     model.load_state_dict(state, strict=False)
-    return where
+    if not absent:
+        return where
+    rest = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    return f"{where}, but for {', '.join(absent[:3])}{rest}, which are as the factory made them"
 
 
-def _check_fits(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """What training never touched, and further names of tied weights, may be missing; no more."""
+def _check_fits(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> list[str]:
+    """The parameters that no name of the file is of: those that training never touched.
+
+    ``ConfigError`` if that is all of them, or the file has others.
+    """
     own = model.state_dict()
     wrong = [n for n, t in state.items() if n not in own or own[n].shape != t.shape]
     pointers = {own[name].data_ptr() for name in state.keys() & own.keys()}
@@ -191,6 +197,7 @@ def _check_fits(model: torch.nn.Module, state: dict[str, torch.Tensor], where: s
             f"the weights are those of the job's model ({where}: {named} "
             f"{'differ' if wrong else 'are missing'}). Serve it with the job it was trained by."
         )
+    return absent
 
 
 def _example(job: ServiceJob) -> Any:

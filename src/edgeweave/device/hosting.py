@@ -118,7 +118,7 @@ class Hosting:
 
     def pulse(self) -> Pulse:
         """What the newest stage does now."""
-        held = self._held
+        held = dict(self._held)  # others deploy and retire meanwhile
         return held[max(held)].working.pulse() if held else Pulse(None)
 
     def statistics(self) -> ServingStatistics:

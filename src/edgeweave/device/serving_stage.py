@@ -159,7 +159,8 @@ class ServingStage:
                 try:
                     return self._exchange.wait(kind, sender, _ALL, number)
                 except DeviceTimeout:
-                    continue
+                    if self._exchange.inbox.error is not None:
+                        raise
 
     def _computed(
         self, number: int, inputs: Mapping[str, torch.Tensor], samples: int

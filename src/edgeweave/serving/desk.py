@@ -24,11 +24,10 @@ from edgeweave.core.errors import (
     EdgeweaveError,
     FleetError,
     QueueFull,
-    RequestError,
     RequestTimeout,
 )
 from edgeweave.serving.options import ServeOptions
-from edgeweave.serving.requests import Request, Shipment
+from edgeweave.serving.requests import EndpointClosed, Request, Shipment
 
 __all__ = ["Desk", "DeskStatistics", "Sending"]
 
@@ -126,7 +125,9 @@ class Desk:
             self._news.notify_all()
         for request in left:
             request.fail(
-                RequestError("the endpoint was closed before this request was answered. Ask anew.")
+                EndpointClosed(
+                    "the endpoint was closed before this request was answered. Ask anew."
+                )
             )
         self._thread.join()
 
@@ -261,7 +262,7 @@ class Desk:
 
     def _check_open(self) -> None:
         if self._closing or self._ended:
-            raise RequestError("the endpoint is closing and accepts no request. Open another.")
+            raise EndpointClosed("the endpoint is closing and accepts no request. Open another.")
 
     def _run(self) -> None:
         while True:

@@ -25,7 +25,7 @@ from edgeweave.serving.keeper import Keeper
 from edgeweave.serving.measuring import Measuring
 from edgeweave.serving.options import ServeOptions
 from edgeweave.serving.report import Change, ServingReport, report_of
-from edgeweave.serving.requests import Request, has_rows, named_inputs
+from edgeweave.serving.requests import EndpointClosed, Request, has_rows, named_inputs
 from edgeweave.serving.signature import Signature
 
 __all__ = ["Endpoint", "serve"]
@@ -221,7 +221,7 @@ class Endpoint:
 
     def _accepted(self, inputs: Any, timeout_seconds: float, *, wait_seconds: float) -> Request:
         if not self._is_open:
-            raise RequestError("the endpoint is not open. Use it in a with block.")
+            raise EndpointClosed("the endpoint is not open. Use it in a with block.")
         tensors, samples = named_inputs(
             self._inference.program,
             inputs,

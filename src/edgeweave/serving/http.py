@@ -31,6 +31,7 @@ from edgeweave.core.errors import (
 from edgeweave.core.version import __version__
 from edgeweave.serving.endpoint import Endpoint
 from edgeweave.serving.protocol import body_limit_bytes, decode_inquiry, encode_answer, metadata
+from edgeweave.serving.requests import EndpointClosed
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -60,6 +61,7 @@ _STATUS: dict[type[EdgeweaveError], int] = {
     _TooLarge: 413,
     _Unknown: 404,
     QueueFull: 429,
+    EndpointClosed: 503,
     RequestTimeout: 504,
     RequestError: 400,
 }

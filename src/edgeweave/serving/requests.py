@@ -12,7 +12,11 @@ import torch
 from edgeweave.core.errors import EdgeweaveError, RequestError
 from edgeweave.program import Program, Size, flatten_inputs
 
-__all__ = ["Request", "Shipment", "has_rows", "named_inputs"]
+__all__ = ["EndpointClosed", "Request", "Shipment", "has_rows", "named_inputs"]
+
+
+class EndpointClosed(RequestError):
+    """Nothing is wrong with the request: nobody is there any more, or yet, to answer it."""
 
 
 @dataclass(eq=False, slots=True)
