@@ -13,14 +13,19 @@ from tests.codec.bounds import EVERY_CODEC
 
 def test_public_names_are_these() -> None:
     assert edgeweave.codec.__all__ == [
+        "PAYLOAD_BYTES",
         "Codec",
         "CodecName",
         "blockfloat",
+        "dealt",
         "decode",
         "encode",
         "encode_with_feedback",
+        "kept",
+        "n_datagrams",
         "none",
         "parse",
+        "put_together",
         "truncate",
         "uniform",
     ]

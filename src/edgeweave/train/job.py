@@ -223,8 +223,8 @@ class Job:
     metrics: MetricsSection = field(default_factory=MetricsSection)
     lr_schedule: LrScheduleSection | None = None
     train: TrainSection = field(default_factory=TrainSection)
-    gossip: GossipSection = field(default_factory=GossipSection)
     fleet: FleetSection = field(default_factory=FleetSection)
+    gossip: GossipSection = field(default_factory=GossipSection)
     serve: ServeSection = field(default_factory=ServeSection)
 
 
