@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeweave.data import Split, deal
 from edgeweave.device.sampler import Sampler
 
 
@@ -32,3 +34,14 @@ def test_whole_pieces_are_all_of_one_size(n: int, size: int) -> None:
 def test_epochs_have_orders_of_their_own() -> None:
     sampler = Sampler(100, 100, seed=0)
     assert not torch.equal(sampler.at(0), sampler.at(1))
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**40])
+def test_every_epoch_has_everything_once_whatever_the_seed(seed: int) -> None:
+    """Bug: what a run's seed of 10 digits became was too large for torch and numpy."""
+    sampler = Sampler(10, 4, seed=seed * 65_537 + 3)
+    for epoch in range(2):
+        drawn = torch.cat([sampler.at(3 * epoch + place) for place in range(3)])
+        assert sorted(drawn.tolist()) == list(range(10))
+    parts = deal(torch.zeros(6, dtype=torch.int64).numpy(), 2, Split(seed=seed))
+    assert sorted(number for part in parts for number in part.tolist()) == list(range(6))

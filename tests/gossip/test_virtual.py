@@ -229,3 +229,46 @@ def test_a_fixed_share_trains_that_share() -> None:
     world = run_of(settings, steps=10)
     assert world.run()
     assert all(p.statistics.n_samples == [8] * 10 for p in world.peers.values())
+
+
+def test_a_peer_that_heals_late_does_not_wait_for_those_that_are_done() -> None:
+    """Bug: a peer that was done opened the edge again, and never sent a model over it."""
+    for algorithm in ("d-psgd", "gossip-sgd"):
+        world = run_of(
+            plain(settings_of("ring", 3, algorithm=algorithm)), steps=20, slowness={"p2": 4.0}
+        )
+        world.at(0.2, lambda w=world: w.cut(["p0", "p1"], ["p2"]))  # type: ignore[misc]
+        world.at(1.5, world.heal)
+        assert world.run()
+        assert sum(world.peers["p2"].statistics.waited_seconds) < 0.5
+
+
+def test_push_sum_goes_on_without_the_neighbour_that_had_its_mass() -> None:
+    """Bug: a peer whose mass died with its neighbour waited for ever, and so did the neighbour."""
+    settings = plain(settings_of("ring", 2, algorithm="push-sum"))
+    world = run_of(settings, steps=30, slowness={"p1": 30.0}, patience_seconds=5.0)
+    world.at(0.9, lambda: world.kill("p1"))
+    world.run(until=0.95)
+    assert world.peers["p0"].step == 30 or world.run(until=10.0)
+    world.revive("p1")
+    assert world.run()
+    assert {peer.step for peer in world.peers.values()} == {30}
+
+
+def test_push_sum_ends_where_a_late_peer_meets_those_that_are_done() -> None:
+    """Bug: what it pushed to them never came back, and it waited for ever."""
+    settings = plain(settings_of("ring", 3, algorithm="push-sum"))
+    world = run_of(settings, steps=20, slowness={"p2": 4.0}, patience_seconds=5.0)
+    world.at(0.2, lambda: world.cut(["p0", "p1"], ["p2"]))
+    world.at(1.5, world.heal)
+    assert world.run()
+
+
+def test_a_slow_first_exchange_is_waited_for_as_long_as_any() -> None:
+    """Bug: the deadline of gathering stayed, and gave up models that took longer than 10 s."""
+    slow = LinkShape(bytes_per_second=600.0)
+    links = Links.of({("p0", "p1"): slow, ("p1", "p0"): slow})
+    world = run_of(plain(settings_of("ring", 3)), steps=1, links=links)
+    assert world.run()
+    assert world.now > 11.0
+    assert [peer.statistics.n_closed for peer in world.peers.values()] == [0, 0, 0]

@@ -196,9 +196,10 @@ def test_push_sum_hands_its_mass_on_when_a_peer_leaves_and_gives_some_to_one_tha
     newcomer = PushSum(torch.zeros(7))
     newcomer.adopt(torch.zeros(7))
     world.peers["p4"] = newcomer
-    assert not newcomer.can_begin()
+    assert newcomer.can_begin(), "there is nobody whose mass it could wait for"
     for other in ("p0", "p1", "p2", "p3"):
         world.open("p4", other, incarnation=2)
+    assert not newcomer.can_begin()
     for _ in range(200):
         world.round()
     assert newcomer.can_begin()

@@ -73,7 +73,7 @@ def epoch_batches(
     dataset: Dataset[Any], batch_size: int, *, seed: int, cursor: Cursor
 ) -> Iterator[Batch]:
     """The batches of one epoch in their random order, from ``cursor.batch`` on."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + cursor.epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + cursor.epoch) % 2**63)
     order = torch.randperm(_length(dataset), generator=generator)
     for start in range(cursor.batch * batch_size, len(order), batch_size):
         yield _read(dataset, order[start : start + batch_size])

@@ -79,7 +79,8 @@ def deal(labels: Indices, n_peers: int, split: Split) -> tuple[Indices, ...]:
             f"every device gets at least one sample ({len(labels)} samples for {n_peers} "
             "devices). Give more data or fewer devices."
         )
-    random = np.random.RandomState(split.seed)  # its numbers never change between versions
+    # Its numbers never change between versions; it takes 32 bits.
+    random = np.random.RandomState(split.seed % 2**32)
     if split.kind == "iid":
         parts = np.array_split(random.permutation(len(labels)), n_peers)
     elif split.kind == "sizes":

@@ -59,7 +59,7 @@ class Outbox:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             if self._stopped.is_set():
-                continue
+                return
             try:
                 work()
             except EdgeweaveError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import heapq
 import logging
+import math
 import queue
 import secrets
 import threading
@@ -24,7 +25,7 @@ from dataclasses import replace
 import msgspec
 import torch
 
-from edgeweave.core.errors import PlanError, WireError
+from edgeweave.core.errors import FleetError, PlanError, WireError
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
 from edgeweave.device.gossip_messages import BeginGossip, Enrol, Enrolled, PeerStatus
@@ -107,6 +108,7 @@ class PeerRun:
         self._peer: Peer | None = None
         self._error: BaseException | None = None
         self._beginning = threading.Lock()
+        self._closed = False
         self._stack = ExitStack()
 
     def enrolled(self) -> Enrolled:
@@ -123,6 +125,8 @@ class PeerRun:
     def begin(self, message: BeginGossip) -> None:
         """Start to work. A second time changes nothing."""
         with self._beginning:
+            if self._closed:
+                raise FleetError(f"run {self.run} has ended on {self._message.name}.")
             if self._peer is not None:
                 return
             place, settings = self._place, self._message.settings
@@ -194,6 +198,7 @@ class PeerRun:
     def close(self) -> None:
         """End its threads and subscriptions."""
         with self._beginning:
+            self._closed = True
             self._stack.close()
         memory.release_freed()
 
@@ -287,6 +292,8 @@ class PeerRun:
     def _expect(self, header: FrameHeader) -> None:
         if header.kind not in KINDS or len(header.tensors) > 1 or header.stage < 0:
             raise WireError(f"a peer sends {', '.join(KINDS)} (got {header.kind[:40]!r}).")
+        if not all(map(math.isfinite, header.scalars.values())):
+            raise WireError(f"scalars of a peer are finite numbers (got {header.scalars}).")
 
     def _take(self, frame: Frame) -> None:
         header, peer = frame.header, self._peer

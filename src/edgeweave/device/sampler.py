@@ -32,7 +32,7 @@ class Sampler:
         """The numbers of one step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
             self._order = torch.randperm(self._n, generator=generator)
             self._epoch = epoch
         return self._order[place * self._size : (place + 1) * self._size]

@@ -174,7 +174,9 @@ class Peer:
             if self.phase in ("gathers", "returns"):
                 self.phase = "works"
             elif self._trained is not None:
-                self._give_up()
+                self._give_up(self._exchange.waits_for())
+            elif not self._training:
+                self._give_up(self.open_peers)
         if now >= self._retry_at:
             self._retry_at = float("inf")
             for peer in sorted(self._unanswered()):
@@ -201,7 +203,7 @@ class Peer:
             self._begin_when_possible(now)
         while self.phase == "works" and self._trained is not None:
             if self._is_last_local and self._exchange.waits_for():
-                self._watch(now)
+                self._watch(now, self._patience_now())
                 break
             self._finish_step(now)
         if self._retry_at == float("inf") and self.phase != "waits" and self._unanswered():
@@ -214,11 +216,15 @@ class Peer:
         return self._local == self._settings.local_steps - 1
 
     def _begin_when_possible(self, now: float) -> None:
-        if self._training or self._trained is not None or not self._exchange.can_begin():
+        if self._training or self._trained is not None:
             return
         if self.step >= self.steps:
             self._end()
             return
+        if not self._exchange.can_begin():
+            self._watch(now, self._patience)
+            return
+        self._deadline = float("inf")
         if self._local == 0:
             self._send(self._exchange.begin())
         self._began = now
@@ -247,10 +253,10 @@ class Peer:
         for peer in self._sessions.open_peers():
             self._send([Send(peer, Message("bye"))])
 
-    def _watch(self, now: float) -> None:
+    def _watch(self, now: float, patience_seconds: float) -> None:
         """Wait for neighbours, until a deadline."""
         if self._deadline == float("inf"):
-            self._deadline = now + self._patience_now()
+            self._deadline = now + patience_seconds
             self._effects.append(Wake(self._deadline))
 
     def _patience_now(self) -> float:
@@ -263,9 +269,9 @@ class Peer:
         self._n_waits += 1
         self._longest_wait = max(_LONGEST_KEPT * self._longest_wait, seconds)
 
-    def _give_up(self) -> None:
+    def _give_up(self, peers: tuple[str, ...]) -> None:
         """Whoever is still waited for says nothing: go on without, and greet anew."""
-        for peer in self._exchange.waits_for():
+        for peer in peers:
             self._close(peer)
 
     def _hello(self, peer: str, message: Message) -> None:
@@ -280,6 +286,8 @@ class Peer:
             number = int(message.scalars.get("round", 0))
             incarnation = self._sessions.incarnation_of(peer)
             self._send(self._exchange.opened(peer, incarnation=incarnation, round_number=number))
+            if self.phase == "finished" and not self._exchange.goes_on:
+                self._send([Send(peer, Message("bye"))])  # or the other end would wait for models
         if heard.answers:
             self._say_hello(peer, self._sessions.stamp(peer))
         wants = message.scalars.get("wants", 0.0) > 0

@@ -7,7 +7,9 @@ A message holds all mass that ever went along its edge, not this iteration's, an
 what it has not had (Hadjicostis et al., 2016). So a message that is lost loses nothing: the next
 brings it. Mass is lost only with a peer that dies, x and w alike, which leaves the others' mean an
 average of what is left; one that leaves pushes all it has first, and one that returns begins with
-none and is given some.
+none and is given some. Whoever has next to none and nobody to get it from (all neighbours died, or
+are done) begins anew with a weight of one: its model then counts for more than it had, and it does
+not wait for ever.
 
 Deviation: the paper moves x_i by z' - z, which is the same where all keep pace and weights stay
 near one. Here nobody waits: mass gathers at slow peers until each passes on as much as the others,
@@ -59,10 +61,12 @@ class PushSum:
         return self.mass / self.weight if self.weight >= _LEAST_WEIGHT else self._last
 
     def can_begin(self) -> bool:
-        return self.weight >= _LEAST_WEIGHT
+        return self.weight >= _LEAST_WEIGHT or not self._open
 
     def begin(self) -> list[Send]:
         self._last = self.model
+        if self.weight < _LEAST_WEIGHT and not self._open:
+            self.mass, self.weight = self._last, 1.0
         share = 1.0 / (1 + len(self._open))
         portion, weight = self.mass * share, self.weight * share
         return [self._push(peer, portion, weight) for peer in self._open]

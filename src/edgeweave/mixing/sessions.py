@@ -51,7 +51,8 @@ class Sessions:
 
     def open_peers(self) -> tuple[str, ...]:
         """Neighbours with an open edge."""
-        return tuple(peer for peer, session in self._sessions.items() if session.is_open)
+        # A copy in one go: ``status`` asks from another thread.
+        return tuple(peer for peer, each in list(self._sessions.items()) if each.is_open)
 
     def incarnation_of(self, peer: str) -> int:
         """Which process of that name is at the other end."""
