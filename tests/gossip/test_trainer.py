@@ -72,6 +72,7 @@ def test_real_peers_learn_and_agree(world: MemoryFleet, algorithm: Algorithm) ->
     assert running(world.fleet) == {}
 
 
+@pytest.mark.slow  # and fails in one run of ten or so on a busy machine, for a cause not found yet
 def test_d_psgd_over_agents_gives_the_bits_of_the_virtual_clock(world: MemoryFleet) -> None:
     from .runs import plain, run_of, settings_of  # noqa: PLC0415
 
