@@ -87,6 +87,7 @@ def test_a_plan_is_shown_saved_and_trained_with(
     model.load_state_dict(safetensors.torch.load_file(weights))
 
 
+@pytest.mark.slow
 def test_a_plan_from_the_probe_has_intervals_and_is_drawn(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_profile_has_every_unit_on_every_device(
     assert "Predicted before this profile" in shown
 
 
+@pytest.mark.slow
 def test_a_probe_needs_no_model_and_one_device_of_a_host_measures_for_all(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_probe_needs_no_model_and_one_device_of_a_host_measures_for_all(
     assert "GMAC/s" in shown
 
 
+@pytest.mark.slow
 def test_a_device_with_too_little_memory_ends_with_the_code_of_plans(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,6 +200,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 def test_threads_may_decode_the_first_messages_of_a_kind_at_once() -> None:
     """msgspec 0.22 alone crashed in ten of twelve such processes."""
     for _ in range(3):

@@ -97,6 +97,7 @@ def test_a_second_run_of_the_same_fleet_sees_no_event_again(
     assert fit(fleet, steps=3).chaos == ()
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_script_give_the_same_losses_and_the_same_chaos(
     survived: tuple[ew.Fleet, ew.Report],
 ) -> None:

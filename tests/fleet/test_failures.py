@@ -77,6 +77,7 @@ def test_a_killed_agent_is_named_with_its_stage_and_the_last_checkpoint_is_whole
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_ends_the_run_and_is_named() -> None:
     family: list[Any] = []
 

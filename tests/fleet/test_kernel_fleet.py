@@ -38,6 +38,7 @@ def described(shape: ew.LinkShape) -> FleetDescription:
     )
 
 
+@pytest.mark.slow
 def test_a_run_over_namespaces_equals_a_plain_loop_bit_for_bit(kernel: Kernel) -> None:
     job = job_of(MLP, 24, batch_size=6, n_microbatches=2, epochs=1)
     with ew.Fleet.described(described(ew.LinkShape(5e6)), kernel=True) as fleet:

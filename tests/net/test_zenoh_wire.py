@@ -137,6 +137,7 @@ def test_a_request_under_way_fails_when_its_device_dies(site: Site, how: signal.
     assert time.monotonic() - started < (2.0 if how is signal.SIGKILL else 6.0)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_holds_a_sender_for_a_bounded_time(site: Site) -> None:
     child = site.start("a")
     site.start("b")

@@ -223,6 +223,7 @@ def test_a_run_whose_coordinator_was_killed_goes_on_with_what_its_devices_keep(
     assert_as_undisturbed(resumed, again, job)
 
 
+@pytest.mark.slow
 def test_a_device_lost_right_after_that_takes_the_run_back_to_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_device_that_stands_still_is_lost_by_its_silence(victim: str, stage: i
     assert "while the result of microbatch " in str(lost.value)
 
 
+@pytest.mark.slow
 @pytest.mark.wire
 def test_a_device_that_is_slowed_to_a_third_ends_its_run() -> None:
     chaos = ew.Chaos().slow("b", 0.1, at_step=8)
