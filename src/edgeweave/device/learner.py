@@ -27,12 +27,13 @@ __all__ = ["Layout", "Learner", "SelectionCosts", "layout_of"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor of a model lies in its flat vector: name, begin, shape."""
+    """Where each tensor of a model lies in its flat vector: name, begin, shape.
+
+    Parameters come first, then running statistics.
+    """
 
     places: tuple[tuple[str, int, tuple[int, ...]], ...]
     n_values: int
-    n_trainable: int
-    """Values of parameters, which come first; then running statistics."""
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors by name, sharing the vector's memory."""
@@ -55,7 +56,7 @@ def layout_of(program: Program) -> Layout:
     specs = {spec.name: spec for spec in program.state}
     trained = [specs[name] for name in program.trained]
     kept = [spec for spec in trained if spec.trainable or spec.dtype.startswith("float")]
-    places, start, n_trainable = [], 0, 0
+    places, start = [], 0
     for spec in kept:
         if spec.dtype != "float32":
             raise CaptureError(
@@ -64,8 +65,7 @@ def layout_of(program: Program) -> Layout:
             )
         places.append((spec.name, start, spec.shape))
         start += math.prod(spec.shape)
-        n_trainable = start if spec.trainable else n_trainable
-    return Layout(tuple(places), start, n_trainable)
+    return Layout(tuple(places), start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What peers say to each other, and what a peer asks of whoever runs it. Values; no wire format.
 
-hello    I am here, in this session; scalars mine, theirs, wants, round, n_left
+hello    I am here, in this session; scalars mine, theirs, wants, round
 state    my model, for one that returns; scalar step
 model    my model of this iteration (D-PSGD with my degree, gossip SGD with its round)
 ask      my model, to be averaged with yours at once (AD-PSGD); answer: yours, before that
