@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from edgeweave.core.errors import ConfigError, DeviceFailed, FleetError
 from edgeweave.data import ArrayDataset, Split, load_source
 from edgeweave.device import PeerStatus
 from edgeweave.fleet import Fleet
-from edgeweave.gossip import DeviceFiles, GossipTrainer, running
+from edgeweave.gossip import DeviceFiles, GossipTrainer, Members, running
 from edgeweave.mixing import ALGORITHMS, Algorithm, BalanceSettings, edges_in
 from edgeweave.net import Frame, FrameHeader, NetSettings, frame_key, specs_of
 from edgeweave.train.metrics import accuracy
@@ -85,6 +86,16 @@ def test_d_psgd_over_agents_gives_the_bits_of_the_virtual_clock(world: MemoryFle
     mean = torch.stack(list(virtual.models().values())).mean(dim=0)
     found = torch.cat([tensor.reshape(-1) for tensor in trainer.state_dict().values()])
     assert torch.equal(found, mean)
+
+
+def test_peers_that_were_never_told_to_begin_are_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Members, "begin", lambda _self, _steps: None)
+    with memory_fleet("a", "b", timeouts=replace(QUICK, work=3.0)) as world:
+        trainer = trainer_of(world.fleet, balance=False)
+        with pytest.raises(FleetError, match=r"^a, b of run .* were not told to begin for 3 s"):
+            trainer.fit(FILES, batch_size=32, epochs=1, validate=DIGITS.test)
 
 
 @pytest.mark.slow

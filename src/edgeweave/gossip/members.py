@@ -116,11 +116,22 @@ class Members:
     def wait_until_done(self, on_status: OnStatus) -> dict[str, PeerStatus]:
         """Look every half second until all that are there have done their steps.
 
-        Raises ``FleetError`` if nobody is left, ``DeviceFailed`` if none of those left can go on.
+        Raises ``FleetError`` if nobody is left, or some were not told to begin for as long as
+        ``Timeouts.work``; ``DeviceFailed`` if none of those left can go on.
         """
+        clock, patience = self._fleet.clock, self._fleet.timeouts.work
+        all_begun = clock.now()
         while True:
             found = self.statuses()
             on_status(found)
+            unbegun = [d for d, s in found.items() if s.phase == "enrolled" and s.error is None]
+            if not unbegun:
+                all_begun = clock.now()
+            elif clock.now() - all_begun > patience:
+                raise FleetError(
+                    f"{', '.join(unbegun)} of run {self.run} were not told to begin for "
+                    f"{patience:.0f} s: who enrolled them has gone. Start a run anew."
+                )
             if not found:
                 raise FleetError(
                     f"nobody is left of run {self.run} (it had {', '.join(self.devices)}). "
