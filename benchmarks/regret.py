@@ -244,8 +244,9 @@ class Knowledge:
         }
 
     def of(self, network: Network) -> dict[str, dict[str, DeviceCosts]]:
-        """Of a network's units, by way and kind; ``"measured"`` is what they really take, ``"first"``
-        and ``"later"`` what one recording and two others say.
+        """Of a network's units, by way and kind; ``"measured"`` is what they really take.
+
+        ``"first"`` and ``"later"`` are what one recording and two others say.
         """
         units, seconds = network.units, self._samples.seconds
         reference = seconds[_REFERENCE][units]
@@ -263,7 +264,8 @@ class Knowledge:
             "measured": {kind: seconds[kind][units] for kind in self._kinds},
             "first": {kind: self._samples.rounds[kind][0, units] for kind in self._kinds},
             "later": {
-                kind: self._samples.rounds[kind][1:, units].mean(axis=0) for kind in self._kinds
+                kind: np.nanmean(self._samples.rounds[kind][1:, units], axis=0)
+                for kind in self._kinds
             },
             "scalar_capacity": {
                 kind: reference * seconds[kind][units].sum() / reference.sum()
