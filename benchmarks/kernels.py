@@ -161,12 +161,12 @@ def _traced(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors
         return tuple(found[name] for name in program.outputs)
 
     with torch.no_grad():
-        return make_fx(run)(*inputs.values())  # type: ignore[no-untyped-call]
+        return make_fx(run)(*inputs.values())
 
 
 def _compiled(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors) -> Stage:
     graph = _traced(program, state, inputs)
-    compiled = torch.compile(graph, options={"freezing": True})
+    compiled: Any = torch.compile(graph, options={"freezing": True})
     return _named(program, list(inputs), lambda tensors: compiled(*tensors))
 
 

@@ -192,12 +192,13 @@ def test_costs_of_an_endpoint_serve_the_next_and_devices_can_be_named(world: Mem
 def test_values_that_skip_stages_may_go_past_them(world: MemoryFleet) -> None:
     model = ZOO["unet"].model().eval()
     requests = [ZOO["unet"].batch(1, seed=seed)[0] for seed in range(6)]
-    options = ServeOptions(use="all")
+    options = ServeOptions(use="all", objective="latency")
     with serve(model, world.fleet, requests[0], options=options) as endpoint:
         costs = endpoint.costs
     assert costs is not None
-    slow = replace(costs, links={}, default_link=Link(1e5, 0.0))
-    with serve(model, world.fleet, requests[0], options=options, costs=slow) as endpoint:
+    slow = {here: {there: Link(1e5, 0.0) for there in "abc"} for here in "abc"}
+    slow_costs = replace(costs, links=slow, default_link=Link(1e9, 0.0))
+    with serve(model, world.fleet, requests[0], options=options, costs=slow_costs) as endpoint:
         assert endpoint.plan is not None
         assert endpoint.plan.skips == "direct"
         found = list(endpoint.stream(requests))
