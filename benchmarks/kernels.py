@@ -5,12 +5,12 @@
     compiled   torch.compile (inductor, weights frozen): needs a C++ compiler where it runs
     onnx       ONNX Runtime, exported by torch: another executor, and no operator but ONNX's
 
-One sample a request, one thread, each network cut in two in the middle of its units; the seconds of
-both stages, a call after another, each way in turn. Not among the claims, since it needs packages
+One sample a request, one thread, each network cut in two in the middle of its units; the CPU seconds
+of both stages, a call after another, each way in turn. Not among the claims, since it needs packages
 that Edgeweave does not:
 
     pip install onnx onnxruntime onnxscript
-    python -m benchmarks.kernels [--quick]
+    python -m benchmarks.kernels [--quick] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -66,14 +66,18 @@ class _Way:
 def main(arguments: Sequence[str]) -> int:
     """Print a table; ``--quick`` measures three turns instead of fifteen."""
     n_turns = 3 if "--quick" in arguments else 15
+    wanted = {each.lower() for each in arguments} - {"--quick"}
     torch.set_num_threads(1)
-    print("seconds of exact / seconds of the way; in brackets, seconds to make its two stages")
+    print("CPU seconds of exact / CPU seconds of the way; in brackets, seconds to make its two stages")
     for name, (build, shape) in _NETWORKS.items():
+        if wanted and name.split()[0].lower() not in wanted:
+            continue
         torch.manual_seed(0)
         example = torch.randn(1, *shape)
         inference = capture_inference(build().eval(), example)
         with tempfile.TemporaryDirectory() as folder:
-            print(f"{name}: {_line(_ways(inference, example, Path(folder)), example, n_turns)}")
+            line = _line(_ways(inference, example, Path(folder)), example, n_turns)
+            print(f"{name}: {line}", flush=True)
     return 0
 
 
@@ -127,12 +131,12 @@ def _line(ways: Mapping[str, _Way], example: torch.Tensor, n_turns: int) -> str:
 
 
 def _seconds(way: _Way, example: torch.Tensor) -> float:
-    """What a request takes in both stages: the median of some calls."""
+    """CPU seconds of a request in both stages: the median of some calls."""
     taken = []
     for _ in range(_WARM_UP + _CALLS):
-        began = time.perf_counter()
+        began = time.process_time()
         _answer(way, example)
-        taken.append(time.perf_counter() - began)
+        taken.append(time.process_time() - began)
     return median(taken[_WARM_UP:])
 
 
@@ -161,7 +165,7 @@ def _traced(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors
         return tuple(found[name] for name in program.outputs)
 
     with torch.no_grad():
-        return make_fx(run)(*inputs.values())
+        return make_fx(run)(*inputs.values()).eval()
 
 
 def _compiled(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors) -> Stage:
