@@ -4,7 +4,8 @@ Without ``--quick`` the full result is written to ``benchmarks/results/NAME.json
 committed, and its picture to ``docs/images``. ``--page`` writes ``docs/reference-benchmarks.md``
 from the results that are there, which ``--all`` does too. With ``--json`` the last line of output
 is one JSON object with the metrics. ``convergence`` takes most of an hour: with ``--kept FOLDER``
-it keeps each training there when it is done, and a run that was cut off goes on from them.
+it keeps each training there when it is done, and a run that was cut off goes on from them;
+``serving`` does the same with its parts.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="less work, at most 60 s on 2 cores")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument(
-        "--kept", type=Path, metavar="FOLDER", help="convergence: trainings that are done already"
+        "--kept", type=Path, metavar="FOLDER", help="what convergence or serving has done already"
     )
     options = parser.parse_args(arguments)
     if options.all + options.page + (options.name is not None) != 1:
         parser.error("name one benchmark, or pass --all or --page")
-    if options.kept and options.name != "convergence":
-        parser.error("--kept FOLDER goes with convergence")
+    if options.kept and options.name not in ("convergence", "serving"):
+        parser.error("--kept FOLDER goes with convergence and serving")
     kept = {"kept": options.kept} if options.kept else {}
     names = NAMES if options.all else [options.name] if options.name else []
     for name in names:

@@ -481,6 +481,7 @@ _SERVING = Claim(
             )
         ),
         Metric("unequal_over_sum", "0.3, 0.2 and 0.1 cores / the sum of each alone", least=0.9),
+        Metric("unequal_bound", "what the units allow of that"),
         Metric("lost_requests", "20 devices killed, 20 added: requests not answered", most=0),
         Metric("answered_twice", "requests answered twice", most=0),
         Metric("wrong_answers", "answers that are not the model's, of every 20th", most=0),

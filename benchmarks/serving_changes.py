@@ -28,7 +28,9 @@ from edgeweave.device.process import ProcessSettings
 from edgeweave.fleet.processes import AgentProcesses
 from edgeweave.net import ZenohTransport
 
-__all__ = ["Measured", "changes"]
+__all__ = ["KILLS", "Measured", "changes"]
+
+KILLS = 20
 
 _SPEED = 0.2
 _CLIENTS = 8
@@ -42,10 +44,13 @@ class Measured:
 
     metrics: dict[str, float]
     samples: dict[str, list[float]]
+    lines: tuple[str, ...] = ()
+    """For people."""
 
 
-def changes(*, n_turns: int) -> Measured:
-    """Kill and add a device so many times."""
+def changes(*, quick: bool) -> Measured:
+    """Kill and add a device, again and again; ``quick`` once."""
+    n_turns = 1 if quick else KILLS
     torch.manual_seed(0)
     model: nn.Module = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=32))
     model.eval()

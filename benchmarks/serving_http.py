@@ -1,7 +1,11 @@
 """A served model asked over HTTP, by good and by bad requests in turn: does it stand that?
 
-A real server on loopback. Bad are: no JSON, other names, types, shapes and numbers, an index that
-the model cannot look up, other paths. Every one should get a 4xx with a message.
+A real server on loopback, four clients with a connection each. Good requests are JSON or have their
+tensor in binary. Bad are: no JSON, other names, types, shapes and numbers, an index that the model
+cannot look up, bytes that are missing or too many, other paths. Every one should get a 4xx with a
+message. Memory is what the server's process holds, from a tenth of the requests on.
+
+    python -m benchmarks.serving_http [NUMBER OF REQUESTS]
 """
 
 from __future__ import annotations
@@ -12,9 +16,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from http.client import HTTPConnection
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -38,62 +46,135 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
 """
+_CLIENTS = 4
 _MOST_REQUESTS, _MOST_SECONDS = 100_000, 3600.0
-_WARM_UP = 0.1
-"""The share of requests after which memory should be flat."""
+_PARTS = 50
+"""Memory is looked at so often, and compared over tenths of these."""
+_START_SECONDS = 120.0
 
 
 def http(*, quick: bool) -> Measured:
     """100,000 requests, or those of an hour; ``quick`` a thousand."""
-    most = 1_000 if quick else _MOST_REQUESTS
+    return _measured(1_000 if quick else _MOST_REQUESTS)
+
+
+def _measured(most: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job.toml"
+        job, log = Path(folder) / "job.toml", Path(folder) / "log"
         job.write_text(_JOB)
         (job.parent / "net.py").write_text(_NET)
-        with subprocess.Popen(
-            [sys.executable, "-m", "edgeweave", "serve", str(job), "--json"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as server:
+        with (
+            log.open("wb") as told,
+            subprocess.Popen(
+                [sys.executable, "-m", "edgeweave", "serve", str(job), "--json"],
+                stdout=subprocess.DEVNULL,
+                stderr=told,
+            ) as server,
+        ):
             try:
-                return _asked(server, most)
+                return _asked(server, log, most)
             finally:
                 server.terminate()
                 server.wait(60)
 
 
-def _asked(server: subprocess.Popen[str], most: int) -> Measured:
-    assert server.stderr is not None
-    found = (re.search(r"http://([^/]+)(/\S+)/infer", line) for line in server.stderr)
-    match = next((each for each in found if each), None)
-    assert match is not None, "the server ended before it listened"
-    connection = HTTPConnection(match[1], timeout=60)
-    process, chance = psutil.Process(server.pid), random.Random(0)
-    started, memory = time.perf_counter(), 0
-    n_wrong, n_asked, seconds = 0, 0, []
-    while n_asked < most and time.perf_counter() - started < _MOST_SECONDS:
-        if n_asked == round(_WARM_UP * most):
-            memory = process.memory_info().rss
-        path, body, is_good = _request(chance, match[2])
-        began = time.perf_counter()
-        connection.request("POST", path, body)
-        reply = connection.getresponse()
-        text = reply.read()
-        seconds.append(time.perf_counter() - began)
-        n_asked += 1
-        n_wrong += not _is_right(reply.status, text, is_good=is_good)
-    growth = process.memory_info().rss / memory - 1
+@dataclass
+class _Asking:
+    """What the clients share."""
+
+    host: str
+    model: str
+    most: int
+    until: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    n_asked: int = 0
+    n_wrong: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def take(self) -> int | None:
+        """The number of the next request, if there is one."""
+        with self.lock:
+            if self.n_asked >= self.most or time.perf_counter() > self.until:
+                return None
+            self.n_asked += 1
+            return self.n_asked - 1
+
+    def note(self, seconds: float, wrong: str | None) -> None:
+        with self.lock:
+            self.seconds.append(seconds)
+            if wrong is not None:
+                self.n_wrong += 1
+                self.wrong = [*self.wrong, wrong][-5:]
+
+
+def _asked(server: subprocess.Popen[bytes], log: Path, most: int) -> Measured:
+    host, model = _address(server, log)
+    started = time.perf_counter()
+    asking = _Asking(host, model, most, started + _MOST_SECONDS)
+    clients = [threading.Thread(target=_client, args=(asking, n)) for n in range(_CLIENTS)]
+    for client in clients:
+        client.start()
+    memory = _memory(psutil.Process(server.pid), asking, clients)
     total = time.perf_counter() - started
+    if server.poll() is not None or asking.n_wrong:
+        end = log.read_text(errors="replace")[-2000:]
+        print(f"wrong: {asking.wrong}; the server said: {end}", file=sys.stderr)
+    tenth = max(len(memory) // 10, 1)
     return Measured(
         {
-            "http_requests": float(n_asked),
-            "http_wrong_replies": float(n_wrong),
-            "http_memory_growth": growth,
-            "http_requests_per_second": n_asked / total,
+            "http_requests": float(asking.n_asked),
+            "http_wrong_replies": float(asking.n_wrong + (server.poll() is not None)),
+            "http_memory_growth": median(memory[-tenth:]) / median(memory[tenth : 2 * tenth]) - 1,
+            "http_requests_per_second": asking.n_asked / total,
         },
-        {"http_seconds": sorted(seconds)[:: max(len(seconds) // 100, 1)]},
+        {
+            "http_seconds": sorted(asking.seconds)[:: max(len(asking.seconds) // 100, 1)],
+            "http_memory_mb": [each / 1e6 for each in memory],
+        },
     )
+
+
+def _address(server: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Where it listens, once it does."""
+    deadline = time.perf_counter() + _START_SECONDS
+    while server.poll() is None and time.perf_counter() < deadline:
+        found = re.search(r"http://([^/]+)(/\S+)/infer", log.read_text(errors="replace"))
+        if found is not None:
+            return found[1], found[2]
+        time.sleep(0.2)
+    raise AssertionError(f"the server does not listen: {log.read_text(errors='replace')}")
+
+
+def _memory(
+    process: psutil.Process, asking: _Asking, clients: Sequence[threading.Thread]
+) -> list[int]:
+    """What the server holds, as often as a part of the requests is done."""
+    found: list[int] = []
+    while any(client.is_alive() for client in clients):
+        if asking.n_asked * _PARTS >= len(found) * asking.most and process.is_running():
+            found.append(process.memory_info().rss)
+        time.sleep(0.01)
+    return found
+
+
+def _client(asking: _Asking, seed: int) -> None:
+    chance = random.Random(seed)
+    connection = HTTPConnection(asking.host, timeout=60)
+    while asking.take() is not None:
+        request = _request(chance, asking.model)
+        began = time.perf_counter()
+        try:
+            connection.request("POST", request.path, request.body, request.headers)
+            reply = connection.getresponse()
+            text = reply.read()
+            is_right = _is_right(reply.status, text, is_good=request.is_good)
+            wrong = None if is_right else f"{reply.status} {text[:200]!r} to {request}"
+        except (OSError, HTTPException, ValueError) as error:
+            wrong = f"{type(error).__name__}: {error} at {request}"
+            connection.close()  # the next request opens it again
+        asking.note(time.perf_counter() - began, wrong)
+    connection.close()
 
 
 def _is_right(status: int, text: bytes, *, is_good: bool) -> bool:
@@ -102,8 +183,16 @@ def _is_right(status: int, text: bytes, *, is_good: bool) -> bool:
     return 400 <= status < 500 and bool(json.loads(text).get("error"))
 
 
-def _request(chance: random.Random, model: str) -> tuple[str, bytes, bool]:
-    """Path and body of a request, and whether it is a good one; half of them are."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    path: str
+    body: bytes
+    is_good: bool
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _request(chance: random.Random, model: str) -> _Asked:
+    """Half of them are good ones."""
     n = chance.randint(1, 4)
     tensor: dict[str, Any] = {
         "name": "input",
@@ -112,19 +201,43 @@ def _request(chance: random.Random, model: str) -> tuple[str, bytes, bool]:
         "data": [chance.randrange(10) for _ in range(n)],
     }
     path = f"{model}/infer"
-    if chance.random() < 0.5:
-        return path, json.dumps({"inputs": [tensor]}).encode(), True
-    kind = chance.randrange(8)
+    if chance.random() < 0.25:
+        return _binary(path, tensor, missing=0)
+    if chance.random() < 1 / 3:
+        return _Asked(path, json.dumps({"inputs": [tensor]}).encode(), True)
+    kind = chance.randrange(10)
     if kind == 0:
-        return path, chance.randbytes(chance.randrange(200)), False
+        return _Asked(path, chance.randbytes(chance.randrange(200)), False)
     if kind == 1:
-        return f"{path}/{chance.randrange(10**6)}", b"{}", False
+        return _Asked(f"{path}/{chance.randrange(10**6)}", b"{}", False)
+    if kind == 2:
+        return _binary(path, tensor, missing=chance.choice([-3, 1, 5]))
+    if kind == 3:
+        return _Asked(path, b" " * 100_000, False)
     changes: dict[int, dict[str, Any]] = {
-        2: {"name": "x" * chance.randint(2, 9)},
-        3: {"datatype": chance.choice(["FP32", "int64", "", "BYTES"])},
-        4: {"shape": [n, chance.randint(0, 5)]},
-        5: {"data": [chance.choice(["a", None, 1.5, [[]], {}])] * n},
-        6: {"data": [chance.randint(10, 10**6)] * n},
-        7: {"shape": [n + chance.randint(5, 9)]},
+        4: {"name": "x" * chance.randint(2, 9)},
+        5: {"datatype": chance.choice(["FP32", "int64", "", "BYTES"])},
+        6: {"shape": [n, chance.randint(0, 5)]},
+        7: {"data": [chance.choice(["a", None, 1.5, [[]], {}])] * n},
+        8: {"data": [chance.randint(10, 10**6)] * n},
+        9: {"shape": [n + chance.randint(5, 9)]},
     }
-    return path, json.dumps({"inputs": [{**tensor, **changes[kind]}]}).encode(), False
+    body = json.dumps({"inputs": [{**tensor, **changes[kind]}]}).encode()
+    return _Asked(path, body, False)
+
+
+def _binary(path: str, tensor: dict[str, Any], *, missing: int) -> _Asked:
+    """The numbers behind the JSON, with bytes that are missing, or too many."""
+    numbers = b"".join(number.to_bytes(8, "little") for number in tensor["data"])
+    described = {key: value for key, value in tensor.items() if key != "data"}
+    described["parameters"] = {"binary_data_size": len(numbers)}
+    text = json.dumps({"inputs": [described]}).encode()
+    sent = numbers[:-missing] if missing > 0 else numbers + b"\0" * -missing
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    return _Asked(path, text + sent, not missing, headers)
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    for key, value in _measured(number).metrics.items():
+        print(f"{key:>30} = {value:.4g}")

@@ -32,7 +32,8 @@ PUBLIC = {
         CodingSeconds Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt
         Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer PeerStatus
         Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows RunStatus
-        SelectionCosts SentData Serve ServiceLevel ServingStatistics SourceData StageStatistics
+        SelectionCosts SentData Serve Served ServiceLevel ServingStatistics SourceData
+        StageStatistics
         StageTiming StateRequest TraceEvent UnitTimings as_mapping build coding_names
         decode_message encode_message layout_of load_rows probe_link received_state
         state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame told_products

@@ -27,11 +27,15 @@ from edgeweave.cli.tables import (
     fleet_table,
     plan_table,
     probes_table,
+    serving_plan_table,
+    serving_table,
     step_line,
     tried_line,
 )
-from edgeweave.device import ServiceLevel
-from edgeweave.plan import Deviation, TriedSize, explain, partition
+from edgeweave.device import ServiceLevel, ServingStatistics
+from edgeweave.plan import Deviation, ServingPlan, Stage, TriedSize, explain, partition
+from edgeweave.serving.desk import DeskStatistics
+from edgeweave.serving.report import report_of
 from edgeweave.train import Recovery
 from tests.cli.values import costs, greeting
 from tests.observe.reports import plan, three_steps
@@ -241,3 +245,28 @@ def test_the_document_of_probes_has_facts_times_and_rates() -> None:
     assert [each["name"] for each in found["networks"]] == ["plain", "transformer", "mobile"]
     assert len(found["left_out"]) == 9
     assert found["rates"]["matmul_macs_per_second"] == pytest.approx(1e10, rel=1e-3)
+
+
+def serving_plan() -> ServingPlan:
+    stages = (Stage("pi-a", 0, 3, 0.04, 0.0, 1 << 20), Stage("pi-b", 3, 4, 0.02, 0.0, 1 << 20))
+    return ServingPlan(stages, 1, 4, 0.04, 0.07)
+
+
+def test_a_serving_plan_says_what_a_request_takes_alone_and_when_all_are_busy() -> None:
+    shown = serving_plan_table(serving_plan())
+    assert _row(shown, "pi-b") == ["1", "pi-b", "3", "20.00 ms", "50%", "1.0 MiB"]
+    text = " ".join(_rendered(shown).split())
+    assert "25.0 requests a second; a request takes 70 ms alone, p50 160 ms when all" in text
+
+
+def test_what_serving_took_is_told_by_device_with_its_energy() -> None:
+    desk = DeskStatistics(0, 0, 4, 0, 0, 0, 0, (0.1, 0.1, 0.1, 0.5), 0.8, 0.0, 2.0)
+    did = ServingStatistics(4, 0, 0.4, 0.1, 0.2, 1024, 2048, 1 << 20)
+    report = report_of(desk, serving_plan(), {"pi-a": did}, (), watts=2.0)
+    shown = serving_table(report)
+    assert _row(shown, "pi-a") == [
+        *("pi-a", "0 to 2", "4", "100 ms", "50 ms", "100.0 mJ", "1.0 KiB", "2.0 KiB", "1.0 MiB")
+    ]
+    text = " ".join(_rendered(shown).split())
+    assert "4 requests answered, 2.0 a second, p50 100 ms, p99" in text
+    assert "all devices together 100.0 mJ" in text

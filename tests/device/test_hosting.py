@@ -19,11 +19,13 @@ from edgeweave.device import (
     Release,
     Retire,
     Serve,
+    Served,
     ServingStatistics,
     as_mapping,
     decode_message,
     tensor_frame,
 )
+from edgeweave.device.timings import told_forwards
 from edgeweave.net import Frame, frame_key, frame_pattern
 from edgeweave.net.remote import decode_error
 from edgeweave.program import Inference, capture_inference, cut, encode_program, encode_state
@@ -82,7 +84,8 @@ class Other:
         own: Sequence[str] = (),
         graph: bytes | None = b"",
         tensors: bytes | None = None,
-    ) -> None:
+        makes_room: bool = False,
+    ) -> Served:
         program = self.captured.program
         first_units = (1,) if len(devices) == 2 else ()
         own_stage = cut(program, first_units)[stage]
@@ -95,8 +98,9 @@ class Other:
             memoryview(encode_state(state) if tensors is None else tensors),
             2,
             tuple(own),
+            makes_room=makes_room,
         )
-        self.tell(devices[stage], "serve", message)
+        return decode_message(self.tell(devices[stage], "serve", message), Served)
 
     def tell(self, device: str, verb: str, message: Any) -> bytes:
         return self.world.fleet.ask(device, verb, message, timeout_seconds=20.0)
@@ -161,6 +165,18 @@ def test_two_stages_answer_in_the_order_of_numbers(captured: Inference) -> None:
         for number, frame in enumerate(frames):
             assert torch.equal(answered(frame), expected([number, number + 1]))
         assert other.statistics("a").requests == 3
+        told = [told_forwards(frame.header.scalars, 2) for frame in frames]
+        assert all(set(each) == {0, 1} and min(each.values()) > 0 for each in told)
+
+
+def test_only_requests_of_the_usual_size_tell_what_they_took(captured: Inference) -> None:
+    with other_side(captured, "a") as other:
+        other.serve(0, "a", 0)
+        other.listen(0)
+        for number, which in enumerate(([1], [1, 2], [1, 2, 3])):
+            other.send(0, number, which, "a")
+        frames = other.wait_results(3)
+        assert [0 in told_forwards(f.header.scalars, 1) for f in frames] == [False, True, False]
 
 
 def test_a_refused_request_is_told_of_and_the_next_is_answered(captured: Inference) -> None:
@@ -237,15 +253,21 @@ def test_a_stage_that_does_not_fit_is_refused(captured: Inference) -> None:
         other.serve(0, "a", 0)
 
 
-def test_without_room_for_two_stages_the_old_one_stops(captured: Inference) -> None:
+def test_without_room_for_two_stages_the_old_one_stops_if_it_may(captured: Inference) -> None:
     rows_and_work, last_and_work = 160 + 64, 40 + 32
     limit = rows_and_work + 4
     assert last_and_work + 160 > limit
     with other_side(captured, "a", "b", a=limit) as other:
-        other.serve(0, "ab", 0)
-        other.serve(1, "ba", 1)
+        assert other.serve(0, "ab", 0) == Served(is_ready=True)
+        assert other.serve(0, "ab", 1) == Served(is_ready=True)
+        other.listen(0)
+        assert other.serve(1, "ba", 1) == Served(is_ready=False)
+        other.send(0, 0, [1], "a")
+        assert torch.equal(answered(other.wait_results(1)[0]), expected([1]))
+        found = other.serve(1, "ba", 1, makes_room=True)
+        assert found == Served(is_ready=True, has_ended_stages=True)
         with pytest.raises(FleetError, match="nobody listens"):
-            other.send(0, 0, [1], "a")
+            other.send(0, 1, [1], "a")
 
 
 def test_a_device_serves_one_run(captured: Inference) -> None:

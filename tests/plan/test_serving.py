@@ -18,8 +18,10 @@ from edgeweave.plan import (
     Feed,
     Link,
     ServingPlan,
+    Skip,
     answer_times,
     period_bounds,
+    repredicted,
     serving_plan,
     serving_plans,
 )
@@ -99,6 +101,26 @@ def test_what_is_under_way_is_bounded() -> None:
     for number, (sent, _) in enumerate(times):
         unanswered = sum(answered > sent for _, answered in times[:number])
         assert unanswered < plan.in_flight
+
+
+@settings(max_examples=40, deadline=None)
+@given(costs=small_costs(), result_bytes=st.integers(0, 9))
+def test_when_all_are_busy_a_request_takes_what_all_under_way_take(
+    costs: Costs, result_bytes: int
+) -> None:
+    costs = replace(forward_only(costs), feeds=())
+    for plan in serving_plans(costs, result_bytes=result_bytes):
+        sent, answered = answer_times(plan, costs, 200, result_bytes=result_bytes)[-1]
+        assert plan.busy_latency_seconds >= plan.latency_seconds
+        assert answered - sent == pytest.approx(plan.busy_latency_seconds)
+
+
+@settings(max_examples=40, deadline=None)
+@given(costs=small_costs())
+def test_the_same_stages_at_the_same_costs_are_predicted_alike(costs: Costs) -> None:
+    costs = forward_only(costs)
+    for plan in serving_plans(costs, result_bytes=3):
+        assert repredicted(plan, costs, result_bytes=3) == plan
 
 
 def test_equal_devices_share_equally_and_one_that_adds_nothing_is_left_out() -> None:
@@ -182,3 +204,47 @@ def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
     assert isinstance(plan, ServingPlan)
     with pytest.raises(ConfigError):
         replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def skipping() -> Costs:
+    """Three units on three devices, one second each; a value of the first is used in the third."""
+    costs = forward_only(equal_costs(3, 3, link=Link(1.0, 0.5)))
+    return replace(costs, cuts=(Cut(6, 0), Cut(6, 0)), skips=(Skip((0, 2), 5, 0),))
+
+
+def test_values_that_skip_stages_go_past_them_where_that_is_better() -> None:
+    plan = serving_plan(skipping(), use="all")
+    assert (plan.skips, plan.period_seconds) == ("direct", 5.0)
+    # 1 s computed thrice; the short way takes 2 transfers of 1.5 s, the one past 5.5 s
+    assert plan.latency_seconds == 1 + max(1.5 + 1 + 1.5, 5.5) + 1 + 0.5
+    relayed = repredicted(replace(plan, skips="relayed"), skipping())
+    assert (relayed.period_seconds, relayed.latency_seconds) == (6.0, 3 + 2 * 6.5 + 0.5)
+    times = answer_times(plan, skipping(), 60)
+    assert (times[59][1] - times[29][1]) / 30 == pytest.approx(5.0)
+
+
+def test_values_are_relayed_where_going_past_gains_nothing() -> None:
+    costs = replace(skipping(), default_link=Link(1e9, 0.0))
+    assert {plan.skips for plan in serving_plans(costs)} == {"relayed"}
+
+
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+@settings(max_examples=60, deadline=None)
+@given(costs=small_costs(), skip_bytes=st.integers(1, 9))
+def test_no_placement_with_relays_is_better_where_some_value_skips_units(
+    objective: Objective, costs: Costs, skip_bytes: int
+) -> None:
+    costs = forward_only(costs)
+    if len(costs.units) < 3:
+        return
+    skip = Skip((0, len(costs.units) - 1), skip_bytes, 0)
+    cuts = tuple(Cut(cut.forward_bytes + skip_bytes, 0) for cut in costs.cuts)
+    costs = replace(costs, cuts=cuts, skips=(skip,))
+    fitting = [p for p in every_placement(costs) if p.fits(costs, "1f1b", 1, 0)]
+    for plan in serving_plans(costs, objective=objective):
+        alike = [p for p in fitting if len(p.devices) == len(plan.devices)]
+        best = min(counted(costs, placement, 0, objective) for placement in alike)
+        found = plan.period_seconds if objective == "throughput" else plan.latency_seconds
+        assert found <= best * (1 + 1e-9)
+        if plan.skips == "relayed":
+            assert found == pytest.approx(best)

@@ -168,6 +168,24 @@ def test_a_full_queue_refuses_or_waits() -> None:
         assert counter.desk.statistics().open == 2
 
 
+def test_waiting_for_room_is_part_of_the_time_that_a_request_has() -> None:
+    with opened(queue_size=1) as counter:
+        term = Term()
+        counter.desk.use(term)
+        counter.ask()
+        wait_sent(term, 1)
+        had_room: list[float] = []
+
+        def make_room() -> None:
+            had_room.append(SystemClock().now())
+            counter.answer(term)
+
+        threading.Timer(0.05, make_room).start()
+        late = counter.desk.accept({"x": torch.ones(1)}, 1, timeout_seconds=LONG, wait_seconds=LONG)
+        assert late.deadline_seconds < had_room[0] + LONG
+        assert late.deadline_seconds == late.asked_seconds + LONG
+
+
 @pytest.mark.parametrize("is_sent", [True, False])
 def test_a_request_fails_at_its_deadline_wherever_it_is(is_sent: bool) -> None:
     with opened() as counter:

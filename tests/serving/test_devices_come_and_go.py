@@ -10,6 +10,7 @@ import torch
 
 from edgeweave.core.errors import PlanError, RequestTimeout
 from edgeweave.device import Serve
+from edgeweave.device import Served as Answer
 from edgeweave.device.hosting import Hosting
 from edgeweave.serving.requests import Shipment
 from edgeweave.serving.term import ServingTerm
@@ -123,11 +124,11 @@ def test_a_device_that_refuses_its_stage_leaves_none_of_that_term_behind(
 ) -> None:
     plain, refused = Hosting.deploy, []
 
-    def deploy(hosting: Hosting, message: Serve) -> None:
+    def deploy(hosting: Hosting, message: Serve) -> Answer:
         if message.place.n_stages == 3 and message.place.device == refusing:
             refused.append(message.place.term)
             raise PlanError(f"{refusing} has no room.")
-        plain(hosting, message)
+        return plain(hosting, message)
 
     monkeypatch.setattr(Hosting, "deploy", deploy)
     with served("a", "b") as here:

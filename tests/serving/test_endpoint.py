@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch.utils._pytree as pytree
 import edgeweave as ew
 from edgeweave.codec import none, uniform
 from edgeweave.core.errors import ConfigError, RequestError
+from edgeweave.plan import Link
 from edgeweave.serving import Endpoint, ServeOptions, serve
 from edgeweave.serving.desk import Desk
 from edgeweave.serving.report import Change
@@ -161,6 +163,8 @@ def test_a_report_tells_requests_latency_and_energy_by_device(shared: Endpoint) 
     assert device.requests == report.answered
     assert device.cpu_seconds_per_request == pytest.approx(device.cpu_seconds / device.requests)
     assert report.joules_per_request == pytest.approx(1.0 * device.cpu_seconds_per_request)
+    assert device.joules == pytest.approx(1.0 * device.cpu_seconds)
+    assert device.compute_seconds_per_request == device.compute_seconds / device.requests
     assert report.plan is not None
     assert [change.why for change in report.changes] == ["serving begins"]
 
@@ -183,6 +187,22 @@ def test_costs_of_an_endpoint_serve_the_next_and_devices_can_be_named(world: Mem
         assert endpoint.costs is costs
         assert endpoint.plan is not None
         assert sorted(endpoint.plan.devices) == ["a", "c"]
+
+
+def test_values_that_skip_stages_may_go_past_them(world: MemoryFleet) -> None:
+    model = ZOO["unet"].model().eval()
+    requests = [ZOO["unet"].batch(1, seed=seed)[0] for seed in range(6)]
+    options = ServeOptions(use="all", objective="latency")
+    with serve(model, world.fleet, requests[0], options=options) as endpoint:
+        costs = endpoint.costs
+    assert costs is not None
+    slow = {here: {there: Link(1e5, 0.0) for there in "abc"} for here in "abc"}
+    slow_costs = replace(costs, links=slow, default_link=Link(1e9, 0.0))
+    with serve(model, world.fleet, requests[0], options=options, costs=slow_costs) as endpoint:
+        assert endpoint.plan is not None
+        assert endpoint.plan.skips == "direct"
+        found = list(endpoint.stream(requests))
+    assert all(map(torch.equal, found, answers_of(model, requests)))
 
 
 def test_joined_requests_are_close_to_the_models_answers(world: MemoryFleet) -> None:

@@ -261,6 +261,8 @@ def test_metrics_count_requests_by_outcome_and_what_devices_did(endpoint: Endpoi
     assert float(found["edgeweave_request_seconds_count"]) == statistics.answered
     assert float(found["edgeweave_ready"]) == 1
     assert float(found['edgeweave_device_requests_total{device="a"}']) >= statistics.answered
+    for what in ("cpu_seconds", "compute_seconds", "joules"):
+        assert all(float(found[f'edgeweave_device_{what}_total{{device="{d}"}}']) > 0 for d in "ab")
 
 
 _JSON = st.recursive(
@@ -295,3 +297,58 @@ def test_whatever_comes_is_answered_or_refused(app: Any, body: bytes, length: in
     reply = infer(app, body, **headers)
     assert reply.status in (200, 400)
     assert reply.status == 200 or reply.error
+
+
+_FLOATS = st.floats(-1e3, 1e3, width=32)
+
+
+@st.composite
+def _good_requests(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, bool]]:
+    """Tensors as the model takes them, and which of all travel in binary."""
+    n = draw(st.integers(1, 4))
+    rows = draw(st.lists(st.integers(0, 9), min_size=n, max_size=n))
+    shift = draw(st.lists(st.lists(_FLOATS, min_size=3, max_size=3), min_size=n, max_size=n))
+    binary = {name: draw(st.booleans()) for name in ("which", "shift", "sums", "is_large")}
+    return {"which": torch.tensor(rows), "shift": torch.tensor(shift)}, binary
+
+
+@settings(max_examples=60, deadline=None)
+@given(request=_good_requests())
+def test_every_well_formed_request_gets_the_models_answer(
+    app: Any, request: tuple[dict[str, torch.Tensor], dict[str, bool]]
+) -> None:
+    tensors, binary = request
+    inputs, parts = [], []
+    for name, tensor in tensors.items():
+        entry: dict[str, Any] = {
+            "name": name,
+            "shape": list(tensor.shape),
+            "datatype": "INT64" if name == "which" else "FP32",
+        }
+        if binary[name]:
+            parts.append(tensor.numpy().tobytes())
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            entry["data"] = tensor.tolist()
+        inputs.append(entry)
+    wanted = [
+        {"name": name, "parameters": {"binary_data": binary[name]}} for name in ("sums", "is_large")
+    ]
+    text = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))} if parts else {}
+    reply = infer(app, b"".join([text, *parts]), **headers)
+    assert reply.status == 200
+    with torch.inference_mode():
+        model = Toy().eval()(**tensors)
+    n_json = int(reply.headers.get("inference-header-content-length", len(reply.body)))
+    rest = reply.body[n_json:]
+    for entry in json.loads(reply.body[:n_json])["outputs"]:
+        right = model[entry["name"]]
+        if binary[entry["name"]]:
+            size = entry["parameters"]["binary_data_size"]
+            found = torch.frombuffer(bytearray(rest[:size]), dtype=right.dtype).reshape(right.shape)
+            rest = rest[size:]
+        else:
+            found = torch.tensor(entry["data"], dtype=right.dtype).reshape(right.shape)
+        assert torch.equal(found, right)
+    assert rest == b""

@@ -18,7 +18,7 @@ from edgeweave.cli.documents import serving_document
 from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file
-from edgeweave.cli.tables import serving_table
+from edgeweave.cli.tables import serving_plan_table, serving_table
 from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.data.batches import example as first_samples
@@ -71,7 +71,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
             stack.enter_context(endpoint)
         plan = endpoint.plan
         assert plan is not None, "open"
-        output.say(plan.line())
+        output.show(serving_plan_table(plan))
         port = listener.getsockname()[1]
         output.say(f"{address.url(port)}/v2/models/{serve.name}/infer")
         output.say("Stop with Ctrl-C: what was accepted is answered first.")

@@ -10,7 +10,7 @@ from rich.table import Table
 from edgeweave.cli.accuracy import Accuracy
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.device import Greeting
-from edgeweave.plan import Costs, Explanation, Interval, Plan, TriedSize
+from edgeweave.plan import Costs, Explanation, Interval, Plan, ServingPlan, TriedSize
 from edgeweave.plan.explanation import likely
 from edgeweave.predict.probe import Probe
 from edgeweave.serving import ServingReport
@@ -26,6 +26,7 @@ __all__ = [
     "fleet_table",
     "plan_table",
     "probes_table",
+    "serving_plan_table",
     "serving_table",
     "step_line",
     "tried_line",
@@ -92,27 +93,61 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
+def serving_plan_table(plan: ServingPlan) -> Table:
+    """Who does what for a request, and how long that is predicted to take."""
+    rate = f"{1 / plan.period_seconds:.1f} requests a second" if plan.period_seconds else "at once"
+    table = _table(
+        f"Plan, predicted: {rate}; a request takes {format_seconds(plan.latency_seconds)} alone, "
+        f"p50 {format_seconds(plan.busy_latency_seconds)} when all are busy",
+        ["stage", "device", "units"],
+        ["computes a request", "busy", "memory"],
+    )
+    for index, stage in enumerate(plan.stages):
+        busy = stage.forward_seconds / plan.period_seconds if plan.period_seconds else 1.0
+        table.add_row(
+            str(index),
+            stage.device,
+            _units(stage.first_unit, stage.stop_unit),
+            _milliseconds(stage.forward_seconds),
+            f"{busy:.0%}",
+            format_bytes(stage.memory_bytes),
+        )
+    past = "; values that skip stages go past them" if plan.skips == "direct" else ""
+    table.caption = (
+        f"requests of {plan.batch_size} samples, {plan.in_flight} under way at most{past}"
+    )
+    return table
+
+
 def serving_table(report: ServingReport) -> Table:
     """What was answered and how fast, and what each device did for it."""
     latency = report.latency
-    took = "" if latency is None else f", p99 {format_seconds(latency.p99_seconds)}"
+    took = ""
+    if latency is not None:
+        p50, p99 = format_seconds(latency.p50_seconds), format_seconds(latency.p99_seconds)
+        took = f", p50 {p50}, p99 {p99}"
     table = _table(
         f"{report.answered} requests answered, {report.requests_per_second:.1f} a second{took}; "
         f"{report.refused} refused, {report.expired} not in time, {report.resent} sent again",
         ["device", "units"],
-        ["requests", "CPU a request", "energy a request", "in", "out", "peak memory"],
+        ["requests", "computes", "CPU", "energy", "in", "out", "peak memory"],
     )
     for device in report.devices:
         table.add_row(
             device.device,
             "-" if device.units is None else _units(*device.units),
             str(device.requests),
+            format_seconds(device.compute_seconds_per_request),
             format_seconds(device.cpu_seconds_per_request),
             f"{1e3 * device.joules_per_request:.1f} mJ",
             format_bytes(device.bytes_in),
             format_bytes(device.bytes_out),
             format_bytes(device.peak_memory_bytes),
         )
+    table.caption = (
+        f"computes, CPU, energy: of one request; all devices together "
+        f"{1e3 * report.joules_per_request:.1f} mJ, estimated from CPU seconds"
+    )
     return table
 
 

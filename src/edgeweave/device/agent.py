@@ -255,14 +255,15 @@ class Agent:
         place = message.place
         hosting = self._joined(place.run, Hosting)
         try:
-            hosting.deploy(message)
+            served = hosting.deploy(message)
         except BaseException:
             if hosting.is_empty:
                 self._leave("it could not be deployed", place.run)
             raise
         self._check_wanted(place)
-        _log.info("run %s, term %d: stage %d serves", place.run, place.term, place.stage)
-        return b""
+        if served.is_ready:
+            _log.info("run %s, term %d: stage %d serves", place.run, place.term, place.stage)
+        return encode_message(served)
 
     def _joined(self, run: str, kind: type[_Part]) -> _Part:
         """The place of a run on this device, which is busy with it from now on."""

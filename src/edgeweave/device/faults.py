@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import traceback
 
+import torch
+
 from edgeweave.core.errors import DeviceError, DeviceFailed, EdgeweaveError
 from edgeweave.device.messages import Fault, encode_message
 from edgeweave.device.place import Place
 from edgeweave.net import Transport, control_key
 from edgeweave.net.remote import encode_error
 
-__all__ = ["located", "report_fault"]
+__all__ = ["located", "out_of_memory", "report_fault"]
 
 _log = logging.getLogger(__name__)
+
+_SHORTAGE = ("out of memory", "not enough memory", "can't allocate memory")
+"""What allocators of torch say, of those that raise a plain RuntimeError."""
 
 
 def report_fault(
@@ -51,4 +56,23 @@ def located(error: BaseException, place: Place) -> EdgeweaveError:
         device=place.device,
         stage=place.stage,
         remote_traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def out_of_memory(error: BaseException, place: Place, samples: int) -> DeviceFailed | None:
+    """What to say if this is the device's fault, not that of the request: its memory was too small.
+
+    None for every other error.
+    """
+    is_shortage = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
+    )
+    if not is_shortage:
+        return None
+    return DeviceFailed(
+        f"{place.peer(place.stage)} ran out of memory on a request of {samples} samples "
+        f"({str(error).splitlines()[0][:200] if str(error) else type(error).__name__}). Send fewer "
+        "samples at once, end what else runs there, or serve with more devices.",
+        device=place.device,
+        stage=place.stage,
     )

@@ -5,7 +5,8 @@
     retire(1)     --> stage 1 answers
 
 Stages of two terms hold a tensor that both need once. Where memory has no room for both, the older
-one stops at once; what it had not answered is sent again in the new term.
+one goes on until the coordinator lets it end for the new one, which it does when all others are
+ready; what was not answered then is sent again in the new term.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from edgeweave.device import memory
 from edgeweave.device.exchange import StageExchange
 from edgeweave.device.faults import report_fault
 from edgeweave.device.frame_codec import FrameCoding
-from edgeweave.device.messages import Pulse, Serve, ServingStatistics, encode_message
+from edgeweave.device.messages import Pulse, Serve, Served, ServingStatistics, encode_message
 from edgeweave.device.place import Place
 from edgeweave.device.running import Workplace
-from edgeweave.device.serving_stage import ServingStage, StageTally
+from edgeweave.device.serving_stage import ServingStage
+from edgeweave.device.stage_tally import StageTally
 from edgeweave.net import Subscription, control_key
 from edgeweave.program import (
     Program,
@@ -85,8 +87,10 @@ class Hosting:
         """Whether no stage is at work."""
         return not self._held
 
-    def deploy(self, message: Serve) -> None:
-        """Put a stage to work beside those of earlier terms."""
+    def deploy(self, message: Serve) -> Served:
+        """Put a stage to work beside those of earlier terms. Nothing is done if there is no room
+        beside them and they may not end for it.
+        """
         with self._changing:
             place = message.place
             held = [self._held[term] for term in sorted(self._held)]
@@ -97,16 +101,23 @@ class Hosting:
                     f"{place.device} does not hold {sorted(missing)[0]} of run {self.run}, which "
                     "it was said to. Send it along."
                 )
-            program = cut(self._whole(message), message.first_units)[place.stage]
+            stages = cut(self._whole(message), message.first_units, direct=message.direct)
+            program = stages[place.stage]
             sent = tuple(spec for spec in program.state if spec.name not in message.own)
             state = decode_state(message.tensors, sent)
             state.update((name, newest[name]) for name in message.own)
-            self._make_room(place, program, state)
+            is_crowded = not self._has_room(place, program, state)
+            if is_crowded:
+                if not message.makes_room:
+                    return Served(is_ready=False)
+                _log.info("run %s: stages before term %d make room", self.run, place.term)
+                self.retire(place.term)
             torch.set_num_threads(self._place.n_threads)
             device = self._place.torch_device
             stage = StageProgram(program, state, device=device, take_over=True)
             self._held[place.term] = self._begin(message, stage)
             self._look_after(place.coordinator)
+            return Served(is_ready=True, has_ended_stages=is_crowded)
 
     def retire(self, before: int, after: int | None = None) -> None:
         """End the stages of earlier terms, and of those behind ``after``."""
@@ -123,11 +134,8 @@ class Hosting:
 
     def statistics(self) -> ServingStatistics:
         """What this device did for the run so far, in all terms."""
-        moved, before, tally = (
-            self._place.transport.statistics(),
-            self._moved_before,
-            self._tally,
-        )
+        moved, before = self._place.transport.statistics(), self._moved_before
+        tally = self._tally.statistics()
         emulated = self._place.settings.speed is not None
         cpu = tally.compute_seconds if emulated else time.process_time() - self._cpu_before
         return ServingStatistics(
@@ -172,6 +180,7 @@ class Hosting:
             clock=here.clock,
             computing=self._computing,
             tally=self._tally,
+            usual_samples=usual,
             coding=None if message.codec is None else FrameCoding(message.codec),
             on_fault=lambda error: report_fault(
                 error,
@@ -204,11 +213,11 @@ class Hosting:
     def _examine(self, program: Program) -> None:
         self._place.run_task("check", encode_message(program))
 
-    def _make_room(self, place: Place, program: Program, state: dict[str, torch.Tensor]) -> None:
-        """``PlanError`` if the stage does not fit; where it fits alone, older ones stop."""
+    def _has_room(self, place: Place, program: Program, state: dict[str, torch.Tensor]) -> bool:
+        """Whether the stage fits beside older ones; ``PlanError`` if it does not even alone."""
         limit = self._place.settings.memory_limit_bytes
         if limit is None:
-            return
+            return True
         working = sum(result_bytes(program, place.microbatch_size).values())
         needed = working + sum(state_bytes(spec) for spec in program.state)
         if needed > limit:
@@ -223,9 +232,7 @@ class Hosting:
             for name, tensor in held.tensors.items()
             if name not in state
         }
-        if needed + sum(others.values()) > limit:
-            _log.info("run %s: the stage before makes room for term %d", self.run, place.term)
-            self.retire(place.term)
+        return needed + sum(others.values()) <= limit
 
     def _look_after(self, coordinator: str) -> None:
         if coordinator == self._coordinator:

@@ -42,6 +42,7 @@ __all__ = [
     "RunStatus",
     "ServiceLevel",
     "Serve",
+    "Served",
     "ServingStatistics",
     "StageStatistics",
     "StateRequest",
@@ -160,8 +161,9 @@ class Replicate(msgspec.Struct, frozen=True):
 class Serve(msgspec.Struct, frozen=True):
     """Put a stage that answers requests on a device, beside those of earlier terms of its run.
 
-    Answered when it is ready to compute. The program is the whole model's: a device checks it once
-    and cuts its stages itself, so that it has another stage at once when somebody is lost.
+    Answered by ``Served`` when it is ready to compute. The program is the whole model's: a device
+    checks it once and cuts its stages itself, so that it has another stage at once when somebody is
+    lost.
     """
 
     place: Place
@@ -177,6 +179,20 @@ class Serve(msgspec.Struct, frozen=True):
     """What the device has of the term before, and does not come along."""
     codec: Codec | None = None
     """What the stage sends to the next one travels in; None: as it is."""
+    makes_room: bool = False
+    """Whether stages of earlier terms may end for it, where memory does not hold it beside them."""
+    direct: bool = False
+    """Whether the program is cut so that values go past stages that do not use them."""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """The answer to ``Serve``."""
+
+    is_ready: bool
+    """False: it fits alone, and not beside the stages of earlier terms, which go on. Ask again with
+    ``makes_room``, once nobody needs them."""
+    has_ended_stages: bool = False
+    """Whether stages of earlier terms ended for it."""
 
 
 class Retire(msgspec.Struct, frozen=True):

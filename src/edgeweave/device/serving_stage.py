@@ -5,8 +5,9 @@
 
 Requests have the numbers 0, 1, 2, ... in a term, and every stage takes them in this order, so that
 answers leave in the order of requests. Receiving and sending go on beside computing. A request that
-cannot be computed (an index out of range) is refused alone: the coordinator is told why, and the
-stages behind pass it on unread.
+cannot be computed (an index out of range) is refused alone: the coordinator is told why, and
+whether this device is to blame, and the stages behind pass it on unread. What each stage took rides
+on the frames of a request, as in training (``timings``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -24,17 +24,19 @@ from edgeweave.core.clock import Clock
 from edgeweave.core.errors import DeviceTimeout, EdgeweaveError
 from edgeweave.device.activity import Activity
 from edgeweave.device.exchange import StageExchange, as_mapping
-from edgeweave.device.faults import located
+from edgeweave.device.faults import located, out_of_memory
 from edgeweave.device.frame_codec import FrameCoding
 from edgeweave.device.messages import Pulse
 from edgeweave.device.place import COORDINATOR, Place
+from edgeweave.device.stage_tally import StageTally
 from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.device.throttle import Throttle
+from edgeweave.device.timings import forward_scalars
 from edgeweave.net import Frame
 from edgeweave.net.remote import encode_error
 from edgeweave.program import StageProgram, is_external, made_up
 
-__all__ = ["ServingStage", "StageTally"]
+__all__ = ["ServingStage"]
 
 _REHEARSALS = 8
 _ALL = 0
@@ -45,21 +47,11 @@ class _Ended(EdgeweaveError):
     """The stage is to stop while it waits; not a fault."""
 
 
-@dataclass(slots=True)
-class StageTally:
-    """What stages did on a device so far, all terms together."""
-
-    requests: int = 0
-    refused: int = 0
-    compute_seconds: float = 0.0
-    wait_seconds: float = 0.0
-
-
 class ServingStage:
     """Answers requests until it is closed. Owned by ``with``: leaving joins the thread.
 
     ``computing`` is held while it computes: two stages on one device, while one takes over from the
-    other, take turns.
+    other, take turns. Of requests of ``usual_samples`` it tells, along with them, what they took.
     """
 
     def __init__(
@@ -72,6 +64,7 @@ class ServingStage:
         clock: Clock,
         computing: threading.Lock,
         tally: StageTally,
+        usual_samples: int,
         coding: FrameCoding | None,
         on_fault: Callable[[BaseException], None],
     ) -> None:
@@ -82,6 +75,7 @@ class ServingStage:
         self._clock = clock
         self._computing = computing
         self._tally = tally
+        self._usual_samples = usual_samples
         self._coding = coding
         self._on_fault = on_fault
         self._activity = Activity(place, clock, lambda: exchange.awaited)
@@ -90,6 +84,8 @@ class ServingStage:
             self._senders.append(("input", COORDINATOR))
         self._senders += [("activation", sender) for sender in place.senders]
         self._answered = 0
+        self._took = 0.0
+        """Seconds of the last forward."""
         self._ending = False
         self._thread = threading.Thread(target=self._run, name=f"edgeweave-serving-{place.stage}")
 
@@ -142,15 +138,19 @@ class ServingStage:
 
     def _answer(self, number: int) -> None:
         inputs: dict[str, torch.Tensor] = {}
-        samples, is_refused = 0, False
+        heard: dict[str, float] = {}
+        is_refused = False
         for kind, sender in self._senders:
             frame = self._wait(kind, sender, number)
             inputs.update(as_mapping(frame))
-            samples = int(frame.header.scalars["samples"])
+            heard |= frame.header.scalars
             is_refused = is_refused or bool(frame.header.scalars.get("refused"))
+        samples = int(heard["samples"])
         outputs = None if is_refused else self._computed(number, inputs, samples)
-        self._hand_on(number, samples, outputs)
-        self._tally.requests += 1
+        is_usual = outputs is not None and samples == self._usual_samples
+        told = forward_scalars(self._place.stage, self._took if is_usual else None, heard)
+        self._hand_on(number, samples, outputs, told)
+        self._tally.add(requests=1)
 
     def _wait(self, kind: str, sender: int, number: int) -> Frame:
         """The frame of a request, however long nobody asks: who asks watches for deadlines."""
@@ -174,11 +174,12 @@ class ServingStage:
             ):
                 return self._forward(inputs)
         except Exception as error:  # noqa: BLE001 - whatever an operator raises on odd values
-            self._tally.refused += 1
-            reason = torch.frombuffer(
-                bytearray(encode_error(located(error, self._place))), dtype=torch.uint8
-            )
-            self._exchange.send("refused", COORDINATOR, _ALL, number, {"reason": reason})
+            self._tally.add(refused=1)
+            shortage = out_of_memory(error, self._place, samples)
+            described = encode_error(shortage or located(error, self._place))
+            reason = torch.frombuffer(bytearray(described), dtype=torch.uint8)
+            scalars = {"device": float(shortage is not None)}
+            self._exchange.send("refused", COORDINATOR, _ALL, number, {"reason": reason}, scalars)
             return None
 
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -186,11 +187,15 @@ class ServingStage:
             return self._stage.evaluate(inputs).outputs
 
     def _hand_on(
-        self, number: int, samples: int, outputs: Mapping[str, torch.Tensor] | None
+        self,
+        number: int,
+        samples: int,
+        outputs: Mapping[str, torch.Tensor] | None,
+        told: Mapping[str, float],
     ) -> None:
         """To the stages behind; from the last one to the coordinator."""
         place, program = self._place, self._stage.program
-        scalars = {"samples": float(samples), "refused": float(outputs is None)}
+        scalars = {"samples": float(samples), "refused": float(outputs is None), **told}
         if outputs is None:
             values = program.values()
             outputs = {name: made_up(values[name], samples) for name in program.outputs}
@@ -208,6 +213,7 @@ class ServingStage:
             yield
         seconds = self._clock.now() - started
         if account == "compute":
-            self._tally.compute_seconds += seconds
+            self._took = seconds
+            self._tally.add(compute_seconds=seconds)
         else:
-            self._tally.wait_seconds += seconds
+            self._tally.add(wait_seconds=seconds)

@@ -21,7 +21,15 @@ import msgspec
 
 from edgeweave.core.errors import WireError
 
-__all__ = ["StageTiming", "StepTimings", "told_rates", "told_replicas", "told_timings"]
+__all__ = [
+    "StageTiming",
+    "StepTimings",
+    "forward_scalars",
+    "told_forwards",
+    "told_rates",
+    "told_replicas",
+    "told_timings",
+]
 
 _KINDS = ("forward", "backward")
 
@@ -90,6 +98,32 @@ def told_timings(scalars: Mapping[str, float], n_stages: int) -> dict[int, Stage
                     f"the time that stage {stage} took is finite and not negative (got {seconds})."
                 )
             found[stage] = StageTiming(*seconds)
+    return found
+
+
+def forward_scalars(
+    stage: int, seconds: float | None, heard: Mapping[str, float]
+) -> dict[str, float]:
+    """What a stage that only answers requests tells along with one: what the stages before it told
+    (in the scalars ``heard``) and what it took itself, if that tells anything.
+    """
+    names = (_names(before)[0] for before in range(stage))
+    told = {name: heard[name] for name in names if name in heard}
+    return told if seconds is None else {**told, _names(stage)[0]: seconds}
+
+
+def told_forwards(scalars: Mapping[str, float], n_stages: int) -> dict[int, float]:
+    """What an answer tells of the stages it went through; ``WireError`` if one is no duration."""
+    found: dict[int, float] = {}
+    for stage in range(n_stages):
+        seconds = scalars.get(_names(stage)[0])
+        if seconds is None:
+            continue
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise WireError(
+                f"the time that stage {stage} took is finite and not negative (got {seconds})."
+            )
+        found[stage] = seconds
     return found
 
 

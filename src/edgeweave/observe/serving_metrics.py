@@ -66,7 +66,7 @@ class _Collector:
         )
         yield SummaryMetricFamily(
             "edgeweave_request_seconds",
-            "From acceptance to answer.",
+            "From asking to the answer.",
             count_value=report.answered,
             sum_value=desk.latency_seconds,
         )
@@ -83,6 +83,8 @@ class _Collector:
         for name, text, field in (
             ("edgeweave_device_requests", "Computed by a device.", "requests"),
             ("edgeweave_device_cpu_seconds", "CPU seconds of a device.", "cpu_seconds"),
+            ("edgeweave_device_compute_seconds", "Spent computing by a device.", "compute_seconds"),
+            ("edgeweave_device_joules", "Energy of a device, estimated from its CPU.", "joules"),
             ("edgeweave_device_received_bytes", "Received by a device.", "bytes_in"),
             ("edgeweave_device_sent_bytes", "Sent by a device.", "bytes_out"),
         ):

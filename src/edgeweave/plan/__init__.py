@@ -53,9 +53,11 @@ from edgeweave.plan.serving import (
     ServingPlan,
     answer_times,
     period_bounds,
+    repredicted,
     serving_plan,
     serving_plans,
 )
+from edgeweave.plan.serving_watch import ServingWatch
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.sizes import Sizes
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
@@ -102,6 +104,7 @@ __all__ = [
     "Reduce",
     "Replication",
     "ServingPlan",
+    "ServingWatch",
     "Sizes",
     "Skip",
     "Stage",
@@ -131,6 +134,7 @@ __all__ = [
     "partition",
     "period_bounds",
     "period_seconds_at_least",
+    "repredicted",
     "serving_plan",
     "serving_plans",
     "simulate",

@@ -18,6 +18,8 @@ from edgeweave.plan.costs import Costs, DeviceCosts, stage_seconds
 from edgeweave.plan.decision import Caution, Decision, Departure, decide
 from edgeweave.plan.drift import Drift
 from edgeweave.plan.links import Link
+from edgeweave.plan.pause import Pause
+from edgeweave.plan.serving import ServingPlan
 from edgeweave.plan.stages import Plan, Stage
 
 __all__ = ["Monitor", "corrected_costs"]
@@ -35,9 +37,7 @@ class Monitor:
 
     def __init__(self, plan: Plan, costs: Costs, *, caution: Caution | None = None) -> None:
         self._caution = caution or Caution()
-        self._pause_steps = self._caution.least_steps_between
-        self._last_change: Decision | None = None
-        self._no_change_before = 0
+        self._pause = Pause(self._caution.least_steps_between)
         self._costs = costs
         self._watch(plan, costs)
 
@@ -89,16 +89,15 @@ class Monitor:
         if noticed or noticed_links:
             self._undecided |= noticed
             self._undecided_links |= noticed_links
-            self._judge_last_change(step)
+            self._pause.noticed(step)
         nothing = not (self._undecided or self._undecided_links)
-        if nothing or step < self._no_change_before or self._is_anyone_suspect():
+        if nothing or self._pause.is_on(step) or self._is_anyone_suspect():
             return None
         decision = self._decision(step, steps_left)
         self._undecided.clear()
         self._undecided_links.clear()
         if decision.changes:
-            self._last_change = decision
-            self._no_change_before = step + self._pause_steps
+            self._pause.begin(step, pays_after_steps=decision.break_even_steps or 0)
         return decision
 
     def join(
@@ -121,8 +120,7 @@ class Monitor:
             arrivals=(device.device,),
         )
         if decision.changes:
-            self._last_change = decision
-            self._no_change_before = step + self._pause_steps
+            self._pause.begin(step, pays_after_steps=decision.break_even_steps or 0)
         return decision
 
     def take_up(self, decision: Decision) -> None:
@@ -131,9 +129,7 @@ class Monitor:
         After one that turned out to be worse, the next change has to wait for twice as long.
         """
         if decision.verdict == "worse":
-            self._last_change = None
-            self._pause_steps *= 2
-            self._no_change_before = decision.step + self._pause_steps
+            self._pause.taken_back(decision.step)
         self._watch(decision.new, self.costs)
 
     def _watch(self, plan: Plan, costs: Costs) -> None:
@@ -154,17 +150,6 @@ class Monitor:
         """Who is suspect is waited for: one plan for all that changed in the same moment."""
         devices = any(drift.is_suspect for drift in self._drifts.values())
         return devices or any(link.is_suspect for link in self._links.values())
-
-    def _judge_last_change(self, step: int) -> None:
-        """A state that did not last makes the next change wait twice as long."""
-        last, self._last_change = self._last_change, None
-        if last is None:
-            return
-        if step < last.step + max(self._pause_steps, last.break_even_steps or 0):
-            self._pause_steps *= 2
-            self._no_change_before = last.step + self._pause_steps
-        else:
-            self._pause_steps = self._caution.least_steps_between
 
     def _decision(self, step: int, steps_left: int) -> Decision:
         departures = tuple(
@@ -214,7 +199,7 @@ class _LinkWatch:
         return 2 * sum(self._told) > _LINK_STEPS
 
 
-def corrected_costs(costs: Costs, plan: Plan, drifts: Mapping[str, Drift]) -> Costs:
+def corrected_costs(costs: Costs, plan: Plan | ServingPlan, drifts: Mapping[str, Drift]) -> Costs:
     """The costs with each device's times stretched by what it was seen to take.
 
     The units a device holds take what they were measured to take. What is known of its other units

@@ -6,14 +6,16 @@
 ``"throughput"`` minimises the first, where transfers overlap computing and latencies are hidden by
 the requests in flight; ``"latency"`` the second. Both searches are exact over subsets and orders of
 devices to ``MAX_DEVICES``; above that the splits come from the heuristics that training uses.
-Values that skip stages are relayed.
+
+Values that skip stages are relayed, unless sending them past stages (``routes``) is better by more
+than 0.5 %. A request is then computed by a stage when all that it needs is there. That is weighed
+for the best splits with relays, and for those that were best if such values were sent for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
 
@@ -25,6 +27,7 @@ from edgeweave.plan._checks import require_not_negative
 from edgeweave.plan.costs import Costs, Crossing, feeding, stage_seconds
 from edgeweave.plan.memory import stage_memory_bytes
 from edgeweave.plan.proposals import MAX_DEVICES, best_splits
+from edgeweave.plan.routes import SKIPS, Skips, routes, without_skips
 from edgeweave.plan.splits import Floats, Grid, Join, Microbatching, Split, solve
 from edgeweave.plan.stages import Stage, check_stages
 
@@ -33,6 +36,7 @@ __all__ = [
     "ServingPlan",
     "answer_times",
     "period_bounds",
+    "repredicted",
     "serving_plan",
     "serving_plans",
 ]
@@ -43,6 +47,8 @@ _FORWARDS = Microbatching("1f1b", 1, 0)
 """One request at a time on each stage, and nothing kept of those before."""
 _WORTH_A_DEVICE = 1.005
 """One more device has to shorten what counts by more than this."""
+_WORTH_GOING_PAST = 1.005
+"""And so do values that are sent past stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +64,14 @@ class ServingPlan:
     in_flight: int
     period_seconds: float
     latency_seconds: float
+    skips: Skips = "relayed"
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
+        if self.skips not in SKIPS:
+            raise ConfigError(
+                f"skips of a plan are {' or '.join(SKIPS)} (got {self.skips!r}). Plan again."
+            )
         if self.batch_size < 1 or self.in_flight < 1:
             raise ConfigError(
                 "batch_size and in_flight are 1 or more "
@@ -78,6 +89,13 @@ class ServingPlan:
     def devices(self) -> tuple[str, ...]:
         """The devices in the order of the pipeline."""
         return tuple(stage.device for stage in self.stages)
+
+    @property
+    def busy_latency_seconds(self) -> float:
+        """What a request takes from its sending, the median, while as many as possible are under
+        way: each waits for those before it (Little's law).
+        """
+        return max(self.latency_seconds, self.in_flight * self.period_seconds)
 
     def line(self) -> str:
         """One sentence for a person."""
@@ -131,13 +149,25 @@ def serving_plans(
             f"unknown objective {objective!r} (known: {', '.join(get_args(Objective))}). "
             "Choose one."
         )
-    best: dict[int, ServingPlan] = {}
-    for split in _splits(costs, result_bytes, objective):
-        plan = _plan(split, costs, batch_size, result_bytes)
-        known = best.get(len(split.devices))
-        if known is None or _counted(plan, objective) < _counted(known, objective):
-            best[len(split.devices)] = plan
+    splits = list(_splits(costs, result_bytes, objective))
+    relayed = (_plan(split, costs, batch_size, result_bytes, "relayed") for split in splits)
+    best = _best_by_size(relayed, objective)
+    if costs.skips and len(costs.devices) > 2:
+        hopeful = _splits(without_skips(costs), result_bytes, objective)
+        longer = [s for s in dict.fromkeys([*hopeful, *splits]) if len(s.devices) > 2]
+        direct = (_plan(split, costs, batch_size, result_bytes, "direct") for split in longer)
+        for size, plan in _best_by_size(direct, objective).items():
+            known = best.get(size)
+            worth = _WORTH_GOING_PAST * _counted(plan, objective)
+            if known is None or worth < _counted(known, objective):
+                best[size] = plan
     return tuple(best[size] for size in sorted(best))
+
+
+def repredicted(plan: ServingPlan, costs: Costs, *, result_bytes: int = 0) -> ServingPlan:
+    """The same stages on the same devices, with the seconds that ``costs`` say they take."""
+    split = Split(plan.devices, plan.bounds)
+    return _plan(split, costs, plan.batch_size, result_bytes, plan.skips)
 
 
 def period_bounds(costs: Costs) -> dict[int, float]:
@@ -163,15 +193,11 @@ def answer_times(
     A request is sent once there are fewer than ``in_flight`` unanswered; a device computes them in
     order, a link carries one at a time.
     """
-    legs = list(_legs(plan, costs, result_bytes))
-    free_at = [0.0] * len(legs)
+    pipeline = _Pipeline(Split(plan.devices, plan.bounds), costs, result_bytes, plan.skips)
     times: list[tuple[float, float]] = []
     for number in range(n_requests):
-        sent = now = 0.0 if number < plan.in_flight else times[number - plan.in_flight][1]
-        for index, (occupied, arrival) in enumerate(legs):
-            free_at[index] = max(now, free_at[index]) + occupied
-            now = free_at[index] + arrival
-        times.append((sent, now))
+        sent = 0.0 if number < plan.in_flight else times[number - plan.in_flight][1]
+        times.append((sent, pipeline.answer(sent)))
     return times
 
 
@@ -179,32 +205,60 @@ def _counted(plan: ServingPlan, objective: Objective) -> float:
     return plan.period_seconds if objective == "throughput" else plan.latency_seconds
 
 
-def _legs(plan: ServingPlan, costs: Costs, result_bytes: int) -> Iterator[tuple[float, float]]:
-    """What a request goes through, in order: how long each is taken by it, and its way on."""
-    split = Split(plan.devices, plan.bounds)
-    crossings = _crossings(split, costs, result_bytes)
-    for (device, first, stop), crossing in zip(split.stages(), crossings[:-1], strict=True):
-        if crossing is not None:
-            yield crossing.occupied_seconds, crossing.arrival_seconds
-        yield stage_seconds(costs, device, first, stop).forward, 0.0
-    last = crossings[-1]
-    assert last is not None
-    yield last.occupied_seconds, last.arrival_seconds
+def _best_by_size(plans: Iterable[ServingPlan], objective: Objective) -> dict[int, ServingPlan]:
+    best: dict[int, ServingPlan] = {}
+    for plan in plans:
+        known = best.get(len(plan.stages))
+        if known is None or _counted(plan, objective) < _counted(known, objective):
+            best[len(plan.stages)] = plan
+    return best
 
 
-def _crossings(split: Split, costs: Costs, result_bytes: int) -> list[Crossing | None]:
-    """What comes to each stage in turn (its feed to the first), and the answer's way back."""
-    stages = list(split.stages())
-    found = [feeding(costs, *stages[0])]
-    for (source, _, cut), (target, _, _) in pairwise(stages):
-        link, size = costs.link(source, target), costs.cuts[cut - 1].forward_bytes
-        found.append(Crossing(source, target, size, link))
-    last = split.devices[-1]
-    link = costs.link(last, COORDINATOR_NAME)
-    return [*found, Crossing(last, COORDINATOR_NAME, result_bytes, link)]
+class _Pipeline:
+    """Stages and links that requests go through, each when it is free, in the order of requests."""
+
+    def __init__(self, split: Split, costs: Costs, result_bytes: int, skips: Skips) -> None:
+        places = list(split.stages())
+        self._feed = feeding(costs, *places[0])
+        self._compute = [stage_seconds(costs, *place).forward for place in places]
+        self._routes = routes(costs, split.devices, split.bounds, skips)
+        last = split.devices[-1]
+        link = costs.link(last, COORDINATOR_NAME)
+        self._result = Crossing(last, COORDINATOR_NAME, result_bytes, link)
+        self._free_at: dict[object, float] = {}
+
+    def busy_seconds(self) -> float:
+        """The longest that a request keeps any stage or link."""
+        links = [*(route.there for route in self._routes), self._result]
+        return max([*self._compute, *(each.occupied_seconds for each in links)])
+
+    def answer(self, sent: float) -> float:
+        """When a request is answered that is sent now."""
+        done: list[float] = []
+        for index, seconds in enumerate(self._compute):
+            arrivals = [
+                self._carried(route.there, done[route.front])
+                for route in self._routes
+                if route.behind == index
+            ]
+            if index == 0:
+                arrivals = [sent if self._feed is None else self._carried(self._feed, sent)]
+            done.append(self._taken(index, seconds, max(arrivals)))
+        return self._carried(self._result, done[-1])
+
+    def _carried(self, crossing: Crossing, since: float) -> float:
+        """When it is there, if it may leave from a moment on."""
+        ends = (crossing.src, crossing.dst)
+        return self._taken(ends, crossing.occupied_seconds, since) + crossing.arrival_seconds
+
+    def _taken(self, who: object, seconds: float, since: float) -> float:
+        self._free_at[who] = max(since, self._free_at.get(who, 0.0)) + seconds
+        return self._free_at[who]
 
 
-def _plan(split: Split, costs: Costs, batch_size: int, result_bytes: int) -> ServingPlan:
+def _plan(
+    split: Split, costs: Costs, batch_size: int, result_bytes: int, skips: Skips
+) -> ServingPlan:
     stages = tuple(
         Stage(
             device,
@@ -216,19 +270,14 @@ def _plan(split: Split, costs: Costs, batch_size: int, result_bytes: int) -> Ser
         )
         for device, first, stop in split.stages()
     )
-    draft = ServingPlan(stages, batch_size, 1, 0.0, 0.0)
-    legs = list(_legs(draft, costs, result_bytes))
+    pipeline = _Pipeline(split, costs, result_bytes, skips)
     fed = (feeding(costs, *place) for place in split.stages())
     feeds = [each.occupied_seconds for each in fed if each is not None]
-    period = max([*(occupied for occupied, _ in legs), *feeds])
-    latency = sum(occupied + arrival for occupied, arrival in legs)
+    period = max([pipeline.busy_seconds(), *feeds])
+    latency = pipeline.answer(0.0)
     around = ceil(latency / period) if period else 1
-    return replace(
-        draft,
-        in_flight=around + len(stages),
-        period_seconds=period,
-        latency_seconds=latency,
-    )
+    in_flight = around + len(stages)
+    return ServingPlan(stages, batch_size, in_flight, period, latency, skips)
 
 
 def _splits(costs: Costs, result_bytes: int, objective: Objective) -> Iterator[Split]:

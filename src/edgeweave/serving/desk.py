@@ -63,12 +63,12 @@ class DeskStatistics:
     duplicates: int
     """Answers to requests that had left already."""
     latencies: tuple[float, ...]
-    """Seconds from acceptance to answer, of the last ten thousand answers."""
+    """Seconds from asking to the answer, of the last ten thousand answers."""
     latency_seconds: float
     """Of all answers, added up."""
     first_seconds: float | None
     last_seconds: float | None
-    """When the first request was accepted, and the last answer came, on the clock."""
+    """When the first request was asked, and the last answer came, on the clock."""
 
 
 class Desk:
@@ -139,7 +139,11 @@ class Desk:
         timeout_seconds: float,
         wait_seconds: float,
     ) -> Request:
-        """Take a request in, waiting for room so long; ``QueueFull`` if there is none then."""
+        """Take a request in, waiting for room so long; ``QueueFull`` if there is none then.
+
+        Its ``timeout_seconds`` begin now, so that waiting for room is part of them.
+        """
+        asked = self._clock.now()
         with self._news:
             room = self._news.wait_for(self._may_enter, wait_seconds)
             self._check_open()
@@ -149,13 +153,12 @@ class Desk:
                     f"{self._options.queue_size}). Ask again in a moment, or serve with more "
                     "devices."
                 )
-            now = self._clock.now()
-            request = Request(self._number, tensors, samples, now, now + timeout_seconds)
+            request = Request(self._number, tensors, samples, asked, asked + timeout_seconds)
             self._number += 1
             self._open[request.number] = request
             self._waiting.append(request)
             self._next_deadline = min(self._next_deadline, request.deadline_seconds)
-            self._first = now if self._first is None else self._first
+            self._first = asked if self._first is None else self._first
             self._news.notify_all()
         request.future.add_done_callback(lambda _: self._given_up(request))
         return request
@@ -193,7 +196,7 @@ class Desk:
                 with self._news:
                     self._answered += 1
                     self._last = self._clock.now()
-                    seconds = self._last - request.accepted_seconds
+                    seconds = self._last - request.asked_seconds
                     self._latencies.append(seconds)
                     self._latency_seconds += seconds
                 request.answer(self._build(part))
@@ -332,14 +335,14 @@ class Desk:
         return (
             samples < self._options.join_samples
             and len(joined) == len(self._waiting)
-            and self._clock.now() < joined[0].accepted_seconds + self._options.join_seconds
+            and self._clock.now() < joined[0].asked_seconds + self._options.join_seconds
         )
 
     def _idle_seconds(self) -> float | None:
         """Until there may be something to do without news."""
         moments = [self._next_deadline]
         if self._waiting and self._options.join_seconds:
-            moments.append(self._waiting[0].accepted_seconds + self._options.join_seconds)
+            moments.append(self._waiting[0].asked_seconds + self._options.join_seconds)
         now = self._clock.now()
         ahead = [moment - now for moment in moments if moment > now]
         soonest = min(ahead, default=0.0)
@@ -365,7 +368,7 @@ class Desk:
 
 
 def _too_late(request: Request) -> RequestTimeout:
-    seconds = request.deadline_seconds - request.accepted_seconds
+    seconds = request.deadline_seconds - request.asked_seconds
     return RequestTimeout(
         f"no answer came in {seconds:.1f} s (request {request.number}). The devices are too slow "
         "for so many requests, or gone: look at `edgeweave status`, or allow more time."

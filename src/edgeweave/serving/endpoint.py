@@ -48,7 +48,8 @@ def serve(
     and ``options`` ask for nothing faster. Raises ``CaptureError`` for a model that cannot be
     captured, on entering ``PlanError`` if it fits nowhere.
 
-    ``costs`` of an earlier endpoint of this model and fleet spare measuring.
+    ``costs`` of an earlier endpoint of this model and fleet spare measuring; devices that they do
+    not know are measured. ``ConfigError`` on entering if they are of another model or fleet.
 
     >>> with serve(model, fleet, example) as endpoint:  # doctest: +SKIP
     ...     answer = endpoint(example)
@@ -109,6 +110,7 @@ class Endpoint:
             stop_seconds=fleet.timeouts.stop,
         )
         self._is_open = False
+        self._was_entered = False
         self._stack = ExitStack()
 
     @property
@@ -142,6 +144,12 @@ class Endpoint:
         return self._is_open and self._keeper.plan is not None
 
     def __enter__(self) -> Self:
+        if self._was_entered:
+            raise ConfigError(
+                "an endpoint is opened once (this one was opened before). Make another: "
+                "edgeweave.serve(..., costs=endpoint.costs) needs no measuring."
+            )
+        self._was_entered = True
         with ExitStack() as stack:
             stack.enter_context(self._desk)
             stack.enter_context(self._keeper.begin(self._desk))

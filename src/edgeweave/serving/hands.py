@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -14,7 +15,7 @@ from edgeweave.device import Release, Retire, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
 from edgeweave.plan import ServingPlan
 from edgeweave.program import Program, encode_program
-from edgeweave.serving.term import Hearing, ServingTerm
+from edgeweave.serving.term import Deployed, Hearing, ServingTerm
 
 __all__ = ["Hands"]
 
@@ -47,11 +48,12 @@ class Hands:
         self._number = 0
 
     def deploy(
-        self, plan: ServingPlan, hearing: Hearing
-    ) -> tuple[ServingTerm | None, dict[str, EdgeweaveError]]:
-        """A term of this plan that can be sent to, or who could not take its stage, and why.
+        self, plan: ServingPlan, hearing: Hearing, *, makes_room: bool
+    ) -> tuple[ServingTerm | None, Deployed]:
+        """A term of this plan that can be sent to, if all devices could take their stages.
 
-        A device keeps what it holds: only the rest travels.
+        A device keeps what it holds: only the rest travels. ``makes_room``: nobody needs the stages
+        that devices have now.
         """
         number, self._number = self._number, self._number + 1
         term = ServingTerm(
@@ -65,14 +67,17 @@ class Hands:
             codec=self._codec,
         )
         term.listen()
-        failed = term.deploy(self._graph, self._state, self._held)
-        for device in plan.devices:  # one that failed may hold a stage of before, or of now
-            self._held[device] = None if device in failed else term.weights_of(device)
+        done = term.deploy(self._graph, self._state, self._held, makes_room=makes_room)
+        for device in plan.devices:
+            if device in done.taken:
+                self._held[device] = term.weights_of(device)
+            elif device in done.failed:  # it may hold a stage of before, or of now
+                self._held[device] = None
             self._untold.discard(device)
-        if not failed:
-            return term, failed
+        if not done.failed:
+            return term, done
         term.close()
-        return None, failed
+        return None, done
 
     def forget(self, device: str) -> None:
         """Its process has ended, and with it all that it held."""
@@ -83,47 +88,55 @@ class Hands:
         """Retire the stages that none of these terms needs, and release who has none of them."""
         newest = {device: term for term in terms for device in term.plan.devices}
         numbers = [term.number for term in terms] or [self._number]
-        for device in sorted(self._held):
-            term = newest.get(device)
-            if term is not None:
-                message = Retire(self.run, min(numbers), max(numbers))
-                is_told = self._is_told(device, "retire", message)
-                self._held[device] = term.weights_of(device) if is_told else None
+        retire = Retire(self.run, min(numbers), max(numbers))
+        release = Release(self.run, before=self._number)
+        answers = self._asked(
+            {
+                device: ("retire", retire) if device in newest else ("release", release)
+                for device in sorted(self._held)
+            }
+        )
+        for device, answer in answers.items():
+            if device in newest:
+                is_told = answer is not None
+                self._held[device] = newest[device].weights_of(device) if is_told else None
                 continue
             del self._held[device]
-            if not self._is_told(device, "release", Release(self.run, before=self._number)):
+            if answer is None:
                 self._untold.add(device)
 
     def release_all(self) -> None:
         """Let everybody go that is there."""
-        for device in sorted(set(self._fleet.present()) & (self._held.keys() | self._untold)):
-            self._is_told(device, "release", Release(self.run))
+        there = set(self._fleet.present()) & (self._held.keys() | self._untold)
+        self._asked({device: ("release", Release(self.run)) for device in sorted(there)})
         self._held.clear()
         self._untold.clear()
 
     def statistics(self, devices: Collection[str]) -> dict[str, ServingStatistics]:
         """What these devices did so far; without those that do not answer."""
-        found = {}
-        for device in devices:
-            try:
-                answer = self._fleet.ask(
-                    device,
-                    "serving",
-                    Release(self.run),
-                    timeout_seconds=self._fleet.timeouts.stop,
-                )
-            except EdgeweaveError as error:
-                _log.warning("%s does not say what it did: %s", device, error)
-            else:
-                found[device] = decode_message(answer, ServingStatistics)
-        return found
+        answers = self._asked({device: ("serving", Release(self.run)) for device in devices})
+        return {
+            device: decode_message(answer, ServingStatistics)
+            for device, answer in answers.items()
+            if answer is not None
+        }
 
-    def _is_told(self, device: str, verb: str, message: Retire | Release) -> bool:
-        """Whether it took it; one that is gone or silent cannot be told."""
-        try:
+    def _asked(
+        self, messages: Mapping[str, tuple[str, Retire | Release]]
+    ) -> dict[str, bytes | None]:
+        """The answers to what devices are asked, all at once; None of one that is gone or silent.
+
+        However many they are, it takes ``Timeouts.stop`` at most.
+        """
+
+        def ask(device: str) -> bytes | None:
+            verb, message = messages[device]
             seconds = self._fleet.timeouts.stop
-            self._fleet.ask(device, verb, message, timeout_seconds=seconds)
-        except EdgeweaveError as error:
-            _log.warning("%s did not take its %s: %s", device, verb, error)
-            return False
-        return True
+            try:
+                return self._fleet.ask(device, verb, message, timeout_seconds=seconds)
+            except EdgeweaveError as error:
+                _log.warning("%s did not answer to %s: %s", device, verb, error)
+                return None
+
+        with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
+            return dict(zip(messages, pool.map(ask, messages), strict=True))

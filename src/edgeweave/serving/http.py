@@ -7,7 +7,8 @@
     GET  /metrics                         where somebody makes them
 
     400  what the request holds        413  more than any request needs     429  the queue is full
-    404  another model, another path   504  no answer by the deadline       503  not ready (health)
+    404  another model, another path   504  no answer by the deadline
+    503  nobody can: not ready (health), closing, a device without memory
 
 Every error is ``{"error": "..."}``. Needs the ``serve`` extra (starlette).
 """
@@ -23,6 +24,7 @@ import msgspec
 
 from edgeweave.core.errors import (
     ConfigError,
+    DeviceError,
     EdgeweaveError,
     QueueFull,
     RequestError,
@@ -64,6 +66,7 @@ _STATUS: dict[type[EdgeweaveError], int] = {
     EndpointClosed: 503,
     RequestTimeout: 504,
     RequestError: 400,
+    DeviceError: 503,
 }
 
 

@@ -5,9 +5,11 @@
     one is there, faster with it
                        --> deploy beside the old term --> new requests go to the next term
                            --> the old one answers what it has, then retires
+    one takes longer than it was measured to (or less), and another cut is faster  --> the same
 
 A device keeps what it holds from one term to the next; only what it lacks travels. Everything is
-decided on one thread, which takes news in their order.
+decided on one thread, which takes news in their order, and looks after what nobody brings news of
+once in ``Timeouts.silence``, however many there are.
 """
 
 from __future__ import annotations
@@ -15,46 +17,33 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from edgeweave.core.errors import DeviceError, DeviceTimeout, EdgeweaveError, PlanError
-from edgeweave.device import Fault, Pulse, ServingStatistics, decode_message
+from edgeweave.device import Fault, ServingStatistics, decode_message
 from edgeweave.fleet import Fleet
-from edgeweave.net import check_hello, control_key, hello_of
+from edgeweave.net import control_key
 from edgeweave.net.remote import decode_error
-from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan, serving_plan
+from edgeweave.plan import Costs, DeviceCosts, Link, ServingPlan
 from edgeweave.serving.absences import Absences
 from edgeweave.serving.desk import Desk
 from edgeweave.serving.hands import Hands
 from edgeweave.serving.measuring import Measuring
+from edgeweave.serving.meetings import Meetings, Met
+from edgeweave.serving.old_terms import OldTerms
 from edgeweave.serving.options import ServeOptions
+from edgeweave.serving.planner import Planner
 from edgeweave.serving.report import Change
-from edgeweave.serving.stalls import culprits
+from edgeweave.serving.requests import Shipment
+from edgeweave.serving.stalls import StallWatch
 from edgeweave.serving.term import Hearing, ServingTerm
 
 __all__ = ["Keeper"]
 
 _log = logging.getLogger(__name__)
-
-_WORTH_A_SWITCH = 0.97
-"""A plan with a device that came is taken if it is better than the one in use by more than 3 %."""
-_DRAINS = 5.0
-"""So many times what its requests take, an old term has to answer them. Then they are sent anew."""
-_STALLED = 3.0
-"""So many times what all requests under way take, until nobody's answering is looked into."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Draining:
-    """An old term that answers what it was sent."""
-
-    term: ServingTerm
-    until_seconds: float
 
 
 class Keeper:
@@ -73,23 +62,28 @@ class Keeper:
         *,
         costs: Costs | None = None,
     ) -> None:
-        """Devices are measured if ``costs`` are not given."""
+        """Devices that ``costs`` do not know are measured."""
         self._fleet = fleet
         self._options = options
         self._measuring = measuring
         self._hands = hands
         self._desk: Desk | None = None
-        self._costs = costs
+        self._given_costs = costs
+        self._planner: Planner | None = None
         self._there: set[str] = set()
         self._absences = Absences(fleet.clock, fleet.timeouts.silence)
         self._term: ServingTerm | None = None
-        self._draining: list[_Draining] = []
-        self._stalls = 0
+        self._old = OldTerms(fleet.clock, self._give_back)
+        self._stalls = StallWatch(fleet)
         self._began = fleet.clock.now()
         self._changes: list[Change] = []
         self._news: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="edgeweave-keeper")
-        self._meeting = ThreadPoolExecutor(1, "edgeweave-meeting")
+        met = Met(
+            lambda costs, links: self._news.put(lambda: self._met(costs, links)),
+            lambda device, error: self._news.put(lambda: self._not_met(device, error)),
+        )
+        self._meetings = Meetings(fleet, measuring, met)
         self._stack = ExitStack()
 
     def begin(self, desk: Desk) -> Self:
@@ -105,8 +99,8 @@ class Keeper:
 
     @property
     def costs(self) -> Costs | None:
-        """What devices measured, once they did."""
-        return self._costs
+        """What devices measured, before they served and since, once they did."""
+        return None if self._planner is None else self._planner.costs
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -125,14 +119,21 @@ class Keeper:
     def __enter__(self) -> Self:
         fleet, transport = self._fleet, self._fleet.transport
         with ExitStack() as stack:
-            stack.callback(self._meeting.shutdown, wait=True, cancel_futures=True)
+            stack.enter_context(self._meetings)
             stack.callback(self._hands.release_all)
             stack.callback(self._close_terms)
             fault_key = control_key(fleet.name, transport.name, "fault")
             stack.callback(transport.serve(fault_key, self._on_fault).close)
             allowed = [device for device in fleet.devices if self._options.allows(device)]
             self._there = set(allowed)
-            self._costs = self._costs or self._measuring.costs(allowed)
+            measuring = self._measuring
+            self._planner = Planner(
+                measuring.costs(allowed, known=self._given_costs),
+                self._options,
+                result_bytes=measuring.result_bytes,
+                batch_size=measuring.batch_size,
+                clock=fleet.clock,
+            )
             self._change("serving begins", fleet.clock.now())
             if self._term is None:
                 raise self._absences.last_error or PlanError("no device is there. Start one.")
@@ -159,17 +160,25 @@ class Keeper:
         self._thread.join()
 
     def _work(self) -> None:
+        clock, every = self._fleet.clock, self._fleet.timeouts.silence
+        due = clock.now() + every
         while True:
             try:
-                news = self._news.get(timeout=self._fleet.timeouts.silence)
+                news = self._news.get(timeout=max(due - clock.now(), 0.0))
+                if news is None:
+                    return
+                self._do(news)
             except queue.Empty:
-                news = self._look_after
-            if news is None:
-                return
-            try:
-                news()
-            except Exception:  # noqa: BLE001 - a thread's boundary: what fails once must not end serving
-                _log.exception("looking after run %s failed", self._hands.run)
+                pass
+            if clock.now() >= due:
+                self._do(self._look_after)
+                due = clock.now() + every
+
+    def _do(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:  # noqa: BLE001 - a thread's boundary: what fails once must not end serving
+            _log.exception("looking after run %s failed", self._hands.run)
 
     def _on_fault(self, payload: bytes) -> bytes:
         """A stage says that it cannot go on."""
@@ -183,8 +192,8 @@ class Keeper:
         """A device has vanished, and with it all that it had."""
         self._hands.forget(device)
         self._absences.forget(device)
-        for draining in [d for d in self._draining if device in d.term.plan.devices]:
-            self._stop_draining(draining)
+        if self._old.end(lambda term: device in term.plan.devices):
+            self._let_go()
         if device in self._there:
             self._there.discard(device)
             if self._uses(device):
@@ -198,38 +207,30 @@ class Keeper:
         is_out = self._absences.is_out(device)
         if device in self._there or is_out or not self._options.allows(device):
             return
-        assert self._costs is not None
-        if device in {each.device for each in self._costs.devices}:
+        if self._plans.knows(device):
             self._join(device)
         else:
-            self._meeting.submit(self._meet, device, sorted(self._there))
+            self._meetings.begin(device, sorted(self._there))
 
-    def _meet(self, device: str, others: Sequence[str]) -> None:
-        """Measure a device, beside everything else. Runs on a thread of its own."""
-        try:
-            check_hello(hello_of(self._fleet.transport.name), self._fleet.greet(device).hello)
-            costs, links = self._measuring.device(device, others)
-        except EdgeweaveError as error:
-            failure = error
-            self._news.put(lambda: self._exclude(device, failure))
-        except Exception:  # noqa: BLE001 - a thread's boundary: told, never lost
-            _log.exception("measuring %s failed", device)
-        else:
-            self._news.put(lambda: self._met(costs, links))
+    def _not_met(self, device: str, error: EdgeweaveError) -> None:
+        """A device could not be measured; one that serves by now has no time for that."""
+        if not self._uses(device):
+            self._exclude(device, error)
 
     def _met(self, costs: DeviceCosts, links: Mapping[tuple[str, str], Link]) -> None:
-        assert self._costs is not None
-        self._costs = self._costs.with_device(costs, links)
+        self._plans.join(costs, links)
         self._join(costs.device)
 
     def _join(self, device: str) -> None:
+        is_new = device not in self._there
         self._there.add(device)
-        self._change(f"{device} is there", self._fleet.clock.now())
+        why = f"{device} {'is there' if is_new else 'was measured again'}"
+        self._change(why, self._fleet.clock.now())
 
     def _failed(self, number: int, error: EdgeweaveError) -> None:
         """A term cannot go on: some device's fault, or its link's."""
-        for draining in [each for each in self._draining if each.term.number == number]:
-            self._stop_draining(draining)
+        if self._old.end(lambda term: term.number == number):
+            self._let_go()
         if self._term is None or self._term.number != number:
             return
         _log.warning("run %s, term %d failed: %s", self._hands.run, number, error)
@@ -251,65 +252,61 @@ class Keeper:
     def _look_after(self) -> None:
         """What nobody brings news of: old terms that are done, silence, devices that recover."""
         now = self._fleet.clock.now()
-        for draining in list(self._draining):
-            if draining.term.is_empty or now > draining.until_seconds:
-                self._stop_draining(draining)
+        if self._old.end_finished():
+            self._let_go()
         self._watch_silence(now)
+        self._watch_speeds(now)
         for device in self._absences.due():
-            if device in self._fleet.present() and self._pulse(device) is not None:
+            if device in self._fleet.present() and self._stalls.pulse(device) is not None:
                 self._absences.end(device)
                 self._came(device)
             else:
                 self._absences.wait_longer(device)
 
     def _watch_silence(self, now: float) -> None:
-        """Find out who stands still, if nothing comes for much longer than it takes."""
+        if self._term is None:
+            return
+        stall = self._stalls.look(self._term, is_alone=len(self._there) == 1)
+        if stall is None:
+            return
+        for device, fact in stall.culprits.items():
+            text = f"nothing came for {stall.seconds:.1f} s, and of {device} is known: {fact}"
+            self._exclude(device, DeviceTimeout(text, device=device))
+        self._change(stall.why, now, is_broken=True)
+
+    def _watch_speeds(self, now: float) -> None:
+        """Plan anew if a device has got slower or faster, and that is worth it."""
         term = self._term
         if term is None:
             return
-        plan, slack = term.plan, self._fleet.timeouts.silence
-        usual = plan.latency_seconds + plan.in_flight * plan.period_seconds
-        silent = term.silent_seconds()
-        if silent <= _STALLED * usual + slack * (1 + self._stalls):
-            self._stalls = 0 if silent == 0 else self._stalls
-            return
-        self._stalls += 1
-        with ThreadPoolExecutor(len(plan.devices)) as pool:
-            pulses = dict(zip(plan.devices, pool.map(self._pulse, plan.devices), strict=True))
-        found = culprits(plan.devices, pulses, term.n_sent)
-        if None not in pulses.values() and (self._stalls == 1 or len(self._there) == 1):
-            found = {}  # slower than planned, it may be: look again
-        for device, fact in found.items():
-            text = f"nothing came for {silent:.1f} s, and of {device} is known: {fact}"
-            self._exclude(device, DeviceTimeout(text, device=device))
-        if found or self._stalls > 1:
-            self._stalls = 0
-            why = f"{', '.join(found)} stands still" if found else f"{silent:.1f} s of silence"
-            self._change(why, now, is_broken=True)
+        departures = self._plans.observe(term.taken_seconds())
+        if departures:
+            why = " and ".join(map(str, departures))
+            _log.info("run %s: %s", self._hands.run, why)
+            self._change(why, now, departed=True)
+        for device in self._plans.due([d for each in self._terms() for d in each.plan.devices]):
+            if device in self._there:
+                self._meetings.begin(device, sorted(self._there - {device}))
 
-    def _pulse(self, device: str) -> Pulse | None:
-        """What a device says of itself, asked up to three times; None if it says nothing."""
-        for _ in range(3):
-            try:
-                return self._fleet.pulse(device, timeout_seconds=self._fleet.timeouts.silence)
-            except EdgeweaveError as error:
-                _log.debug("no pulse of %s: %s", device, error)
-        return None
+    def _change(
+        self, why: str, noticed: float, *, is_broken: bool = False, departed: bool = False
+    ) -> None:
+        """Serve by the best plan for those that are there, if there is one and it is worth it.
 
-    def _change(self, why: str, noticed: float, *, is_broken: bool = False) -> None:
-        """Serve by the best plan for those that are there, if there is one and it is worth it."""
-        desk, old = self._desk, self._term
-        assert desk is not None
+        ``departed``: devices are there that take another time than they did.
+        """
+        desk, old = self._at_desk, self._term
         if old is not None and not self._there.issuperset(old.plan.devices):
             is_broken = True
         if old is not None and is_broken:
             desk.suspend(old)
-        term = self._deployed(old, is_broken=is_broken)
+        term, is_broken = self._deployed(old, is_broken=is_broken, departed=departed)
         n_resent = 0
         if old is not None and (term is not None or is_broken):
             n_resent = self._leave(old, is_broken=is_broken)
         if term is not None:
             self._term = term
+            self._plans.take_up(term.plan, departed=departed)
             desk.use(term)
             now = self._fleet.clock.now()
             change = Change(now - self._began, why, term.plan, now - noticed, n_resent)
@@ -320,68 +317,61 @@ class Keeper:
             _log.warning("run %s: %s, and nobody can serve for now", self._hands.run, why)
         self._let_go()
 
-    def _deployed(self, old: ServingTerm | None, *, is_broken: bool) -> ServingTerm | None:
-        """A new term that is ready, if a plan is worth it; devices that fail are left out."""
-        desk = self._desk
-        assert desk is not None
+    def _deployed(
+        self, old: ServingTerm | None, *, is_broken: bool, departed: bool
+    ) -> tuple[ServingTerm | None, bool]:
+        """A new term that is ready, if a plan is worth it; devices that fail are left out.
+
+        Also whether the old one answers no more: it did not before, or ended to make room.
+        """
+        desk, plans = self._at_desk, self._plans
         while (plan := self._best_plan()) is not None:
-            if old is not None and not is_broken and not self._is_worth(plan, old.plan):
-                return None
+            used = None if old is None or is_broken else old.plan
+            if used is not None and not plans.is_worth(plan, used, departed=departed):
+                break
             hearing = Hearing(desk.answered, desk.refused, desk.room_changed, self._tell_failed)
-            term, failed = self._hands.deploy(plan, hearing)
+            term, done = self._hands.deploy(plan, hearing, makes_room=used is None)
+            if done.has_ended_stages:
+                is_broken = True
+                self._old.end(lambda _term: True)
             if term is not None:
-                return term
-            for device, error in failed.items():
+                return term, is_broken
+            for device, error in done.failed.items():
                 self._exclude(device, error)
-        return None
+            self._let_go()  # of the stages that others took, which would want room
+        return None, is_broken
 
     def _tell_failed(self, number: int, error: EdgeweaveError) -> None:
         self._news.put(lambda: self._failed(number, error))
 
     def _best_plan(self) -> ServingPlan | None:
-        costs = self._costs
-        assert costs is not None
-        known = {each.device for each in costs.devices} & self._there
-        if not known:
-            return None
         try:
-            return serving_plan(
-                costs,
-                batch_size=self._measuring.batch_size,
-                result_bytes=self._measuring.result_bytes,
-                objective=self._options.objective,
-                devices=known,
-                use=self._options.use,
-            )
+            return self._plans.best(self._there)
         except PlanError as error:
             self._absences.last_error = error
             return None
 
-    def _is_worth(self, plan: ServingPlan, old: ServingPlan) -> bool:
-        if self._options.use == "all" and len(plan.stages) != len(old.stages):
-            return len(plan.stages) > len(old.stages)
-        if self._options.objective == "latency":
-            return plan.latency_seconds < _WORTH_A_SWITCH * old.latency_seconds
-        return plan.period_seconds < _WORTH_A_SWITCH * old.period_seconds
+    @property
+    def _plans(self) -> Planner:
+        assert self._planner is not None, "entered"
+        return self._planner
+
+    @property
+    def _at_desk(self) -> Desk:
+        assert self._desk is not None, "begun"
+        return self._desk
 
     def _leave(self, old: ServingTerm, *, is_broken: bool) -> int:
         """Let an old term end; how many of its requests are sent again at once."""
-        desk, plan = self._desk, old.plan
-        assert desk is not None
         if is_broken:
             shipments = old.take_back()
-            desk.give_back(shipments)
+            self._give_back(shipments)
             return sum(len(shipment.requests) for shipment in shipments)
-        usual = plan.latency_seconds + plan.in_flight * plan.period_seconds
-        until = self._fleet.clock.now() + _DRAINS * usual + self._fleet.timeouts.silence
-        self._draining.append(_Draining(old, until))
+        self._old.add(old, self._fleet.timeouts.silence)
         return 0
 
-    def _stop_draining(self, draining: _Draining) -> None:
-        assert self._desk is not None
-        self._draining.remove(draining)
-        self._desk.give_back(draining.term.take_back())
-        self._let_go()
+    def _give_back(self, shipments: Iterable[Shipment]) -> None:
+        self._at_desk.give_back(shipments)
 
     def _let_go(self) -> None:
         """Retire the stages that no term needs, and the devices that have no stage."""
@@ -389,10 +379,10 @@ class Keeper:
 
     def _terms(self) -> list[ServingTerm]:
         """Those that answer, the newest last."""
-        old = [each.term for each in self._draining]
-        return old if self._term is None else [*old, self._term]
+        return [*self._old] if self._term is None else [*self._old, self._term]
 
     def _close_terms(self) -> None:
-        for term in self._terms():
-            term.close()
-        self._term, self._draining = None, []
+        self._old.close()
+        if self._term is not None:
+            self._term.close()
+        self._term = None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, floor
 
 from edgeweave.codec import Codec
+from edgeweave.core.errors import ConfigError
+from edgeweave.core.units import format_bytes
 from edgeweave.device import Optimizer
 from edgeweave.device.hosting import NOTHING_TRAINS
 from edgeweave.fleet import Fleet
 from edgeweave.fleet.links import measure_links, measure_links_of
 from edgeweave.fleet.profiles import profile_devices
-from edgeweave.plan import UNSEEN_LINK, Costs, Cut, DeviceCosts, Link, Sizes
+from edgeweave.plan import UNSEEN_LINK, Costs, Cut, DeviceCosts, Link, Sizes, Skip, UnitFacts
 from edgeweave.program import Captured, Inference, value_bytes
 
 __all__ = ["Measuring"]
@@ -38,12 +40,20 @@ class Measuring:
             value_bytes(values[name], batch_size) for name in inference.program.outputs
         )
 
-    def costs(self, devices: Sequence[str]) -> Costs:
-        """Of all these devices, which run the whole model some times for it."""
+    def costs(self, devices: Sequence[str], *, known: Costs | None = None) -> Costs:
+        """Of all these devices, which run the whole model some times for it.
+
+        ``known`` spares it those that are in there. ``ConfigError`` if it is of something else.
+        """
         sizes = Sizes.serving(self._captured.program, self.batch_size)
+        if known is not None:
+            return self._completed(known, sizes, devices)
         return Costs(
             units=sizes.units,
             cuts=tuple(Cut(ceil(self._share * cut.forward_bytes), 0) for cut in sizes.cuts),
+            skips=tuple(
+                Skip(skip.units, floor(self._share * skip.forward_bytes), 0) for skip in sizes.skips
+            ),
             devices=tuple(self._devices(devices)),
             links=measure_links(self._fleet, devices),
             default_link=UNSEEN_LINK,
@@ -57,6 +67,28 @@ class Measuring:
         """Of one device more, and its links with ``others``."""
         (measured,) = self._devices([name])
         return measured, measure_links_of(self._fleet, name, others)
+
+    def _completed(self, costs: Costs, sizes: Sizes, devices: Sequence[str]) -> Costs:
+        """The costs with what they lack of these devices."""
+        if costs.units != sizes.units:
+            raise ConfigError(
+                "costs are those of this model, for requests of as many samples and with the same "
+                f"kernels (they have {len(costs.units)} units, {_weights(costs.units)} of weights "
+                f"and {_made(costs.units)} computed; here it is {len(sizes.units)} units, "
+                f"{_weights(sizes.units)} and {_made(sizes.units)}). Leave costs out, and the "
+                "devices are measured."
+            )
+        names = {each.device for each in costs.devices}
+        if devices and names.isdisjoint(devices):
+            raise ConfigError(
+                f"costs are those of this fleet (they are of {', '.join(sorted(names))}; here are "
+                f"{', '.join(devices)}). Leave costs out, and the devices are measured."
+            )
+        for device in devices:
+            if device not in names:
+                others = [each for each in devices if each != device]
+                costs = costs.with_device(*self.device(device, others))
+        return costs
 
     def _devices(self, names: Sequence[str]) -> list[DeviceCosts]:
         found = profile_devices(
@@ -76,3 +108,11 @@ class Measuring:
             )
             for each in found.values()
         ]
+
+
+def _weights(units: Sequence[UnitFacts]) -> str:
+    return format_bytes(sum(unit.parameter_bytes + unit.buffer_bytes for unit in units))
+
+
+def _made(units: Sequence[UnitFacts]) -> str:
+    return format_bytes(sum(unit.activation_bytes for unit in units))

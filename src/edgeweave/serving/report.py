@@ -38,7 +38,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds from acceptance to answer."""
+    """Seconds from asking to the answer, waiting for room in the queue included."""
 
     mean_seconds: float
     p50_seconds: float
@@ -59,7 +59,7 @@ class Latency:
 class DeviceUse:
     """What a device did, per answered request where it says so.
 
-    ``joules_per_request`` is an estimate: CPU seconds times what a busy core draws above idle.
+    Energy is an estimate: CPU seconds times what a busy core draws above idle.
     """
 
     device: str
@@ -67,9 +67,12 @@ class DeviceUse:
     """The first unit and the one behind the last that it holds now; None if it holds none."""
     requests: int
     compute_seconds: float
+    compute_seconds_per_request: float
+    """Its share of the latency of a request that waits for no other."""
     wait_seconds: float
     cpu_seconds: float
     cpu_seconds_per_request: float
+    joules: float
     joules_per_request: float
     bytes_in: int
     bytes_out: int
@@ -132,15 +135,18 @@ def _use(
     device: str, found: ServingStatistics, plan: ServingPlan | None, watts: float
 ) -> DeviceUse:
     held = [s for s in (plan.stages if plan else ()) if s.device == device]
-    cpu = found.cpu_seconds / found.requests if found.requests else 0.0
+    n_requests = max(found.requests, 1)
+    cpu = found.cpu_seconds / n_requests
     return DeviceUse(
         device=device,
         units=(held[0].first_unit, held[0].stop_unit) if held else None,
         requests=found.requests,
         compute_seconds=found.compute_seconds,
+        compute_seconds_per_request=found.compute_seconds / n_requests,
         wait_seconds=found.wait_seconds,
         cpu_seconds=found.cpu_seconds,
         cpu_seconds_per_request=cpu,
+        joules=watts * found.cpu_seconds,
         joules_per_request=watts * cpu,
         bytes_in=found.bytes_in,
         bytes_out=found.bytes_out,

@@ -26,7 +26,7 @@ class Request:
     number: int
     tensors: Mapping[str, torch.Tensor]
     samples: int
-    accepted_seconds: float
+    asked_seconds: float
     deadline_seconds: float
     future: Future[Any] = field(default_factory=Future)
     _begun: bool = False

@@ -7,16 +7,27 @@ of a term are heard until it is closed.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
 from edgeweave.codec import Codec
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import EdgeweaveError, RequestError, WireError
-from edgeweave.device import COORDINATOR, Place, Serve, as_mapping, tensor_frame
+from edgeweave.core.errors import DeviceFailed, EdgeweaveError, RequestError, WireError
+from edgeweave.device import (
+    COORDINATOR,
+    Place,
+    Serve,
+    Served,
+    as_mapping,
+    decode_message,
+    tensor_frame,
+)
+from edgeweave.device.timings import told_forwards
 from edgeweave.fleet import Fleet
 from edgeweave.net import (
     Frame,
@@ -29,13 +40,16 @@ from edgeweave.net import (
 )
 from edgeweave.net.remote import decode_error
 from edgeweave.plan import ServingPlan
-from edgeweave.program import Program, cut, encode_state, is_external
+from edgeweave.program import Program, cut, encode_state, is_external, ways
 from edgeweave.serving.requests import Shipment
 
-__all__ = ["Hearing", "ServingTerm"]
+__all__ = ["Deployed", "Hearing", "ServingTerm"]
 
 _LONGEST_REASON_BYTES = 1 << 17
 _ROUND = 0
+_TIMED, _LEAST_TIMED = 256, 8
+"""So many requests tell what they took at most, and at least, before anything is said of it."""
+_CROWDED = Served(is_ready=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,27 @@ class Hearing:
     """Another shipment may be sent."""
     failed: Callable[[int, EdgeweaveError], None]
     """The term, by its number, cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What became of putting a term's stages on their devices."""
+
+    failed: Mapping[str, EdgeweaveError]
+    """Who could not take its stage, and why; the term is ready if it is empty."""
+    taken: frozenset[str]
+    """Who has its stage now."""
+    has_ended_stages: bool
+    """Whether stages of earlier terms were ended for it: these answer no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Goods:
+    """What devices may be sent, and what each has."""
+
+    graph: bytes
+    state: Mapping[str, torch.Tensor]
+    held: Mapping[str, frozenset[str] | None]
 
 
 @dataclass(slots=True)
@@ -76,7 +111,9 @@ class ServingTerm:
     ) -> None:
         self.number = number
         self.plan = plan
-        self.stages: Sequence[Program] = cut(program, [s.first_unit for s in plan.stages[1:]])
+        self._is_direct = plan.skips == "direct"
+        first_units = [stage.first_unit for stage in plan.stages[1:]]
+        self.stages: Sequence[Program] = cut(program, first_units, direct=self._is_direct)
         self._fleet = fleet
         self._run = run
         self._most_samples = most_samples
@@ -91,6 +128,9 @@ class ServingTerm:
         values = self.stages[-1].values()
         self._outputs = {name: values[name] for name in program.outputs}
         self._subscription: Subscription | None = None
+        self._took: dict[int, deque[float]] = {
+            index: deque(maxlen=_TIMED) for index in range(len(plan.stages))
+        }
 
     @property
     def has_room(self) -> bool:
@@ -114,6 +154,21 @@ class ServingTerm:
         with self._lock:
             return self._clock.now() - self._progress_seconds if self._open else 0.0
 
+    def taken_seconds(self) -> dict[str, float]:
+        """What a usual request took on each device since this was last asked, the median.
+
+        Empty until enough of them were answered.
+        """
+        with self._lock:
+            if min(map(len, self._took.values())) < _LEAST_TIMED:
+                return {}
+            found = {
+                self.plan.devices[index]: median(seconds) for index, seconds in self._took.items()
+            }
+            for seconds in self._took.values():
+                seconds.clear()
+            return found
+
     def listen(self) -> None:
         """Hear what the stages answer, until ``close``."""
         specs = [
@@ -133,28 +188,28 @@ class ServingTerm:
         graph: bytes,
         state: Mapping[str, torch.Tensor],
         held: Mapping[str, frozenset[str] | None],
-    ) -> dict[str, EdgeweaveError]:
-        """Put the stages on their devices, all at once; who could not take its stage, and why.
+        *,
+        makes_room: bool = False,
+    ) -> Deployed:
+        """Put the stages on their devices, all at once.
 
         ``held``: those that have the program, and what tensors they have of the term before, which
-        do not travel again.
+        do not travel again. Where a device has no room for two stages, the one of the term before
+        is ended only once all others have taken theirs, or at once with ``makes_room``.
         """
-        failed: dict[str, EdgeweaveError] = {}
-
-        def give(index: int) -> None:
-            device = self.plan.devices[index]
-            known = held.get(device)
-            sent = graph if known is None else None
-            message = self._message(index, sent, state, known or frozenset())
-            seconds = self._fleet.timeouts.work
-            try:
-                self._fleet.ask(device, "serve", message, timeout_seconds=seconds)
-            except EdgeweaveError as error:
-                failed[device] = error
-
-        with ThreadPoolExecutor(max_workers=len(self.stages)) as pool:
-            list(pool.map(give, range(len(self.stages))))
-        return failed
+        goods = _Goods(graph, state, held)
+        everybody = range(len(self.stages))
+        outcomes = self._given(everybody, goods, makes_room=makes_room)
+        crowded = [i for i, found in outcomes.items() if found == _CROWDED]
+        if crowded and not any(isinstance(found, EdgeweaveError) for found in outcomes.values()):
+            outcomes |= self._given(crowded, goods, makes_room=True)
+        named = {self.plan.devices[index]: found for index, found in outcomes.items()}
+        served = {d: found for d, found in named.items() if isinstance(found, Served)}
+        return Deployed(
+            failed={d: found for d, found in named.items() if isinstance(found, EdgeweaveError)},
+            taken=frozenset(device for device, found in served.items() if found.is_ready),
+            has_ended_stages=any(found.has_ended_stages for found in served.values()),
+        )
 
     def weights_of(self, device: str) -> frozenset[str]:
         """The names of what a device holds in this term."""
@@ -195,16 +250,30 @@ class ServingTerm:
         if subscription is not None:
             subscription.close()
 
-    def _message(
-        self,
-        index: int,
-        graph: bytes | None,
-        state: Mapping[str, torch.Tensor],
-        held: frozenset[str],
-    ) -> Serve:
+    def _given(
+        self, indices: Sequence[int], goods: _Goods, *, makes_room: bool
+    ) -> dict[int, Served | EdgeweaveError]:
+        """Give these stages to their devices; what each says."""
+
+        def outcome(index: int) -> Served | EdgeweaveError:
+            message = self._message(index, goods, makes_room=makes_room)
+            seconds = self._fleet.timeouts.work
+            device = self.plan.devices[index]
+            try:
+                answer = self._fleet.ask(device, "serve", message, timeout_seconds=seconds)
+                return decode_message(answer, Served)
+            except EdgeweaveError as error:
+                return error
+
+        with ThreadPoolExecutor(max_workers=len(indices)) as pool:
+            return dict(zip(indices, pool.map(outcome, indices), strict=True))
+
+    def _message(self, index: int, goods: _Goods, *, makes_room: bool) -> Serve:
+        known = goods.held.get(self.plan.devices[index])
         needed = [spec.name for spec in self.stages[index].state]
-        own = tuple(sorted(held.intersection(needed)))
-        tensors = encode_state({name: state[name] for name in needed if name not in own})
+        own = tuple(sorted((known or frozenset()).intersection(needed)))
+        tensors = encode_state({name: goods.state[name] for name in needed if name not in own})
+        way = ways(self.stages)[index]
         place = Place(
             run=self._run,
             term=self.number,
@@ -213,10 +282,20 @@ class ServingTerm:
             devices=self.plan.devices,
             microbatch_size=self._most_samples,
             max_microbatches=self.plan.in_flight,
+            sources=way.sources,
+            targets=way.targets,
         )
-        first_units = tuple(stage.first_unit for stage in self.plan.stages[1:])
-        usual = self.plan.batch_size
-        return Serve(place, first_units, graph, memoryview(tensors), usual, own, self._codec)
+        return Serve(
+            place,
+            tuple(stage.first_unit for stage in self.plan.stages[1:]),
+            goods.graph if known is None else None,
+            memoryview(tensors),
+            self.plan.batch_size,
+            own,
+            self._codec,
+            makes_room,
+            self._is_direct,
+        )
 
     def _send(
         self, stage: int, number: int, tensors: Mapping[str, torch.Tensor], samples: int
@@ -244,6 +323,7 @@ class ServingTerm:
                 f"term {self.number} has no stage {header.stage} on {header.device} "
                 f"(it sent {header.kind!r})."
             )
+        told_forwards(header.scalars, n_stages)
         found = {spec.name: (spec.dtype, spec.shape) for spec in header.tensors}
         if header.kind == "refused":
             if [(kind, len(shape)) for kind, shape in found.values()] == [("uint8", 1)]:
@@ -267,18 +347,27 @@ class ServingTerm:
             if under_way is None:
                 return
             if header.kind == "refused":
-                data = bytes(frame.tensors[0].numpy().tobytes())
-                under_way.reason = decode_error(data, header.device)
+                under_way.reason = _reason(frame)
             else:
                 under_way.is_returned = True
+                for stage, seconds in told_forwards(header.scalars, len(self.stages)).items():
+                    self._took[stage].append(seconds)
             is_refused = bool(header.scalars.get("refused")) or under_way.reason is not None
             if not under_way.is_returned or (is_refused and under_way.reason is None):
                 return
             del self._open[header.microbatch]
         if under_way.reason is not None:
-            text = str(under_way.reason).splitlines()[0]
-            error = RequestError(f"the model cannot compute this request ({text}).")
-            self._hearing.refused(under_way.shipment, error)
+            self._hearing.refused(under_way.shipment, under_way.reason)
         else:
             self._hearing.answered(under_way.shipment, as_mapping(frame))
         self._hearing.room()
+
+
+def _reason(frame: Frame) -> EdgeweaveError:
+    """Why a stage refused: the request's fault, unless it says that it is the device's."""
+    data = bytes(frame.tensors[0].numpy().tobytes())
+    header = frame.header
+    text = str(decode_error(data, header.device)).splitlines()[0]
+    if header.scalars.get("device"):
+        return DeviceFailed(text, device=header.device, stage=header.stage)
+    return RequestError(f"the model cannot compute this request ({text}).")
