@@ -96,12 +96,12 @@ def test_the_step_is_taken_from_the_mixed_model_with_the_gradient_of_the_other()
 
 @pytest.mark.parametrize(
     ("importance", "choosing", "n_scored"),
-    [("last-layer", "weighted", 1), ("first-layer", "groups", 8), ("last-layer", "groups", 8)],
+    [("last-layer", "weighted", 12), ("first-layer", "groups", 8), ("last-layer", "groups", 8)],
 )
 def test_a_thinned_batch_is_scored_and_has_the_number_asked_for(
     importance: Importance, choosing: Choosing, n_scored: int
 ) -> None:
-    """A quarter of a point for each sample, or all groups of the batch."""
+    """Two points for each sample now and then, or all groups of the batch."""
     learner = learner_of(model_of(), share=0.5, importance=importance, choosing=choosing)
     flat = learner.layout.flat(captured_of(model_of()).state)
     trained = learner.train(flat, 6, 0)
@@ -109,6 +109,8 @@ def test_a_thinned_batch_is_scored_and_has_the_number_asked_for(
     assert trained.n_scored == n_scored
     assert learner.selection.n_groups >= 16
     assert learner.selection.n_bytes > 0
+    again = learner.train(flat, 6, 1)
+    assert (again.n_samples, again.n_scored) == (6, 8 if choosing == "groups" else 0)
     whole = learner.train(flat, 16, 0)
     assert (whole.n_samples, whole.n_scored) == (16, 0)
 

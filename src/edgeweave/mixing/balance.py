@@ -3,7 +3,7 @@
     full_i = g_i + c_i b            seconds of an iteration with a whole batch of b samples
     tau    = beta * min_i full_i    gossiped: every message carries the least its sender knows of
     n_i    = (tau - g_i - s_i P) / c_i     with P points scored, at least a share of b, at most b
-    P      = all groups of a batch, or a quarter of n_i (``Scoring``)
+    P      = all groups of a batch, or in the mean a quarter of n_i (``Scoring``)
 
 (EdgeGossip, reference section 5(c): c, s and g are seconds per trained sample, per scored point,
 and of mixing and updating.) Waiting for others is in none of them. The minimum is taken anew in
@@ -63,14 +63,19 @@ class BalanceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How many points are scored in an iteration: so many for each sample that is trained on."""
+    """How many points are scored, in every step or in one of several: a pass takes its time however
+    few they are.
+    """
 
     per_sample: float
+    """Points for each sample that is trained on."""
     least: int
     most: int
+    every: int = 1
+    """Steps."""
 
     def n_points(self, n_samples: int) -> int:
-        """Points scored to choose so many samples."""
+        """Points scored in a step that scores, where so many samples are chosen."""
         return min(max(math.floor(self.per_sample * n_samples), self.least), self.most)
 
 
@@ -167,10 +172,12 @@ class Balance:
         time = pace - other
         room = time / each
         if self._scoring is not None:
-            point, scoring = self._per_point.quick, self._scoring
+            scoring = self._scoring
+            point = self._per_point.quick / scoring.every
             room = time / (each + scoring.per_sample * point)
-            if scoring.n_points(int(room)) == scoring.least:
-                room = (time - scoring.least * point) / each
+            n_points = scoring.n_points(int(room))
+            if n_points in (scoring.least, scoring.most):
+                room = (time - n_points * point) / each
         least = max(1, round(settings.least_share * whole))
         return min(max(math.floor(room + 1e-9), least), whole)
 

@@ -100,10 +100,20 @@ def weighted(groups: Groups, scores: torch.Tensor, n: int, *, seed: int) -> Chos
     relative = np.where(known, found, mean) / mean if mean > 0 else np.ones(len(sizes))
     wanted = _wanted(sizes * ((1 - _EVEN) * relative + _EVEN), sizes, n)
     counts = _rounded_at_random(wanted, sizes, random)
-    taken = np.flatnonzero(counts)
-    drawn = [random.permutation(groups.members(int(k)))[: counts[k]] for k in taken]
-    stands_for = np.repeat(sizes[taken] / wanted[taken], counts[taken]) * n / sizes.sum()
-    return Chosen(np.concatenate(drawn), torch.from_numpy(stands_for).float())
+    stands_for = np.repeat(sizes / wanted, counts) * n / sizes.sum()
+    indices = groups.order[_places(groups.bounds[:-1], sizes, counts, random)]
+    return Chosen(indices, torch.from_numpy(stands_for).float())
+
+
+def _places(
+    starts: Indices, sizes: Indices, counts: Indices, random: np.random.Generator
+) -> Indices:
+    """So many places of every range, one after the other from a random one on, round its end."""
+    begins = np.floor(random.random(len(sizes)) * sizes).astype(np.int64)
+    of = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places: Indices = starts[of] + (begins[of] + numbers) % sizes[of]
+    return places
 
 
 def _wanted(weights: npt.NDArray[np.float64], sizes: Indices, n: int) -> npt.NDArray[np.float64]:

@@ -21,6 +21,8 @@ from edgeweave.mixing.topology import Topology
 __all__ = ["GossipSettings", "exchange_of", "graph_of"]
 
 _LEAST_GROUPS = 8
+_SCORED_EVERY, _POINTS_PER_SAMPLE = 8, 2.0
+"""Old scores do for a weighted choice, which they shift nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,10 @@ class GossipSettings:
 
     @property
     def scoring(self) -> Scoring:
-        """How many points are scored to choose samples."""
-        most = self.points_per_batch
-        return Scoring(0.0, most, most) if self.choosing == "groups" else Scoring(0.25, 1, most)
+        """How many points are scored to choose samples, and how often."""
+        if self.choosing == "groups":
+            return Scoring(0.0, self.points_per_batch, self.points_per_batch)
+        return Scoring(_POINTS_PER_SAMPLE, 1, 2 * self.batch_size, _SCORED_EVERY)
 
 
 def graph_of(settings: GossipSettings) -> Topology:
