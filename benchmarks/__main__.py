@@ -3,9 +3,9 @@
 Without ``--quick`` the full result is written to ``benchmarks/results/NAME.json``, which is
 committed, and its picture to ``docs/images``. ``--page`` writes ``docs/reference-benchmarks.md``
 from the results that are there, which ``--all`` does too. With ``--json`` the last line of output
-is one JSON object with the metrics. ``convergence`` takes most of an hour: with ``--kept FOLDER``
-it keeps each training there when it is done, and a run that was cut off goes on from them;
-``serving`` does the same with its parts.
+is one JSON object with the metrics. ``convergence``, ``gossip`` and ``serving`` take long: with
+``--kept FOLDER`` they keep each part there when it is done, and a run that was cut off goes on from
+them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from benchmarks.harness import NAMES, Result, write
 
 __all__ = ["main"]
 
+_KEEPING = ("convergence", "gossip", "serving")
+
 
 def main(arguments: list[str]) -> int:
     """Parse, run, print."""
@@ -31,13 +33,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="less work, at most 60 s on 2 cores")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument(
-        "--kept", type=Path, metavar="FOLDER", help="what convergence or serving has done already"
+        "--kept",
+        type=Path,
+        metavar="FOLDER",
+        help="parts of it that are done already",
     )
     options = parser.parse_args(arguments)
     if options.all + options.page + (options.name is not None) != 1:
         parser.error("name one benchmark, or pass --all or --page")
-    if options.kept and options.name not in ("convergence", "serving"):
-        parser.error("--kept FOLDER goes with convergence and serving")
+    if options.kept and options.name not in _KEEPING:
+        parser.error(f"--kept FOLDER goes with {', '.join(_KEEPING)}")
     kept = {"kept": options.kept} if options.kept else {}
     names = NAMES if options.all else [options.name] if options.name else []
     for name in names:

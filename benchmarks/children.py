@@ -66,14 +66,12 @@ class Child:
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, *, seconds: float = _DEADLINE_SECONDS) -> dict[str, Any]:
         """The next line it says; ``RuntimeError`` if it ended, ``TimeoutError`` if it is silent."""
         try:
-            line = self._lines.get(timeout=_DEADLINE_SECONDS)
+            line = self._lines.get(timeout=seconds)
         except queue.Empty:
-            raise TimeoutError(
-                f"{self._module} said nothing for {_DEADLINE_SECONDS:.0f} s"
-            ) from None
+            raise TimeoutError(f"{self._module} said nothing for {seconds:.0f} s") from None
         if not line:
             raise RuntimeError(f"{self._module} ended before it answered; its error is above.")
         message: dict[str, Any] = json.loads(line)

@@ -22,15 +22,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
-import msgspec
 import torch
 
 from benchmarks.convergence_tasks import TASKS, Task
 from benchmarks.convergence_training import Effort, Training, trained
 from benchmarks.data import DATA
 from benchmarks.harness import Result, ratios
+from benchmarks.keeping import kept_or_made
 from edgeweave.codec import Codec, none, uniform
-from edgeweave.device.whole_files import write_whole
 
 __all__ = ["run"]
 
@@ -81,14 +80,8 @@ def _found(*, quick: bool, kept: Path | None) -> _Found:
 def _kept_or_trained(
     task: Task, codec: Codec, effort: Effort, seed: int, kept: Path | None
 ) -> Training:
-    if kept is None:
-        return trained(task, codec, effort, seed=seed)
-    path = kept / f"{task.name}-{codec.bits or 32}-bits-seed-{seed}-{effort.steps}-steps.json"
-    if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=Training)
-    training = trained(task, codec, effort, seed=seed)
-    write_whole(path, msgspec.json.encode(training))
-    return training
+    name = f"{task.name}-{codec.bits or 32}-bits-seed-{seed}-{effort.steps}-steps"
+    return kept_or_made(kept, name, Training, lambda: trained(task, codec, effort, seed=seed))
 
 
 def _compared(found: _Found) -> dict[str, list[float]]:

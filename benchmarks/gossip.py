@@ -6,19 +6,25 @@ its own accuracy in the end less half a point; all runs take as many steps.
 
     time_to_accuracy_speedup   seconds to the target, plain / balance by score; over all cases
     accuracy_loss_points       accuracy of plain less that of the other, in the end
-    ..._balance_random, ..._fixed_share, ..._balance_first_layer    the same, with one part changed
+    ..._balance_random, ..._fixed_share    the same, with one part changed
+    ..._published              whole groups of 20 by first-layer scores, as in the papers
     iteration_time_cv          over peers, after 20 iterations; ..._plain without balance
     equal_speeds_bit_equal     everything on, devices of one speed: the plain algorithm's bits
     churn_...                  one of 8 peers killed every minute, back after 20 s
     scale_...                  10, 100 and 1,000 peers of a perceptron on MNIST
     beside_...                 agents in processes beside all-reduce over Gloo, and a peer killed
+
+With ``--kept FOLDER`` every run is kept there when it is done, and what was cut off goes on: only
+``beside_...`` measures wall time, and costs are measured once.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +35,7 @@ from benchmarks.gossip_beside import beside
 from benchmarks.gossip_runs import (
     TASKS,
     VARIANTS,
+    Costs,
     Curve,
     costs_of,
     curve_of,
@@ -38,6 +45,7 @@ from benchmarks.gossip_runs import (
     world,
 )
 from benchmarks.harness import Result
+from benchmarks.keeping import kept_or_made
 from edgeweave.data import Split, deal
 from edgeweave.device import Learner, Optimizer
 from edgeweave.device.rows import TensorRows
@@ -52,7 +60,7 @@ __all__ = ["run"]
 _ALGORITHMS: tuple[Algorithm, ...] = ("d-psgd", "gossip-sgd")
 _CASES = [(task, n, how) for task in TASKS for n in (4, 8) for how in _ALGORITHMS]
 _QUICK_CASES: list[tuple[str, int, Algorithm]] = [("mnist", 4, "d-psgd")]
-_QUICK_SAMPLES = 4096
+_QUICK_SAMPLES = 8192
 _BELOW_PLAIN_POINTS = 0.5
 _SEED = 0
 _BESIDE_STEPS = 150
@@ -63,28 +71,36 @@ _CHURN_SLOWDOWN = 40.0
 Samples = dict[str, list[float]]
 
 
-def run(*, quick: bool) -> Result:
-    """``quick``: one case on a tenth of the samples; what it learns says little."""
+def run(*, quick: bool, kept: Path | None = None) -> Result:
+    """``quick``: one case on a seventh of the samples; what it learns says little."""
     torch.set_num_threads(1)
     samples: Samples = {}
     settings: dict[str, Any] = {"seed": _SEED, "cases": []}
-    costs: dict[str, DeviceCosts] = {}
+    costs: dict[str, Costs] = {}
     for task, n_peers, algorithm in _QUICK_CASES if quick else _CASES:
         if task not in costs:
-            costs[task] = costs_of(task, turns=5 if quick else 30)
-        found = _case(task, n_peers, algorithm, costs[task], quick=quick)
+            turns = 5 if quick else 30
+            costs[task] = kept_or_made(
+                kept,
+                f"costs-{task}-{turns}",
+                Costs,
+                functools.partial(costs_of, task, turns=turns),
+            )
+        found = _case(task, n_peers, algorithm, costs[task], quick=quick, kept=kept)
         settings["cases"].append([task, n_peers, algorithm])
         _compare(samples, found)
     settings["costs"] = {
-        name: [each.seconds_per_sample, each.seconds_per_point, each.other_seconds]
-        for name, each in costs.items()
+        f"{name}, {importance}": [
+            each.seconds_per_sample,
+            each.seconds_per_point,
+            each.other_seconds,
+        ]
+        for name, own in costs.items()
+        for importance, each in own.items()
     }
-    samples["equal_speeds_bit_equal"] = [_bit_equal(costs["mnist"])]
-    _churn(samples, costs["mnist"], quick=quick)
-    for n_peers in (10,) if quick else (10, 100, 1000):
-        _scale(samples, n_peers, costs["mnist"], steps=5 if quick else 60)
-    if not quick:
-        for key, value in beside(steps=_BESIDE_STEPS, seed=_SEED).items():
+    for name, part in _parts(costs["mnist"], quick=quick).items():
+        made = kept_or_made(kept, f"{name}-quick" if quick else name, dict[str, float], part)
+        for key, value in made.items():
             _add(samples, key, value)
     metrics = {key: fmean(values) for key, values in samples.items() if values}
     return Result(
@@ -97,20 +113,48 @@ def run(*, quick: bool) -> Result:
     )
 
 
+def _parts(costs: Costs, *, quick: bool) -> dict[str, Callable[[], dict[str, float]]]:
+    """What is measured beside the cases, by name."""
+    steps = 5 if quick else 60
+    scales = {
+        f"scale-{n}": functools.partial(_scale, n, costs["none"], steps=steps)
+        for n in ((10,) if quick else (10, 100, 1000))
+    }
+    parts: dict[str, Callable[[], dict[str, float]]] = {
+        "bit-equal": lambda: {"equal_speeds_bit_equal": _bit_equal(costs)},
+        "churn": lambda: _churn(costs, quick=quick),
+        **scales,
+    }
+    if not quick:
+        parts["beside"] = lambda: beside(steps=_BESIDE_STEPS, seed=_SEED)
+    return parts
+
+
 def _case(
-    task: str, n_peers: int, algorithm: Algorithm, costs: DeviceCosts, *, quick: bool
+    task: str,
+    n_peers: int,
+    algorithm: Algorithm,
+    costs: Costs,
+    *,
+    quick: bool,
+    kept: Path | None,
 ) -> dict[str, Curve]:
     """Every variant of one case."""
     n_samples = _QUICK_SAMPLES if quick else None
     steps = steps_of(task, n_peers, n_samples)
-    slowest = costs.slowed(3.0)
+    slowest = costs["none"].slowed(3.0)
     seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * TASKS[task].batch_size)
     found = {}
     for variant in ("plain", "balance_score") if quick else VARIANTS:
-        settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)
-        each = world(task, settings, costs, steps=steps, n_samples=n_samples)
-        whole = seconds if variant == "plain" else seconds / 3
-        found[variant] = curve_of(task, each, whole, points=12 if quick else 60)
+
+        def curve(variant: str = variant) -> Curve:
+            settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)
+            each = world(task, settings, costs, steps=steps, n_samples=n_samples)
+            whole = seconds if variant == "plain" else seconds / 3
+            return curve_of(task, each, whole, points=12 if quick else 60)
+
+        name = f"{task}-{n_peers}-{algorithm}-{variant}-{steps}-steps"
+        found[variant] = kept_or_made(kept, name, Curve, curve)
     return found
 
 
@@ -127,14 +171,14 @@ def _compare(samples: Samples, found: Mapping[str, Curve]) -> None:
         reached = curve.seconds_to(target)
         # Where it is never reached, it took longer than all of the run.
         _add(samples, f"time_to_accuracy_speedup{suffix}", before / (reached or before * 10))
-        _add(samples, f"accuracy_loss_points{suffix}", plain.final - curve.final)
+        _add(samples, f"accuracy_loss_points{suffix}", plain.in_the_end - curve.in_the_end)
     ours = found["balance_score"]
-    _add(samples, "own_accuracy_loss_points", plain.final - fmean(ours.last_accuracies))
+    _add(samples, "own_accuracy_loss_points", plain.final - ours.own_in_the_end)
     _add(samples, "choosing_time_share", ours.choosing_share)
     _add(samples, "choosing_mb", ours.groups_bytes / 1e6)
 
 
-def _bit_equal(costs: DeviceCosts) -> float:
+def _bit_equal(costs: Costs) -> float:
     """1 if everything on gives the plain algorithm's bits where all devices are as fast."""
     ends = []
     for variant in ("balance_score", "plain"):
@@ -145,12 +189,13 @@ def _bit_equal(costs: DeviceCosts) -> float:
     return float(all(torch.equal(a, b) for a, b in zip(*ends, strict=True)))
 
 
-def _churn(samples: Samples, costs: DeviceCosts, *, quick: bool) -> None:
+def _churn(costs: Costs, *, quick: bool) -> dict[str, float]:
     """Eight peers on MNIST, undisturbed and with one after the other killed."""
     n_samples = _QUICK_SAMPLES if quick else None
     settings = settings_of("mnist", 8, "d-psgd", "balance_score", seed=_SEED)
     steps = steps_of("mnist", 8, n_samples)
-    slow = costs.slowed(_CHURN_SLOWDOWN * (10 if quick else 1))
+    slowdown = _CHURN_SLOWDOWN * (10 if quick else 1)
+    slow = {name: each.slowed(slowdown) for name, each in costs.items()}
     quiet, churned = (
         world("mnist", settings, slow, steps=steps, n_samples=n_samples) for _ in range(2)
     )
@@ -165,11 +210,13 @@ def _churn(samples: Samples, costs: DeviceCosts, *, quick: bool) -> None:
         still = still + 1.0 if done == last else 0.0
         pause, last = max(pause, still), done
     means = [torch.stack(list(each.models().values())).mean(dim=0) for each in (quiet, churned)]
-    undisturbed, disturbed = (evaluated("mnist", quiet, mean) for mean in means)
-    _add(samples, "churn_accuracy_loss_points", undisturbed - disturbed)
-    _add(samples, "churn_longest_pause_seconds", pause)
-    _add(samples, "churn_time_ratio", churned.now / quiet.now)
-    _add(samples, "churn_minutes", churned.now / 60)
+    undisturbed, disturbed = (evaluated("mnist", quiet, mean, whole=True) for mean in means)
+    return {
+        "churn_accuracy_loss_points": undisturbed - disturbed,
+        "churn_longest_pause_seconds": pause,
+        "churn_time_ratio": churned.now / quiet.now,
+        "churn_minutes": churned.now / 60,
+    }
 
 
 def _killing(run: VirtualGossip, name: str) -> Any:
@@ -181,7 +228,7 @@ def _killing(run: VirtualGossip, name: str) -> Any:
     return kill
 
 
-def _scale(samples: Samples, n_peers: int, costs: DeviceCosts, *, steps: int) -> None:
+def _scale(n_peers: int, costs: DeviceCosts, *, steps: int) -> dict[str, float]:
     """So many peers of a perceptron, four random neighbours each."""
     inputs, targets = TASKS["mnist"].train()
     torch.manual_seed(_SEED)
@@ -210,9 +257,11 @@ def _scale(samples: Samples, n_peers: int, costs: DeviceCosts, *, steps: int) ->
     seconds = time.perf_counter() - began
     mean = torch.stack(list(run.models().values())).mean(dim=0)
     apart = torch.stack([(m - mean).norm() for m in run.models().values()]).mean() / mean.norm()
-    _add(samples, f"scale_{n_peers}_accuracy", evaluated("mnist", run, mean))
-    _add(samples, f"scale_{n_peers}_consensus_distance", float(apart))
-    _add(samples, f"scale_{n_peers}_ms_per_peer_step", 1e3 * seconds / (steps * n_peers))
+    return {
+        f"scale_{n_peers}_accuracy": evaluated("mnist", run, mean),
+        f"scale_{n_peers}_consensus_distance": float(apart),
+        f"scale_{n_peers}_ms_per_peer_step": 1e3 * seconds / (steps * n_peers),
+    }
 
 
 def _add(samples: Samples, key: str, value: float) -> None:

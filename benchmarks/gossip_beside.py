@@ -1,4 +1,4 @@
-"""The same work by gossip over our agents and by all-reduce over Gloo, in processes, side by side.
+"""The same work by gossip over our agents, by all-reduce over Gloo, and by hivemind's averaging.
 
 LeNet on MNIST on four devices of 0.4 cores and 1.5, 2 and 3 times slower; batches of 256 each, the
 same number of steps. Then the same again, and the slowest is killed.
@@ -19,6 +19,7 @@ from torch.nn import functional
 import edgeweave as ew
 from benchmarks.children import Child
 from benchmarks.data import DATA
+from benchmarks.gossip_hivemind import EVERY
 from benchmarks.gossip_runs import TASKS
 from edgeweave.data import load_source
 from edgeweave.gossip import GossipTrainer, Members, mean_state, running
@@ -31,24 +32,36 @@ _SPEEDS = {"p0": 0.4, "p1": 0.4 / 1.5, "p2": 0.2, "p3": 0.4 / 3}
 _BATCH = 256
 _TARGET = 90.0
 _LOOK_SECONDS = 1.0
+_PATIENCE_SECONDS = 600.0
+_GLOO = "benchmarks.gossip_rank"
+_OTHERS = {"all_reduce": _GLOO, "hivemind": "benchmarks.gossip_hivemind"}
 
 
 def beside(*, steps: int, seed: int) -> dict[str, float]:
     """Seconds to 90 %, accuracy, bytes of one device and step, and who is left after a death."""
-    theirs, their_left = _all_reduce(steps, seed)
     ours, our_left = _gossip(steps)
     model_bytes = 4 * sum(p.numel() for p in lenet().parameters())
-    to = {name: _seconds_to(curve) for name, curve in (("ours", ours), ("theirs", theirs))}
-    return {
-        "beside_speedup": to["theirs"] / to["ours"],
-        "beside_accuracy": ours[-1][1],
-        "beside_accuracy_all_reduce": theirs[-1][1],
-        "beside_seconds": ours[-1][0],
-        "beside_seconds_all_reduce": theirs[-1][0],
-        "beside_bytes_ratio": 2.0 * model_bytes / (2 * 3 / 4 * model_bytes),
-        "beside_left_after_death": float(our_left),
-        "beside_left_after_death_all_reduce": float(their_left),
+    n = len(_SPEEDS)
+    bytes_a_step = {
+        "all_reduce": 2 * (n - 1) / n * model_bytes,
+        "hivemind": 2 * (n - 1) / n * model_bytes / EVERY,
     }
+    found = {
+        "beside_accuracy": ours[-1][1],
+        "beside_seconds": ours[-1][0],
+        "beside_seconds_to_90": _seconds_to(ours),
+        "beside_left_after_death": float(our_left),
+    }
+    for other, module in _OTHERS.items():
+        theirs, their_left = _others(module, steps, seed)
+        found |= {
+            f"beside_accuracy_{other}": theirs[-1][1],
+            f"beside_seconds_{other}": theirs[-1][0],
+            f"beside_seconds_to_90_{other}": _seconds_to(theirs),
+            f"beside_left_after_death_{other}": float(their_left),
+            f"beside_bytes_ratio_{other}": 2.0 * model_bytes / bytes_a_step[other],
+        }
+    return found
 
 
 def _seconds_to(curve: list[tuple[float, float]]) -> float:
@@ -56,39 +69,38 @@ def _seconds_to(curve: list[tuple[float, float]]) -> float:
     return next((seconds for seconds, found in curve if found >= _TARGET), curve[-1][0])
 
 
-def _all_reduce(steps: int, seed: int) -> tuple[list[tuple[float, float]], int]:
-    curve = _ranks(steps, seed, dies_at=-1)[0]
+def _others(module: str, steps: int, seed: int) -> tuple[list[tuple[float, float]], int]:
+    curve = _ranks(module, steps, seed, dies_at=-1)[0]
     found = list(zip(curve["seconds"], curve["accuracies"], strict=True))
-    after = _ranks(steps, seed, dies_at=5)
+    after = _ranks(module, steps, seed, dies_at=5)
     return found, sum(each["done"] == steps for each in after)
 
 
-def _ranks(steps: int, seed: int, *, dies_at: int) -> list[dict[str, Any]]:
+def _ranks(module: str, steps: int, seed: int, *, dies_at: int) -> list[dict[str, Any]]:
     """What every rank that still answers says."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        children = [
-            stack.enter_context(
-                Child(
-                    "benchmarks.gossip_rank",
-                    {
-                        "rank": rank,
-                        "n": len(_SPEEDS),
-                        "meeting": str(Path(folder) / "meeting"),
-                        "speed": speed,
-                        "batch_size": _BATCH,
-                        "seed": seed,
-                    },
-                )
-            )
-            for rank, speed in enumerate(_SPEEDS.values())
-        ]
-        for child in children:
-            child.answer()
+        children: list[Child] = []
+        meeting: list[str] = [str(Path(folder) / "meeting")] if module == _GLOO else []
+        for rank, speed in enumerate(_SPEEDS.values()):
+            settings = {
+                "rank": rank,
+                "n": len(_SPEEDS),
+                "meeting": meeting,
+                "speed": speed,
+                "batch_size": _BATCH,
+                "seed": seed,
+            }
+            children.append(stack.enter_context(Child(module, settings)))
+            if module != _GLOO:  # each is told where those before it are
+                meeting = [*meeting, *children[-1].answer()["meeting"]]
+        if module == _GLOO:
+            for child in children:
+                child.answer()
         for child in children:
             child.tell({"steps": steps, "dies_at": dies_at})
         there = children if dies_at < 0 else children[:-1]
-        return [child.answer() for child in there]
+        return [child.answer(seconds=_PATIENCE_SECONDS) for child in there]
 
 
 def _gossip(steps: int) -> tuple[list[tuple[float, float]], int]:

@@ -9,11 +9,13 @@ Paced to a fraction of a core as emulated devices are. A rank that is to die kil
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from edgeweave.core.clock import SystemClock
 from edgeweave.data import Split, deal
 from edgeweave.device.throttle import Throttle
 
-__all__ = ["main"]
+__all__ = ["main", "trained"]
 
 _TIMEOUT = datetime.timedelta(seconds=20)
 _EVERY = 10
@@ -38,17 +40,27 @@ def main(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{settings['meeting']}",
+        init_method=f"file://{settings['meeting'][0]}",
         rank=settings["rank"],
         world_size=settings["n"],
         timeout=_TIMEOUT,
     )
     reply({"ready": True})
     for line in sys.stdin:
-        reply(_train(settings, json.loads(line)))
+        average = functools.partial(_average, n=settings["n"])
+        reply(trained(settings, json.loads(line), before_step=average))
 
 
-def _train(settings: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def trained(
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    before_step: Callable[[torch.nn.Module], None] = lambda _model: None,
+    after_step: Callable[[torch.nn.Module, int], None] = lambda _model, _done: None,
+) -> dict[str, Any]:
+    """Train, at the pace of the device; ``before_step`` has the gradients, ``after_step`` the model
+    and the number of steps done. ``RuntimeError`` of either ends it.
+    """
     task, rank = TASKS["mnist"], settings["rank"]
     torch.manual_seed(settings["seed"])
     model = task.model()
@@ -68,9 +80,10 @@ def _train(settings: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(model(inputs[rows]), targets[rows])
                 loss.backward()  # type: ignore[no-untyped-call]
-            _average(model, settings["n"])
+            before_step(model)
             optimizer.step()
             done = step + 1
+            after_step(model, done)
             if rank == 0 and done % _EVERY == 0:
                 copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
                 copies.append((time.perf_counter() - began, copy))

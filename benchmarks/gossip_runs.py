@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,21 +18,32 @@ from edgeweave.data import Split, deal, load_source
 from edgeweave.device import Learner, Optimizer
 from edgeweave.device.rows import TensorRows
 from edgeweave.gossip import DeviceCosts, VirtualGossip
-from edgeweave.mixing import Algorithm, BalanceSettings, GossipSettings, topology
+from edgeweave.mixing import (
+    Algorithm,
+    BalanceSettings,
+    Choosing,
+    GossipSettings,
+    Importance,
+    topology,
+)
 from edgeweave.program import Captured, capture, flatten_inputs
 from edgeweave.train.metrics import accuracy
 from edgeweave.train.models import lenet
 
-__all__ = ["SLOWNESS", "TASKS", "VARIANTS", "Curve", "GossipTask", "costs_of", "curve_of", "world"]
+__all__ = ["SLOWNESS", "TASKS", "VARIANTS", "Costs", "Curve", "GossipTask", "costs_of"]
+__all__ += ["curve_of", "evaluated", "settings_of", "steps_of", "world"]
 
 SLOWNESS = (1.0, 1.5, 2.0, 3.0)
 """Of the devices, in turn."""
 
 _TESTED = 2000
+_ROUNDS = 3
 _MEANS_OF = 3
 """Neighbouring evaluations that are averaged."""
 
 Samples = tuple[torch.Tensor, torch.Tensor]
+Costs = Mapping[Importance, DeviceCosts]
+"""What a task takes, by how samples are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,7 @@ def _cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
 
 
-_SGD = Optimizer("SGD", lr=0.05, momentum=0.9)
+_SGD = Optimizer("SGD", lr=0.02, momentum=0.9)
 
 TASKS: Mapping[str, GossipTask] = {
     "mnist": GossipTask(
@@ -80,14 +92,26 @@ TASKS: Mapping[str, GossipTask] = {
     "cifar10": GossipTask(_cnn, lambda: cifar10("train"), lambda: cifar10("test"), _SGD, epochs=12),
 }
 
-VARIANTS: Mapping[str, tuple[BalanceSettings, str]] = {
-    "plain": (BalanceSettings(enabled=False), "none"),
-    "balance_random": (BalanceSettings(), "none"),
-    "balance_score": (BalanceSettings(), "last-layer"),
-    "balance_first_layer": (BalanceSettings(), "first-layer"),
-    "fixed_share": (BalanceSettings(enabled=False, share=0.5), "last-layer"),
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is done about devices being unequal."""
+
+    balance: BalanceSettings
+    importance: Importance = "last-layer"
+    choosing: Choosing = "weighted"
+    group_size: int = 8
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "plain": Variant(BalanceSettings(enabled=False), "none"),
+    "balance_random": Variant(BalanceSettings(), "none"),
+    "balance_score": Variant(BalanceSettings()),
+    "published": Variant(BalanceSettings(), "first-layer", "groups", 20),
+    "fixed_share": Variant(BalanceSettings(enabled=False, share=0.5)),
 }
-"""The plain algorithm, EdgeGossip, its two halves apart, and the same share everywhere."""
+"""The plain algorithm, balance alone, ours, EdgeGossip as published, and the same share everywhere.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +126,14 @@ class Curve:
     groups_bytes: int
     """Largest memory of aggregated points on a device."""
     bytes_sent: int
-    last_accuracies: tuple[float, ...] = ()
-    """Of every peer's own model, in the end."""
+    in_the_end: float
+    """Of the mean model, of all samples held out: mean of the last evaluations."""
+    own_in_the_end: float
+    """Mean over the peers, each of its own model."""
 
     @property
     def final(self) -> float:
-        """Mean of the last evaluations."""
+        """Mean of the last accuracies of the curve."""
         return fmean(self.accuracies[-_MEANS_OF:])
 
     def seconds_to(self, target: float) -> float | None:
@@ -135,7 +161,7 @@ def _captured(name: str, seed: int) -> Captured:
 def world(
     name: str,
     settings: GossipSettings,
-    costs: DeviceCosts,
+    costs: Costs,
     *,
     steps: int,
     slowness: Sequence[float] = SLOWNESS,
@@ -145,13 +171,13 @@ def world(
     """A run of a task whose devices are so many times slower than this machine, in turn."""
     task, captured = TASKS[name], _captured(name, settings.seed)
     inputs, targets = (each[:n_samples] for each in task.train())
-    peers = settings.graph.peers
+    peers, own = settings.graph.peers, costs[settings.importance]
     devices = {}
     for number, part in enumerate(deal(targets.numpy(), len(peers), Split(seed=settings.seed))):
         chosen = torch.from_numpy(part)
         rows = TensorRows(flatten_inputs(inputs[chosen], targets[chosen]))
         learner = Learner(captured, task.optimizer, rows, settings, number=number, now=lambda: 0.0)
-        devices[peers[number]] = (learner, costs.slowed(slowness[number % len(slowness)]))
+        devices[peers[number]] = (learner, own.slowed(slowness[number % len(slowness)]))
     first = devices[peers[0]][0].layout.flat(captured.state)
     return VirtualGossip(settings, devices, first, steps=steps, patience_seconds=patience_seconds)
 
@@ -160,13 +186,15 @@ def settings_of(
     name: str, n_peers: int, algorithm: Algorithm, variant: str, *, seed: int = 0
 ) -> GossipSettings:
     """A ring of so many peers."""
-    balance, importance = VARIANTS[variant]
+    each = VARIANTS[variant]
     return GossipSettings(
         topology("ring", [f"p{k}" for k in range(n_peers)]),
         batch_size=TASKS[name].batch_size,
         algorithm=algorithm,
-        balance=balance,
-        importance=importance,  # type: ignore[arg-type]
+        balance=each.balance,
+        importance=each.importance,
+        choosing=each.choosing,
+        group_size=each.group_size,
         seed=seed,
     )
 
@@ -182,12 +210,13 @@ def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60)
     """Let it run, and evaluate the mean model at equal distances of ``seconds`` in all."""
     moments: list[float] = []
     accuracies: list[float] = []
+    last: deque[torch.Tensor] = deque(maxlen=_MEANS_OF)
     done = False
     while not done:
         done = run.run(until=seconds / points * (len(moments) + 1))
         moments.append(run.now)
-        mean = torch.stack(list(run.models().values())).mean(dim=0)
-        accuracies.append(evaluated(name, run, mean))
+        last.append(torch.stack(list(run.models().values())).mean(dim=0))
+        accuracies.append(evaluated(name, run, last[-1]))
     told = [peer.statistics for peer in run.peers.values()]
     means = [fmean(each.busy_seconds[20:] or each.busy_seconds) for each in told]
     busy = sum(sum(each.busy_seconds) for each in told)
@@ -198,20 +227,46 @@ def curve_of(name: str, run: VirtualGossip, seconds: float, *, points: int = 60)
         sum(each.scoring_seconds for each in told) / busy,
         max(run.learner(peer).selection.n_bytes for peer in run.peers),
         run.bytes_carried,
-        tuple(evaluated(name, run, model) for model in run.models().values()),
+        fmean(evaluated(name, run, mean, whole=True) for mean in last),
+        fmean(evaluated(name, run, model) for model in run.models().values()),
     )
 
 
-def evaluated(name: str, run: VirtualGossip, model: torch.Tensor) -> float:
-    """Accuracy of a model on samples held out, in percent."""
-    inputs, targets = (each[:_TESTED] for each in TASKS[name].test())
+def evaluated(name: str, run: VirtualGossip, model: torch.Tensor, *, whole: bool = False) -> float:
+    """Accuracy of a model on the first samples held out, or on all of them, in percent."""
+    inputs, targets = TASKS[name].test()
     learner = run.learner(next(iter(run.peers)))
-    return 100 * learner.evaluate(model, flatten_inputs(inputs, targets))["accuracy"]
+    n = len(targets) if whole else _TESTED
+    found = 0.0
+    for start in range(0, n, _TESTED):
+        part = slice(start, min(start + _TESTED, n))
+        batch = flatten_inputs(inputs[part], targets[part])
+        found += learner.evaluate(model, batch)["accuracy"] * len(targets[part])
+    return 100 * found / n
 
 
-def costs_of(name: str, *, turns: int) -> DeviceCosts:
-    """What this machine takes for a task: medians of CPU seconds, one thread."""
-    settings = replace(settings_of(name, 2, "d-psgd", "balance_score"))
+def costs_of(name: str, *, turns: int) -> dict[Importance, DeviceCosts]:
+    """What this machine takes for a task, by what is scored: CPU seconds of one thread.
+
+    They differ by the seconds of a point alone. Other work on the machine makes CPU seconds longer,
+    never shorter: of three rounds the one with the quickest iteration counts.
+    """
+
+    def quickest(variant: str) -> DeviceCosts:
+        n = TASKS[name].batch_size
+        rounds = [_measured(name, variant, turns) for _ in range(_ROUNDS)]
+        return min(rounds, key=lambda each: each.seconds_per_sample * n + each.other_seconds)
+
+    cheap, dear = quickest("balance_score"), quickest("published")
+    return {
+        "none": cheap,
+        "last-layer": cheap,
+        "first-layer": replace(cheap, seconds_per_point=dear.seconds_per_point),
+    }
+
+
+def _measured(name: str, variant: str, turns: int) -> DeviceCosts:
+    settings = settings_of(name, 2, "d-psgd", variant)
     inputs, targets = (each[:1024] for each in TASKS[name].train())
     rows = TensorRows(flatten_inputs(inputs, targets))
     captured, batch = _captured(name, 0), settings.batch_size
@@ -220,7 +275,7 @@ def costs_of(name: str, *, turns: int) -> DeviceCosts:
     )
     model = learner.layout.flat(captured.state)
     per_sample, per_point, other = [], [], []
-    for turn in range(turns + 2):
+    for turn in range(0, (turns + 2) * settings.scoring.every, settings.scoring.every):
         whole = learner.train(model, batch, turn)
         began = time.thread_time()
         mixed = torch.add(model, model - model, alpha=0.3)

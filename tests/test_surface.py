@@ -28,16 +28,15 @@ PUBLIC = {
         load_source told_split
     """,
     "edgeweave.device": """
-        Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe
+        Admit Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe
         CodingSeconds Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt
         Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer PeerStatus
         Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows RunStatus
         SelectionCosts SentData Serve Served ServiceLevel ServingStatistics SourceData
-        StageStatistics
-        StageTiming StateRequest TraceEvent UnitTimings as_mapping build coding_names
-        decode_message encode_message layout_of load_rows probe_link received_state
-        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame told_products
-        told_rates told_replicas told_timings write_whole
+        StageStatistics StageTiming StateRequest StopGossip TraceEvent UnitTimings as_mapping
+        build coding_names decode_message encode_message layout_of load_rows probe_link
+        received_state state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
+        told_products told_rates told_replicas told_timings write_whole
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet
@@ -48,10 +47,11 @@ PUBLIC = {
         consensus_distance mean_state running
     """,
     "edgeweave.mixing": """
-        ALGORITHMS Algorithm Balance BalanceSettings Effect Exchange Finished GossipSettings
-        Groups IMPORTANCES Importance KINDS LARGEST_INCARNATION Message NAMES Peer
-        PeerStatistics Send Topology Train Trained Wake aggregate chosen edge_weight edges_in
-        exchange_of graph_of last_layer_scores matching mixing_matrix spectral_gap topology
+        ALGORITHMS Algorithm Balance BalanceSettings CHOOSINGS Choosing Chosen Effect Exchange
+        Finished GossipSettings Groups IMPORTANCES Importance KINDS LARGEST_INCARNATION Message
+        NAMES Peer PeerStatistics Send Topology Train Trained Wake aggregate edge_weight
+        edges_in exchange_of graph_of last_layer_scores matching mixing_matrix spectral_gap
+        topology weighted whole_groups
     """,
     "edgeweave.serving": """
         Change DeviceUse Endpoint ServeOptions ServingReport serve

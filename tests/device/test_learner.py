@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,14 @@ from torch.nn import functional
 from edgeweave.core.errors import ConfigError
 from edgeweave.device import Learner, Optimizer, SourceData, layout_of, load_rows
 from edgeweave.device.rows import TensorRows
-from edgeweave.mixing import BalanceSettings, GossipSettings, Importance, topology
+from edgeweave.mixing import (
+    BalanceSettings,
+    Choosing,
+    Chosen,
+    GossipSettings,
+    Importance,
+    topology,
+)
 from edgeweave.program import Captured, capture, flatten_inputs, part_for
 
 INPUTS = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -31,13 +39,18 @@ def captured_of(model: nn.Module) -> Captured:
 
 
 def learner_of(
-    model: nn.Module, *, share: float | None = None, importance: Importance = "last-layer"
+    model: nn.Module,
+    *,
+    share: float | None = None,
+    importance: Importance = "last-layer",
+    choosing: Choosing = "weighted",
 ) -> Learner:
     settings = GossipSettings(
         topology("full", ["a", "b"]),
         batch_size=16,
         balance=BalanceSettings(share=share, enabled=False),
         importance=importance,
+        choosing=choosing,
         group_size=2,
     )
     rows = TensorRows(flatten_inputs(INPUTS, TARGETS))
@@ -81,17 +94,43 @@ def test_the_step_is_taken_from_the_mixed_model_with_the_gradient_of_the_other()
     torch.testing.assert_close(stepped - mixed, 1.9 * moved)  # momentum: the second step
 
 
-@pytest.mark.parametrize("importance", ["last-layer", "first-layer"])
-def test_a_thinned_batch_is_scored_and_has_the_number_asked_for(importance: Importance) -> None:
-    learner = learner_of(model_of(), share=0.5, importance=importance)
+@pytest.mark.parametrize(
+    ("importance", "choosing", "n_scored"),
+    [("last-layer", "weighted", 12), ("first-layer", "groups", 8), ("last-layer", "groups", 8)],
+)
+def test_a_thinned_batch_is_scored_and_has_the_number_asked_for(
+    importance: Importance, choosing: Choosing, n_scored: int
+) -> None:
+    """Two points for each sample now and then, or all groups of the batch."""
+    learner = learner_of(model_of(), share=0.5, importance=importance, choosing=choosing)
     flat = learner.layout.flat(captured_of(model_of()).state)
     trained = learner.train(flat, 6, 0)
     assert trained.n_samples == 6
-    assert trained.n_scored == 6
+    assert trained.n_scored == n_scored
     assert learner.selection.n_groups >= 16
     assert learner.selection.n_bytes > 0
+    again = learner.train(flat, 6, 1)
+    assert (again.n_samples, again.n_scored) == (6, 8 if choosing == "groups" else 0)
     whole = learner.train(flat, 16, 0)
     assert (whole.n_samples, whole.n_scored) == (16, 0)
+
+
+def test_the_gradient_of_a_weighted_choice_is_that_of_the_weighted_mean_of_losses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    learner = learner_of(model, share=0.5)
+    choice = Chosen(np.array([3, 8, 21]), torch.tensor([0.5, 0.5, 2.0]))
+    monkeypatch.setattr(Learner, "_choose", lambda _self, _n, _step: (choice, 3))
+    flat = learner.layout.flat(captured_of(model).state)
+    learner.train(flat, 3, 0)
+    moved = learner.apply(flat, 0) - flat
+    rows = torch.from_numpy(choice.indices)
+    losses = functional.cross_entropy(model(INPUTS[rows]), TARGETS[rows], reduction="none")
+    assert choice.weights is not None
+    (losses * choice.weights).mean().backward()
+    wanted = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(moved, -0.1 * torch.cat(wanted))
 
 
 def test_first_layer_scores_are_norms_of_single_gradients() -> None:

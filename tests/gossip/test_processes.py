@@ -159,6 +159,42 @@ def test_the_coordinator_is_killed_and_a_peer_is_killed_and_returns(
     assert 0 < peers["pi-b"]["status"]["steps_here"] < peers["pi-b"]["status"]["steps"]
 
 
+def test_a_device_leaves_in_order_and_the_run_is_stopped_from_anywhere(ring: Ring) -> None:
+    with ring.onlooker() as fleet:
+        wait_until(lambda: len(fleet.present()) == 4, "four devices")
+        near = ["--connect", ring.endpoints["pi-a"]]
+        begun = ring.command(
+            "gossip", str(ring.job), "--detach", "--set", "train.epochs=4000", *near
+        )
+        wait_until(lambda: len(running(fleet)) == 4, "four peers")
+        wait_until(lambda: min(s.step for s in running(fleet).values()) > 0, "steps")
+        ring.processes["pi-b"].send_signal(signal.SIGTERM)
+        assert ring.processes["pi-b"].wait(30) == 0
+        wait_until(lambda: sorted(running(fleet)) == ["pi-a", "pi-c", "pi-d"], "pi-b is gone")
+        assert {status.edges_lost for status in running(fleet).values()} == {0}
+
+        far = ["--connect", ring.endpoints["pi-d"]]
+        stopped = ring.command("gossip", "--stop", begun["run"], *far)
+        assert sorted(stopped["stopped"]) == ["pi-a", "pi-c", "pi-d"]
+        kept = running(fleet)
+        assert {status.phase for status in kept.values()} == {"finished"}
+        found = ring.command("gossip", str(ring.job), "--attach", *far)
+    steps = {peer["device"]: peer["status"]["step"] for peer in found["report"]["peers"]}
+    assert steps == {name: status.step for name, status in kept.items()}
+    assert found["report"]["evaluation"]["n_samples"] == 359
+
+
+@pytest.mark.parametrize("beside", [["job.toml"], ["--detach"], ["--attach"]])
+def test_stopping_does_nothing_else(beside: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gossip", "--stop", "gossip-1", *beside]) == 2
+    assert "stops a run and does nothing else" in capsys.readouterr().err
+
+
+def test_gossip_needs_a_job_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gossip"]) == 2
+    assert "gossip needs a job" in capsys.readouterr().err
+
+
 def test_an_emulated_fleet_refuses_to_be_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

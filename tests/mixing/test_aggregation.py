@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.data import load_source
-from edgeweave.mixing import aggregate, chosen, last_layer_scores
+from edgeweave.mixing import aggregate, last_layer_scores, weighted, whole_groups
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,34 +84,80 @@ def test_the_closed_form_is_the_norm_that_autograd_finds() -> None:
         torch.testing.assert_close(found[k], norm)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30),
-    st.integers(1, 400),
-    st.integers(0, 99),
+SCORES = st.lists(
+    st.one_of(st.floats(0.0, 1e6), st.sampled_from([float("nan"), float("inf")])),
+    min_size=1,
+    max_size=30,
 )
-def test_samples_are_chosen_in_proportion_to_scores(scores: list[float], n: int, seed: int) -> None:
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, st.integers(1, 400), st.integers(0, 99))
+def test_a_weighted_choice_has_the_number_asked_for_and_no_weight_above_two(
+    scores: list[float], n: int, seed: int
+) -> None:
     labels = torch.arange(len(scores)).repeat_interleave(8)
     groups = aggregate(torch.randn(len(labels), 3), labels, 8)
-    assert len(groups) == len(scores)
-    found = chosen(groups, range(len(scores)), torch.tensor(scores), n, seed=seed)
-    assert len(found) == len(set(found.tolist())) == min(n, len(labels))
-    counts = np.bincount(labels[torch.from_numpy(found)], minlength=len(scores))
-    order = np.argsort(scores, kind="stable")
-    assert (np.diff(counts[order]) >= -1).all()  # who matters more has no fewer, but for rounding
-    again = chosen(groups, range(len(scores)), torch.tensor(scores), n, seed=seed)
-    assert found.tolist() == again.tolist()
+    found, again = (weighted(groups, torch.tensor(scores), n, seed=seed) for _ in range(2))
+    assert len(set(found.indices.tolist())) == len(found.indices) == min(n, len(labels))
+    assert found.weights is not None
+    assert ((found.weights > 0) & (found.weights < 2.001)).all()
+    assert found.indices.tolist() == again.indices.tolist()
 
 
-def test_a_group_that_is_taken_whole_leaves_the_rest_to_the_others() -> None:
+def test_more_is_chosen_where_scores_are_higher_and_the_same_where_none_is_known() -> None:
     labels = torch.arange(4).repeat_interleave(8)
     groups = aggregate(torch.randn(32, 3), labels, 8)
-    found = chosen(groups, range(4), torch.tensor([100.0, 2.0, 1.0, 1.0]), 16, seed=0)
-    assert np.bincount(labels[torch.from_numpy(found)], minlength=4).tolist() == [8, 4, 2, 2]
+    for scores, wanted in (
+        ([9.0, 1.0, 1.0, 1.0], [8, 3, 3, 2]),
+        ([float("nan")] * 4, [4, 4, 4, 4]),
+        ([0.0] * 4, [4, 4, 4, 4]),
+    ):
+        found = weighted(groups, torch.tensor(scores), 16, seed=3)
+        counts = np.bincount(labels[torch.from_numpy(found.indices)], minlength=4)
+        assert np.abs(counts - np.array(wanted)).max() <= 1
 
 
-def test_scores_that_are_not_finite_choose_nothing_but_harm_nothing() -> None:
-    labels = torch.arange(3).repeat_interleave(4)
-    groups = aggregate(torch.randn(12, 3), labels, 4)
-    scores = torch.tensor([float("nan"), float("inf"), 1.0])
-    assert len(chosen(groups, range(3), scores, 6, seed=0)) == 6
+def test_every_class_is_chosen_from_in_its_proportion() -> None:
+    """A random choice of 40 has between none and eight of a class of a tenth."""
+    labels = torch.arange(10).repeat_interleave(100)
+    groups = aggregate(torch.randn(1000, 3), labels, 8)
+    for seed in range(50):
+        found = weighted(groups, torch.ones(len(groups)), 40, seed=seed)
+        counts = np.bincount(labels[torch.from_numpy(found.indices)], minlength=10)
+        assert counts.min() >= 3
+        assert counts.max() <= 5
+
+
+def test_a_weighted_choice_is_worth_all_samples_in_the_mean_and_varies_less_than_chance() -> None:
+    """What is hard is chosen more often, and counts less for it: no mean is shifted to it."""
+    random = np.random.default_rng(0)
+    labels = torch.arange(16).repeat_interleave(4)
+    groups = aggregate(torch.randn(64, 3), labels, 4)
+    spread = np.repeat(np.geomspace(0.02, 10.0, 16), 4)
+    values = spread + spread * random.normal(size=64)  # a gradient of each sample, say
+    scores = torch.from_numpy(np.geomspace(0.02, 10.0, 16))
+    means: dict[str, list[float]] = {"weighted": [], "bare": [], "random": []}
+    for seed in range(3000):
+        found = weighted(groups, scores, 20, seed=seed)
+        assert found.weights is not None
+        own = values[found.indices]
+        means["weighted"].append(float((found.weights.numpy() * own).mean()))
+        means["bare"].append(float(own.mean()))
+        means["random"].append(float(values[random.permutation(64)[:20]].mean()))
+    whole = values.mean()
+    error = np.std(means["weighted"]) / 3000**0.5
+    assert abs(np.mean(means["weighted"]) - whole) < 4 * error
+    assert np.mean(means["bare"]) > 1.3 * whole
+    assert np.std(means["weighted"]) < 0.75 * np.std(means["random"])
+
+
+def test_whole_groups_are_taken_in_the_order_of_their_scores() -> None:
+    labels = torch.arange(4).repeat_interleave(4)
+    groups = aggregate(torch.randn(16, 3), labels, 4)
+    for scores in ([1.0, 4.0, 3.0, 2.0], [float("nan"), 4.0, 3.0, 2.0]):
+        found = whole_groups(groups, range(4), torch.tensor(scores), 10)
+        counts = np.bincount(labels[torch.from_numpy(found.indices)], minlength=4)
+        assert counts.tolist() == [0, 4, 4, 2]
+        assert found.weights is None
+    assert len(whole_groups(groups, [2], torch.tensor([1.0]), 10).indices) == 4

@@ -63,6 +63,36 @@ def test_after_any_history_one_greeting_opens_the_edge_at_both_ends(history: lis
     assert pair.agrees()
 
 
+def test_a_greeting_that_crosses_an_answer_closes_nothing() -> None:
+    """Bug: the edge that b had opened was closed again, and their iterations met one apart."""
+    pair = Pair()
+    pair.greet("b")
+    pair.deliver("a")  # which answers
+    pair.greet("a")  # and then learns that b is there
+    pair.deliver("b")
+    assert pair.ends["b"].is_open("a")
+    heard = pair.ends["b"].hello("a", pair.ways["b"].pop(0))
+    assert not heard.closes
+    assert heard.answers
+    pair.ways["a"].append(pair.ends["b"].stamp("a"))
+    pair.settle()
+    assert pair.agrees()
+
+
+def test_a_lost_message_is_noticed_by_the_next() -> None:
+    pair = Pair()
+    pair.greet("a")
+    pair.settle()
+    first, _lost, third = (pair.ends["a"].number("b") for _ in range(3))
+    assert pair.ends["b"].follows("a", first)
+    assert not pair.ends["b"].follows("a", third)
+    pair.ends["b"].close("a")
+    pair.greet("b")
+    pair.settle()
+    assert pair.agrees()
+    assert pair.ends["b"].follows("a", pair.ends["a"].number("b"))
+
+
 def test_messages_of_an_older_session_are_not_current() -> None:
     pair = Pair()
     pair.greet("a")

@@ -108,3 +108,27 @@ def test_a_peer_that_joins_comes_last_and_changes_no_other_edge() -> None:
     more = graph.with_peer("d", ["a", "b"])
     assert more.peers == ("a", "b", "c", "d")
     assert set(more.edges) - set(graph.edges) == {("a", "d"), ("b", "d")}
+
+
+@pytest.mark.parametrize(("n", "kept"), [(4, 4), (8, 16), (9, 20)])
+def test_sides_of_a_full_graph_keep_as_many_edges_as_two_sides_can(n: int, kept: int) -> None:
+    """Bug: it kept the star around the first peer, through which everything then went."""
+    _, graph = topology("full", [str(k) for k in range(n)]).sides()
+    assert len(graph.edges) == kept
+
+
+@given(PEERS, st.sampled_from(NAMES))
+def test_no_peer_would_keep_more_edges_on_the_other_side_but_to_stay_joined(
+    peers: list[str], name: str
+) -> None:
+    whole = topology(name, peers)
+    asking, graph = whole.sides()
+    assert len(graph.edges) >= len(whole.edges) / 2
+    for peer in peers[1:]:
+        lost = len(whole.neighbours(peer)) - len(graph.neighbours(peer))
+        if lost > len(graph.neighbours(peer)):
+            moved = asking ^ {peer}
+            left = nx.Graph()
+            left.add_nodes_from(peers)
+            left.add_edges_from((a, b) for a, b in whole.edges if (a in moved) != (b in moved))
+            assert not nx.is_connected(left)

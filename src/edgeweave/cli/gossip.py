@@ -1,8 +1,9 @@
-"""``edgeweave gossip``: start a run of gossip, or find one, wait for it, fetch what it learnt."""
+"""``edgeweave gossip``: start a run of gossip, or find one, wait for it, fetch it, or stop it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,20 +12,24 @@ import safetensors.torch
 from rich.console import Console
 from rich.live import Live
 
-from edgeweave.cli.gossip_tables import peers_table, progress_line
+from edgeweave.cli.gossip_tables import peers_table, progress_line, run_lines
 from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
+from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file, write_file
 from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.evaluation import Evaluation
 from edgeweave.data import ArrayDataset, DataPair, load_source, told_split
-from edgeweave.device import Optimizer, PeerStatus
+from edgeweave.device import Optimizer, PeerStatus, SourceData
 from edgeweave.fleet import Fleet
-from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer
+from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer, Members
 from edgeweave.mixing import BalanceSettings, Topology, edges_in
 from edgeweave.train.job import Job, resolve_function
 
-__all__ = ["GossipOptions", "gossip"]
+__all__ = ["GossipOptions", "admit", "gossip", "stop"]
+
+_LOOK_SECONDS = 2.0
+"""How long devices have to be seen before a run is looked for among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def gossip(job: Job, options: GossipOptions, output: Output) -> None:
             output.say(f"run {run}: {section.algorithm} on {', '.join(fleet.devices)}")
             if options.detach:
                 output.say("The devices go on by themselves. See: edgeweave status")
-                output.finish({"run": run, "report": None, "saved": None})
+                output.finish({"run": run, "report": None, "saved": None, "stopped": []})
                 return
         report = _collect(trainer, options, data)
         if options.save is not None:
@@ -68,8 +73,42 @@ def gossip(job: Job, options: GossipOptions, output: Output) -> None:
             "run": report.run,
             "report": report_document(report),
             "saved": None if options.save is None else str(options.save),
+            "stopped": [],
         }
     )
+
+
+def stop(network: Network, run: str, output: Output) -> None:
+    """Let the devices of a run do no more steps. They keep their models, to be fetched."""
+    with _watched(network, run, output) as members:
+        told = members.stop()
+        statuses = members.statuses()
+    for line in run_lines(statuses):
+        output.say(line)
+    output.say(f"{run} was stopped on {', '.join(told) or 'no device'}.")
+    output.finish({"run": run, "report": None, "saved": None, "stopped": list(told)})
+
+
+def admit(job: Job, options: GossipOptions, device: str, output: Output) -> None:
+    """Let another device into a run that goes on. It trains on all its files of the job's data."""
+    connect = options.fleet.network.connect or job.fleet.connect
+    path = job.gossip.device_path or job.data.path
+    data = SourceData(job.data.source, None if path is None else str(path), job.data.normalise)
+    network = replace(options.fleet.network, connect=connect)
+    with _watched(network, options.run, output) as members:
+        near = members.admit(device, data)
+        run = members.run
+    output.say(f"{device} is in {run}, as a neighbour of {' and '.join(near)}.")
+    output.finish({"run": run, "report": None, "saved": None, "stopped": []})
+
+
+@contextmanager
+def _watched(network: Network, run: str | None, output: Output) -> Iterator[Members]:
+    """The devices of a run, seen from here."""
+    with Fleet.lan(network.settings(), n_devices=0) as fleet:
+        with output.doing(f"looking for devices for {_LOOK_SECONDS:g} s"):
+            fleet.clock.sleep(_LOOK_SECONDS)
+        yield Members.of_run(fleet, run)
 
 
 def report_document(report: GossipReport) -> dict[str, object]:
@@ -117,6 +156,7 @@ def _trainer(job: Job, fleet: Fleet) -> GossipTrainer:
         local_steps=section.local_steps,
         balance=BalanceSettings(enabled=section.balance, share=section.share),
         importance=section.importance,
+        choosing=section.choosing,
         group_size=section.group_size,
         warm_up_epochs=section.warm_up_epochs,
         codec=parse(section.codec),

@@ -19,6 +19,8 @@ from edgeweave.net import ZenohTransport, check_device_name, control_key
 
 __all__ = ["JoinOptions", "join"]
 
+_ANY_PORT = ":0"
+
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
@@ -38,7 +40,7 @@ def join(options: JoinOptions, output: Output) -> None:
     name, name_reason = _name(options)
     listen, listen_reason = options.network.listens(0)
     output.say(f"name={name} ({name_reason})")
-    output.say(f"listen={', '.join(listen)} ({listen_reason})")
+    output.say(f"listen={', '.join(map(_place, listen))} ({listen_reason})")
     logging.basicConfig(
         level=os.environ.get("EDGEWEAVE_LOG", "WARNING"),
         format=f"{name}: %(levelname)s %(message)s",
@@ -52,6 +54,13 @@ def join(options: JoinOptions, output: Output) -> None:
     )
     run_agent(settings, ready=lambda transport: _tell_ready(transport, options, output))
     output.say(f"{name} has left the fleet.")
+
+
+def _place(endpoint: str) -> str:
+    """Where to listen, for people."""
+    if not endpoint.endswith(_ANY_PORT):
+        return endpoint
+    return f"{endpoint.removesuffix(_ANY_PORT)}, any free port"
 
 
 def _name(options: JoinOptions) -> tuple[str, str]:
@@ -91,6 +100,8 @@ def _tell_ready(transport: ZenohTransport, options: JoinOptions, output: Output)
     )
     if not options.network.connect and not options.network.scout:
         output.say(f"It knows nobody yet. Others reach it with: --connect {endpoints[0]}")
+        if any(place.endswith(_ANY_PORT) for place in options.network.listens(0)[0]):
+            output.say("That port is a new one at every start: --listen ENDPOINT keeps one.")
     output.finish(
         {
             "name": transport.name,

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import format_bytes
 
-__all__ = ["CIFAR_SHAPE", "Array", "Bytes", "read_cifar", "read_idx", "read_npz"]
+__all__ = ["CIFAR_SHAPE", "UNREADABLE", "Array", "Bytes", "check_size"]
+__all__ += ["read_cifar", "read_idx", "read_npz", "reading"]
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -47,7 +48,7 @@ _NPY_HEADER = re.compile(
 )
 """What numpy writes for an array of plain numbers, and nothing else. Read by this pattern, because
 numpy's own reader evaluates the header as Python and allocates what it claims."""
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     EOFError,
     ValueError,
@@ -65,7 +66,7 @@ class _Stream(Protocol):
 def read_idx(path: Path, *, n_dimensions: int) -> Bytes:
     """The unsigned bytes of an IDX file, plain or, named ``.gz``, compressed."""
     with (
-        _reading(path, "an IDX file"),
+        reading(path, "an IDX file"),
         gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream,
     ):
         header = stream.read(4 + 4 * n_dimensions)
@@ -78,7 +79,7 @@ def read_idx(path: Path, *, n_dimensions: int) -> Bytes:
 
 def read_cifar(path: Path) -> tuple[Bytes, Bytes]:
     """Images (n, 3, 32, 32) and labels (n) of one file of CIFAR-10's binary version."""
-    with _reading(path, "a CIFAR-10 batch"):
+    with reading(path, "a CIFAR-10 batch"):
         n_bytes = path.stat().st_size
         if n_bytes == 0 or n_bytes % _CIFAR_RECORD_BYTES:
             raise ConfigError(
@@ -101,7 +102,7 @@ def read_cifar(path: Path) -> tuple[Bytes, Bytes]:
 
 def read_npz(path: Path, names: Collection[str]) -> dict[str, Array]:
     """Those of the named arrays that an npz file holds, if they are of plain numbers."""
-    with _reading(path, "an npz file"), zipfile.ZipFile(path) as archive:
+    with reading(path, "an npz file"), zipfile.ZipFile(path) as archive:
         members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
         return {n: _read_member(path, archive, members[n]) for n in names if n in members}
 
@@ -167,10 +168,15 @@ def _check_claim(where: Path, claimed_bytes: int, possible_bytes: int) -> None:
             f"{where}: a file holds what its header says (it says {format_bytes(claimed_bytes)}, "
             f"the file can hold {format_bytes(possible_bytes)}). Fetch or write it again."
         )
-    if claimed_bytes > _LARGEST_ARRAY_BYTES:
+    check_size(where, claimed_bytes)
+
+
+def check_size(where: Path, n_bytes: int) -> None:
+    """``ConfigError`` if an array of so many bytes is more than is read into memory."""
+    if n_bytes > _LARGEST_ARRAY_BYTES:
         raise ConfigError(
             f"{where}: an array has at most {format_bytes(_LARGEST_ARRAY_BYTES)} "
-            f"(its header says {format_bytes(claimed_bytes)}). Read it by a Dataset."
+            f"(its header says {format_bytes(n_bytes)}). Read it by a Dataset."
         )
 
 
@@ -189,12 +195,13 @@ def _read_exactly(where: Path, stream: _Stream, n_bytes: int) -> bytearray:
 
 
 @contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong while the file is read is a ``ConfigError`` that names it."""
     if not path.is_file():
         raise ConfigError(f"{path}: {what} exists (there is no such file). Check the path.")
     try:
         yield
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f"{path}: {what} can be read to its end ({type(error).__name__}: {error}). "
             "Fetch or write it again."

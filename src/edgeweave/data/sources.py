@@ -6,12 +6,14 @@ fashion-mnist  the same, other pictures
 idx            IDX files of any size of picture and any number of classes
 cifar10        the binary version of CIFAR-10 in a folder
 npz            x_train, y_train, x_test, y_test in one file, or x and y, which are then split
+images         pictures in a folder for each class (_pictures.py)
+csv(128, 64)   windows of 128 rows, 64 apart, of tables (_tables.py); csv: every row a sample
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +23,8 @@ import torch
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.data._formats import Array, Bytes, read_cifar, read_idx, read_npz
+from edgeweave.data._pictures import Pictures, class_numbers, class_paths, read_pictures
+from edgeweave.data._tables import Windows, are_classes, most_frequent, read_tables
 from edgeweave.data.dataset import ArrayDataset, Normalisation
 
 __all__ = ["NORMALISATIONS", "SOURCES", "DataPair", "load_source"]
@@ -71,7 +75,8 @@ def load_source(name: str, *, path: Path | None, normalise: bool = False) -> Dat
     >>> load_source("digits", path=None).description
     'digits: 1438 samples to train, 359 to test, of 1x8x8, 10 classes'
     """
-    if name not in SOURCES:
+    windows = Windows.told(name)
+    if name not in SOURCES and windows is None:
         close = difflib.get_close_matches(name, SOURCES, n=1)
         fix = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(SOURCES)}."
         raise ConfigError(f"a data source has one of the known names (got {name!r}). {fix}")
@@ -80,7 +85,7 @@ def load_source(name: str, *, path: Path | None, normalise: bool = False) -> Dat
             f"normalise needs the mean and std of a known data set ({name} has none; known: "
             f"{', '.join(NORMALISATIONS)}). Normalise in the model or in the file."
         )
-    arrays = SOURCES[name](path)
+    arrays = SOURCES[name](path) if windows is None else _tables(path, windows)
     return _pair(name, arrays, NORMALISATIONS[name] if normalise else None)
 
 
@@ -155,6 +160,67 @@ def _npz(path: Path | None) -> _Arrays:
         _check_lengths(path, {x: arrays[x], y: arrays[y]})
     needed = [arrays[name] for name in names]
     return _split(*needed) if len(names) == 2 else _Arrays(*needed)
+
+
+def _images(path: Path | None) -> _Arrays:
+    folder = _needed(path, "a folder of pictures")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: a folder of pictures exists (there is none). Check the path.")
+    parts = [folder / "train", folder / "test"]
+    has_parts = all(part.is_dir() for part in parts)
+    found = [class_paths(part) for part in (parts if has_parts else [folder])]
+    numbers = class_numbers(sorted({name for each in found for name in each}))
+    inputs = read_pictures([path for each in found for paths in each.values() for path in paths])
+    targets = [_classes(each, numbers) for each in found]
+    if not has_parts:
+        return _split(inputs, targets[0])
+    n_train = len(targets[0])
+    return _Arrays(inputs[:n_train], targets[0], inputs[n_train:], targets[1])
+
+
+def _classes(pictures: Pictures, numbers: Mapping[str, int]) -> Array:
+    """The class of each picture, in their order."""
+    return np.repeat([numbers[name] for name in pictures], [len(p) for p in pictures.values()])
+
+
+def _csv(path: Path | None) -> _Arrays:
+    return _tables(path, Windows())
+
+
+def _tables(path: Path | None, windows: Windows) -> _Arrays:
+    place = _needed(path, "a CSV file or a folder with such files")
+    if (place / "train").is_dir() and (place / "test").is_dir():
+        parts = [read_tables(place / "train"), read_tables(place / "test")]
+    else:
+        tables = read_tables(place)
+        if windows.n_rows == 1:
+            return _split(*_cut(place, windows, tables, like=tables))
+        ends = [len(table) - round(len(table) * _TEST_SHARE) for table in tables]
+        parts = [
+            [table[:end] for table, end in zip(tables, ends, strict=True)],
+            [table[end:] for table, end in zip(tables, ends, strict=True)],
+        ]
+    like = [*parts[0], *parts[1]]
+    train, test = (_cut(place, windows, part, like=like) for part in parts)
+    return _Arrays(*train, *test)
+
+
+def _cut(
+    path: Path, windows: Windows, tables: Sequence[Array], *, like: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Inputs and targets of all tables; ``like``: those that say whether targets are classes."""
+    if len({table.shape[1] for table in like}) > 1:
+        raise ConfigError(f"{path}: all tables have the same columns. Correct those of one part.")
+    cut = [windows.cut(table, path) for table in tables]
+    inputs, targets = (np.concatenate(each) for each in zip(*cut, strict=True))
+    if not len(inputs):
+        raise ConfigError(
+            f"{path}: a window of {windows.n_rows} rows fits into a table (the longest part has "
+            f"{max(map(len, tables))}; a fifth of each table is kept for testing). Make it shorter."
+        )
+    if are_classes([table[:, -1] for table in like]):
+        return inputs, most_frequent(targets)
+    return inputs, targets[:, -1].astype(np.float32)
 
 
 def _check_numbers(path: Path, name: str, array: Array) -> None:
@@ -241,6 +307,8 @@ SOURCES: MappingProxyType[str, Callable[[Path | None], _Arrays]] = MappingProxyT
         "idx": _idx,
         "cifar10": _cifar10,
         "npz": _npz,
+        "images": _images,
+        "csv": _csv,
     }
 )
 """The known names, and what reads each."""

@@ -4,11 +4,13 @@ from edgeweave.device.agent import Agent
 from edgeweave.device.comparison import Agreement, told_products
 from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
 from edgeweave.device.gossip_messages import (
+    Admit,
     BeginGossip,
     Enrol,
     Enrolled,
     ModelRequest,
     PeerStatus,
+    StopGossip,
 )
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.learner import Layout, Learner, SelectionCosts, layout_of
@@ -60,6 +62,7 @@ from edgeweave.device.timings import StageTiming, told_rates, told_replicas, tol
 from edgeweave.device.whole_files import write_whole
 
 __all__ = [
+    "Admit",
     "COORDINATOR",
     "Agent",
     "AgentSettings",
@@ -107,6 +110,7 @@ __all__ = [
     "StageStatistics",
     "StageTiming",
     "StateRequest",
+    "StopGossip",
     "TraceEvent",
     "UnitTimings",
     "as_mapping",

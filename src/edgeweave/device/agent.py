@@ -149,6 +149,7 @@ class Agent:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._gossip.leave()
         self._stack.close()
         self._gossip.release()
         self._leave("the agent stops")

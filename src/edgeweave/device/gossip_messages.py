@@ -8,7 +8,15 @@ from edgeweave.device.optimizer import Optimizer
 from edgeweave.device.rows import Data, SourceData
 from edgeweave.mixing import GossipSettings
 
-__all__ = ["BeginGossip", "Enrol", "Enrolled", "ModelRequest", "PeerStatus"]
+__all__ = [
+    "Admit",
+    "BeginGossip",
+    "Enrol",
+    "Enrolled",
+    "ModelRequest",
+    "PeerStatus",
+    "StopGossip",
+]
 
 
 class Enrol(msgspec.Struct, frozen=True):
@@ -28,6 +36,8 @@ class Enrol(msgspec.Struct, frozen=True):
     data: Data
     others: dict[str, SourceData] = {}
     """Where other peers have their data: those can be enrolled anew by a neighbour."""
+    rank: int | None = None
+    """Of a device that was admitted later; None: its place among the peers of the graph."""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
@@ -49,8 +59,25 @@ class BeginGossip(msgspec.Struct, frozen=True):
     returning: bool = False
 
 
+class Admit(msgspec.Struct, frozen=True):
+    """Ask a peer to let a device in that nobody knew, as a neighbour of some: it gets the program
+    from the one that is asked, and takes the model of one of them.
+    """
+
+    run: str
+    device: str
+    near: tuple[str, ...]
+    data: SourceData
+
+
 class ModelRequest(msgspec.Struct, frozen=True):
     """Ask a peer for its model now. Answered as safetensors by the names of the user's model."""
+
+    run: str
+
+
+class StopGossip(msgspec.Struct, frozen=True):
+    """Do no more steps of a run, and keep the model as at its end."""
 
     run: str
 
@@ -80,5 +107,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     edges_lost: int = 0
     steps_here: int = 0
     """Steps done by this process: fewer than ``step`` after a return."""
+    seconds: float = 0.0
+    """From its begin here until it had done its steps, or until now."""
     error: str | None = None
     """Why it cannot go on, if it cannot."""

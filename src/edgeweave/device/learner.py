@@ -19,7 +19,15 @@ from edgeweave.device.rows import Rows
 from edgeweave.device.sampler import Sampler
 from edgeweave.device.scorer import Scorer, input_and_target
 from edgeweave.device.throttle import Throttle
-from edgeweave.mixing import GossipSettings, Groups, Trained, aggregate, chosen
+from edgeweave.mixing import (
+    Chosen,
+    GossipSettings,
+    Groups,
+    Trained,
+    aggregate,
+    weighted,
+    whole_groups,
+)
 from edgeweave.program import Captured, Moment, Program, StageProgram
 
 __all__ = ["Layout", "Learner", "SelectionCosts", "layout_of"]
@@ -132,20 +140,23 @@ class Learner:
         """
         self._load(model)
         began = self._now()
-        indices, n_scored = self._choose(n_samples, step)
+        choice, n_scored = self._choose(n_samples, step)
         scored = self._now()
-        inputs = self._rows.take(indices)
-        with self._paced(("gradient", len(indices))):
+        inputs = self._rows.take(torch.from_numpy(choice.indices))
+        with self._paced(("gradient", len(choice.indices))):
             result = self._stage.forward(inputs, Moment(step=step, microbatch=0))
+            if choice.weights is not None:
+                self._stage.weigh_rows(0, self._program.outputs[0], choice.weights)
             self._stage.backward(0, {})
         if result.loss is None:
             raise CaptureError("a program that trains has a loss (this one has none).")
+        scoring_seconds = scored - began if n_scored else 0.0
         return Trained(
-            n_samples=len(indices),
-            seconds=self._now() - scored,
+            n_samples=len(choice.indices),
+            seconds=self._now() - began - scoring_seconds,
             loss=result.loss.item(),
             n_scored=n_scored,
-            scoring_seconds=scored - began if n_scored else 0.0,
+            scoring_seconds=scoring_seconds,
         )
 
     def apply(self, model: torch.Tensor, step: int) -> torch.Tensor:
@@ -187,26 +198,31 @@ class Learner:
             )
         self._groups = aggregate(inputs, rows[target_name], settings.samples_per_point, seed=seed)
         self._scorer = Scorer(self._program, state, settings.importance, device=self._device)
-        size = settings.points_per_batch
+        self._scores = torch.full((len(self._groups),), torch.nan)
+        size = settings.scoring.most
         self._candidates = Sampler(len(self._groups), size, seed=seed, whole_only=True)
         self.selection = SelectionCosts(
             self._now() - began, len(self._groups), self._groups.n_bytes
         )
 
-    def _choose(self, n_samples: int, step: int) -> tuple[torch.Tensor, int]:
+    def _choose(self, n_samples: int, step: int) -> tuple[Chosen, int]:
         """The samples of a step, and how many points were scored for it."""
         batch = self._batches.at(step)
         groups = self._groups
         is_warm = step // self._batches.steps_per_epoch >= self._settings.warm_up_epochs
         if groups is None or not is_warm or n_samples >= len(batch):
-            return batch[:n_samples], 0
-        candidates = self._candidates.at(step)[: self._settings.n_candidates(n_samples)]
-        with self._paced(("scores", len(candidates))):
-            points, labels = groups.points[candidates], groups.labels[candidates]
-            scores = self._scorer.scores(points, labels)
-            seed = self._seed * 1_000_003 + step
-            indices = chosen(groups, candidates.tolist(), scores, n_samples, seed=seed)
-        return torch.from_numpy(indices), len(candidates)
+            return Chosen(batch[:n_samples].numpy()), 0
+        scoring, seed = self._settings.scoring, self._seed * 1_000_003 + step
+        turn, rest = divmod(step, scoring.every)
+        if rest:
+            return weighted(groups, self._scores, n_samples, seed=seed), 0
+        points = self._candidates.at(turn)[: scoring.n_points(n_samples)]
+        with self._paced(("scores", len(points))):
+            scores = self._scorer.scores(groups.points[points], groups.labels[points])
+        if self._settings.choosing == "groups":
+            return whole_groups(groups, points.tolist(), scores, n_samples), len(points)
+        self._scores[points] = scores
+        return weighted(groups, self._scores, n_samples, seed=seed), len(points)
 
     def _paced(self, key: tuple[str, int]) -> AbstractContextManager[None]:
         """Work as slow as the device is, where it is emulated."""

@@ -15,7 +15,7 @@ from typing import Self
 
 from edgeweave.core.errors import EdgeweaveError
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "Outboxes"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,3 +66,45 @@ class Outbox:
                 _log.info("%s could not be told: %s", self._neighbour, error)
             except Exception:  # noqa: BLE001 - a thread's boundary: said in the log
                 _log.exception("sending to %s failed", self._neighbour)
+
+
+class Outboxes:
+    """One for each neighbour that something was sent to, from its first message to ``close``."""
+
+    def __init__(self, *, stop_seconds: float) -> None:
+        self._stop_seconds = stop_seconds
+        self._opening = threading.Lock()
+        self._opened: dict[str, Outbox] = {}
+
+    def to(self, neighbour: str) -> Outbox:
+        """The outbox of a neighbour."""
+        with self._opening:
+            found = self._opened.get(neighbour)
+            if found is None:
+                found = Outbox(neighbour, stop_seconds=self._stop_seconds)
+                self._opened[neighbour] = found.__enter__()
+            return found
+
+    def wait_until_sent(self, seconds: float) -> bool:
+        """Wait until all have done what was posted, or for so long; whether they have."""
+        with self._opening:
+            opened = list(self._opened.values())
+        if not opened:
+            return True
+        waiting, counting, done = len(opened), threading.Lock(), threading.Event()
+
+        def count() -> None:
+            nonlocal waiting
+            with counting:
+                waiting -= 1
+                if not waiting:
+                    done.set()
+
+        for outbox in opened:
+            outbox.post(count)
+        return done.wait(seconds)
+
+    def close(self) -> None:
+        """End all of them."""
+        for outbox in self._opened.values():
+            outbox.__exit__(None, None, None)

@@ -1,9 +1,10 @@
 """Where gossip runs live on a device: at most one, which may outlast its own end.
 
-    idle --enrol--> enrolled --begin--> working --all done--> kept --another run, release--> idle
+    idle --enrol--> enrolled --begin--> working --all done, stop--> kept --release--> idle
+                                                                        --another run--> enrolled
 
-A device is busy until its peer has done all steps, and free from then on; the model is kept, and
-can be fetched, until another run of gossip wants the device, or this one is released.
+A device is busy until its peer has done all steps, or was stopped, and free from then on; the model
+is kept, and can be fetched, until another run of gossip wants the device, or this one is released.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from collections.abc import Callable
 import psutil
 
 from edgeweave.core.errors import FleetError
-from edgeweave.device.gossip_messages import BeginGossip, Enrol, ModelRequest, PeerStatus
+from edgeweave.device.gossip_messages import (
+    Admit,
+    BeginGossip,
+    Enrol,
+    ModelRequest,
+    PeerStatus,
+    StopGossip,
+)
 from edgeweave.device.messages import decode_message, encode_message
 from edgeweave.device.peer_run import PeerRun
 from edgeweave.device.running import Workplace
@@ -37,9 +45,12 @@ class PeerPlace:
         self._place = place
         self._take = take
         self._free = free
-        self._changing = threading.RLock()
+        self._changing = threading.Lock()
+        self._enrolling = threading.Lock()
         self._peer: PeerRun | None = None
         self._is_busy = False
+        self._coming: str | None = None
+        """The run that is being enrolled; None again if it is released meanwhile."""
 
     def verbs(self) -> Verbs:
         """Verb -> handler, and the largest request it takes."""
@@ -48,40 +59,82 @@ class PeerPlace:
             "enrol": (self._enrol, most),
             "begin": (self._begin, REQUEST_BYTES),
             "model": (self._model, REQUEST_BYTES),
+            "stop": (self._stop, REQUEST_BYTES),
+            "admit": (self._admit, REQUEST_BYTES),
             "peer": (self._status, REQUEST_BYTES),
         }
 
+    def leave(self) -> None:
+        """Let the peer say good-bye, if there is one at work; the device goes."""
+        peer = self._peer
+        if peer is not None:
+            peer.leave()
+
     def release(self, run: str | None = None) -> None:
-        """End a run here, whichever it is or only this one."""
+        """End a run here, whichever it is or only this one. One that is being enrolled ends once
+        it is.
+        """
         with self._changing:
+            if run in (None, self._coming):
+                self._coming = None
             peer = self._peer
             if peer is None or run not in (None, peer.run):
                 return
             self._peer = None
+        # Without the lock: its threads may be telling that they are done, and are waited for.
         peer.close()
         self._become_free()
         _log.info("gossip run %s: ended here", peer.run)
 
     def _enrol(self, payload: bytes) -> bytes:
         message = decode_message(payload, Enrol)
-        with self._changing:
+        with self._enrolling:
             peer = self._peer
             if peer is None or peer.run != message.run:
-                if not self._is_busy:
-                    self.release()
-                self._take(message.run)
-                self._is_busy = True
-                try:
-                    peer = PeerRun(message, self._place, on_finished=self._become_free)
-                except BaseException:
-                    self._become_free()
-                    raise
-                self._peer = peer
+                peer = self._new_peer(message)
             return encode_message(peer.enrolled())
+
+    def _new_peer(self, message: Enrol) -> PeerRun:
+        """A peer of another run than before."""
+        if not self._is_busy:
+            self.release()
+        self._take(message.run)
+        with self._changing:
+            self._is_busy = True
+            self._coming = message.run
+        try:
+            peer = PeerRun(message, self._place, on_finished=self._become_free)
+        except BaseException:
+            with self._changing:
+                self._coming = None
+            self._become_free()
+            raise
+        with self._changing:
+            is_wanted, self._coming = self._coming == message.run, None
+            if is_wanted:
+                self._peer = peer
+        if not is_wanted:
+            peer.close()
+            self._become_free()
+            raise FleetError(f"run {message.run} was released before it was enrolled.")
+        return peer
 
     def _begin(self, payload: bytes) -> bytes:
         message = decode_message(payload, BeginGossip)
         self._required(message.run).begin(message)
+        return b""
+
+    def _stop(self, payload: bytes) -> bytes:
+        """Keep what was learnt; a run that did not begin has learnt nothing, and goes."""
+        run = decode_message(payload, StopGossip).run
+        peer = self._required(run)
+        if not peer.stop():
+            self.release(run)
+        return b""
+
+    def _admit(self, payload: bytes) -> bytes:
+        message = decode_message(payload, Admit)
+        self._required(message.run).admit(message)
         return b""
 
     def _model(self, payload: bytes) -> bytes:

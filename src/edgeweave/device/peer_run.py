@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import heapq
 import logging
-import math
 import queue
 import secrets
 import threading
@@ -22,24 +21,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import msgspec
 import torch
 
 from edgeweave.core.errors import FleetError, PlanError, WireError
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
-from edgeweave.device.gossip_messages import BeginGossip, Enrol, Enrolled, PeerStatus
+from edgeweave.device.gossip_messages import Admit, BeginGossip, Enrol, Enrolled, PeerStatus
 from edgeweave.device.learner import Learner
-from edgeweave.device.messages import Weigh, decode_message, encode_message
-from edgeweave.device.outbox import Outbox
+from edgeweave.device.messages import Weigh, encode_message
+from edgeweave.device.outbox import Outboxes
+from edgeweave.device.peer_frames import check_header, frame_of, message_of
+from edgeweave.device.returns import admit, enrol_again
 from edgeweave.device.rows import load_rows
 from edgeweave.device.running import Workplace
 from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.mixing import (
-    KINDS,
     LARGEST_INCARNATION,
     Effect,
-    Message,
     Peer,
     Send,
     Train,
@@ -49,13 +47,10 @@ from edgeweave.mixing import (
 )
 from edgeweave.net import (
     Frame,
-    FrameHeader,
-    control_key,
     control_pattern,
     device_of,
     frame_key,
     frame_pattern,
-    specs_of,
 )
 from edgeweave.program import Program, decode, encode_state, state_bytes
 
@@ -66,7 +61,6 @@ _log = logging.getLogger(__name__)
 _MOST_EVENTS = 4096
 _RECENT = 20
 """Steps that a status is about."""
-_MODEL = "model"
 
 _Event = Callable[[float], list[Effect]]
 
@@ -86,6 +80,8 @@ class PeerRun:
         torch.set_num_threads(place.n_threads)
         peers = message.settings.graph.peers
         self._ranks = {name: rank for rank, name in enumerate(peers)}
+        if message.rank is not None:
+            self._ranks[message.name] = message.rank
         self._learner = Learner(
             captured,
             message.optimizer,
@@ -102,11 +98,12 @@ class PeerRun:
         self._events: queue.Queue[_Event | None] = queue.Queue(_MOST_EVENTS)
         self._work: queue.Queue[Train | None] = queue.Queue(2)
         self._wakes: list[float] = []
-        self._outboxes: dict[str, Outbox] = {}
-        self._opening = threading.Lock()
+        self._outboxes = Outboxes(stop_seconds=place.timeouts.stop)
         self._handling_seconds = 0.0
         self._peer: Peer | None = None
         self._error: BaseException | None = None
+        self._began_at: float | None = None
+        self._ended_at: float | None = None
         self._beginning = threading.Lock()
         self._closed = False
         self._stack = ExitStack()
@@ -140,8 +137,9 @@ class PeerRun:
                 incarnation=1 + secrets.randbelow(LARGEST_INCARNATION - 1),
                 patience_seconds=place.timeouts.frame,
             )
+            self._began_at = place.clock.now()
             with ExitStack() as stack:
-                stack.callback(self._close_outboxes)
+                stack.callback(self._outboxes.close)
                 for target in (self._train, self._loop):
                     thread = threading.Thread(target=target, name=f"edgeweave-{target.__name__}")
                     stack.callback(thread.join)
@@ -153,7 +151,7 @@ class PeerRun:
                     frame_pattern(fleet, self.run, 0, self._ranks[me]),
                     self._take,
                     on_error=lambda error: _log.warning("run %s: %s", self.run, error),
-                    expect=self._expect,
+                    expect=check_header,
                     limit_bytes=self._limit_bytes,
                 )
                 stack.callback(heard.close)
@@ -187,13 +185,41 @@ class PeerRun:
             bytes_sent=told.bytes_sent,
             edges_lost=told.n_closed,
             steps_here=len(told.losses),
+            seconds=self._seconds(),
             error=error,
         )
+
+    def _seconds(self) -> float:
+        now = self._place.clock.now() if self._ended_at is None else self._ended_at
+        return 0.0 if self._began_at is None else now - self._began_at
 
     def model(self) -> bytes:
         """The model now, as safetensors."""
         model = self._first if self._peer is None else self._peer.model
         return encode_state(self._learner.state_dict(model))
+
+    def stop(self) -> bool:
+        """Do no more steps. What is being computed is not used. False if it has not begun."""
+        peer = self._peer
+        if peer is not None and self._error is None and not self._have_done(peer.stop):
+            raise FleetError(f"{self._message.name} is too busy to stop. Ask again.")
+        return peer is not None
+
+    def leave(self) -> None:
+        """Tell neighbours that this device goes, and hand on what must not be lost.
+
+        Returns once that was sent, or after ``Timeouts.stop``: neighbours see it go in any case.
+        """
+        peer = self._peer
+        if peer is not None and self._error is None and self._have_done(peer.leave):
+            self._outboxes.wait_until_sent(self._place.timeouts.stop)
+
+    def admit(self, message: Admit) -> None:
+        """Give the run to a device that is no peer of it yet."""
+        peer = self._peer
+        if peer is None or peer.phase == "finished":
+            raise FleetError(f"run {self.run} is not at work on {self._message.name}. Ask another.")
+        admit(self._message, message, peer.steps, self._place)
 
     def close(self) -> None:
         """End its threads and subscriptions."""
@@ -246,7 +272,8 @@ class PeerRun:
             elif isinstance(effect, Wake):
                 heapq.heappush(self._wakes, effect.at_seconds)
             else:
-                _log.info("run %s: all steps are done", self.run)
+                self._ended_at = self._place.clock.now()
+                _log.info("run %s: no more steps here", self.run)
                 self._on_finished()
 
     def _send(self, send: Send) -> None:
@@ -254,22 +281,10 @@ class PeerRun:
         rank = self._ranks.get(send.to)
         if rank is None:
             return
-        tensors = {} if message.tensor is None else {_MODEL: message.tensor}
-        header = FrameHeader(
-            message.kind,
-            me,
-            self._ranks[me],
-            0,
-            0,
-            0,
-            specs_of(tensors),
-            dict(message.scalars),
-            "edgeweave" if message.coded else "none",
-        )
-        frame = Frame(header, tuple(tensors.values()))
+        frame = frame_of(message, me, self._ranks[me])
         transport = self._place.transport
         key = frame_key(self._place.settings.fleet, self.run, 0, rank, message.kind)
-        self._outbox(send.to).post(lambda: transport.send(key, frame, device=send.to))
+        self._outboxes.to(send.to).post(lambda: transport.send(key, frame, device=send.to))
 
     # The learner thread.
 
@@ -289,23 +304,12 @@ class PeerRun:
 
     # The transport's threads.
 
-    def _expect(self, header: FrameHeader) -> None:
-        if header.kind not in KINDS or len(header.tensors) > 1 or header.stage < 0:
-            raise WireError(f"a peer sends {', '.join(KINDS)} (got {header.kind[:40]!r}).")
-        if not all(map(math.isfinite, header.scalars.values())):
-            raise WireError(f"scalars of a peer are finite numbers (got {header.scalars}).")
-
     def _take(self, frame: Frame) -> None:
         header, peer = frame.header, self._peer
         if peer is None:
             return
         self._ranks.setdefault(header.device, header.stage)
-        message = Message(
-            header.kind,  # type: ignore[arg-type]  # one of KINDS: ``_expect`` saw to it
-            header.scalars,
-            frame.tensors[0] if frame.tensors else None,
-            coded=header.codec == "edgeweave",
-        )
+        message = message_of(frame)
         self._post(lambda now: peer.heard(now, header.device, message))
 
     def _noticed(self, key: str, alive: bool) -> None:
@@ -313,7 +317,7 @@ class PeerRun:
         if peer is None or other == self._message.name or other not in peer.neighbours:
             return
         if alive:
-            self._outbox(other).post(lambda: self._enrol_again(other))
+            self._outboxes.to(other).post(lambda: self._enrol_again(other))
             self._post(lambda now: peer.found(now, other))
         else:
             self._post(lambda now: peer.lost(now, other))
@@ -321,46 +325,33 @@ class PeerRun:
     # The outboxes' threads.
 
     def _enrol_again(self, other: str) -> None:
-        """A neighbour that is there and in no run has died and come back: it gets the run."""
-        place, peer = self._place, self._peer
-        if decode_message(self._ask(other, "peer", b""), PeerStatus).run is not None:
+        peer = self._peer
+        if peer is None or peer.phase == "finished":
             return
-        data = self._message.others.get(other)
-        if data is None or peer is None or peer.phase == "finished":
-            return
-        enrol = msgspec.structs.replace(self._message, name=other, data=data)
-        self._ask(other, "enrol", encode_message(enrol), seconds=place.timeouts.work)
-        begin = BeginGossip(self.run, peer.steps, returning=True)
-        self._ask(other, "begin", encode_message(begin))
-        _log.info("run %s: %s is back, and was enrolled again", self.run, other)
-
-    def _ask(self, other: str, verb: str, payload: bytes, seconds: float | None = None) -> bytes:
-        place = self._place
-        return place.transport.request(
-            control_key(place.settings.fleet, other, verb),
-            payload,
-            device=other,
-            timeout_seconds=place.timeouts.request if seconds is None else seconds,
-        )
+        if enrol_again(self._message, other, peer.steps, self._place):
+            _log.info("run %s: %s is back, and was enrolled again", self.run, other)
 
     # All threads.
+
+    def _have_done(self, event: _Event) -> bool:
+        """Let the peer thread do something, and wait for it; whether it did in time."""
+        done = threading.Event()
+
+        def tell(_now: float) -> list[Effect]:
+            done.set()
+            return []
+
+        try:
+            self._post(event)
+            self._post(tell)  # once what follows from the event was performed
+        except queue.Full:
+            return False
+        return done.wait(self._place.timeouts.stop)
 
     def _post(self, event: _Event) -> None:
         if self._error is not None:
             return
         self._events.put(event, timeout=self._place.timeouts.send)
-
-    def _outbox(self, other: str) -> Outbox:
-        with self._opening:
-            found = self._outboxes.get(other)
-            if found is None:
-                found = Outbox(other, stop_seconds=self._place.timeouts.stop)
-                self._outboxes[other] = found.__enter__()
-            return found
-
-    def _close_outboxes(self) -> None:
-        for outbox in self._outboxes.values():
-            outbox.__exit__(None, None, None)
 
     @staticmethod
     def _put_last(queue_: queue.Queue[_Event | None] | queue.Queue[Train | None]) -> None:

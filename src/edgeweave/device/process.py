@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
 
 import msgspec
 import psutil
@@ -25,6 +27,8 @@ from edgeweave.device.tasks import preparation, tasks
 from edgeweave.net import Links, NetSettings, ShapedTransport, ZenohTransport
 
 __all__ = ["ProcessSettings", "main", "run_agent"]
+
+_READ_BYTES = 4096
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,10 +60,10 @@ def main(arguments: list[str]) -> int:
 def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], None]) -> None:
     """Serve one device until stdin closes, SIGTERM or Ctrl-C; ``ready`` is called once it does."""
     name = settings.agent.name
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     memory.keep_freed()
     try:
         with (
+            _Signals() as signals,
             Nursery(
                 name,
                 tasks(settings.agent),
@@ -70,14 +74,55 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
             _agent(settings, transport, nursery),
         ):
             ready(transport)
-            if settings.until_stdin_closes:
-                sys.stdin.buffer.read()
-            else:
-                threading.Event().wait()
+            signals.wait_until_told(sys.stdin.fileno() if settings.until_stdin_closes else None)
     except KeyboardInterrupt:
-        logging.getLogger(__name__).info("stopped by a signal")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        logging.getLogger(__name__).info("stopped by a signal before it served")
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C as a byte in a pipe, which no moment at which they come can lose.
+
+    An exception raised by a handler is lost where Python drops exceptions: in a finalizer, or a
+    callback from another library. Until ``wait_until_told`` signals raise it all the same, because
+    starting may take long; from then on nothing interrupts an agent that is ending in order.
+    """
+
+    def __enter__(self) -> Self:
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        self._waits = False
+        self._before = {
+            number: signal.signal(number, self._came) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reads)
+        os.close(self._writes)
+
+    def wait_until_told(self, stdin: int | None) -> None:
+        """Until a signal has come, or ``stdin`` is closed."""
+        self._waits = True
+        while True:
+            ready, _, _ = select.select([self._reads, *([] if stdin is None else [stdin])], [], [])
+            if self._reads in ready:
+                logging.getLogger(__name__).info("stopped by a signal")
+                return
+            if not os.read(ready[0], _READ_BYTES):
+                return
+
+    def _came(self, _number: int, _frame: FrameType | None) -> None:
+        with suppress(BlockingIOError):  # full of signals already
+            os.write(self._writes, b"!")
+        if not self._waits:
+            raise KeyboardInterrupt
 
 
 @contextmanager

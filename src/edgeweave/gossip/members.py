@@ -12,12 +12,15 @@ import torch
 
 from edgeweave.core.errors import ConfigError, DeviceFailed, EdgeweaveError, FleetError
 from edgeweave.device import (
+    Admit,
     BeginGossip,
     Enrol,
     Enrolled,
     ModelRequest,
     PeerStatus,
     Release,
+    SourceData,
+    StopGossip,
     decode_message,
     encode_message,
     received_state,
@@ -30,6 +33,8 @@ __all__ = ["Members", "running"]
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_NEIGHBOURS = 2
+"""Of a device that joins later."""
 
 OnStatus = Callable[[Mapping[str, PeerStatus]], None]
 
@@ -98,10 +103,11 @@ class Members:
         )
 
     def statuses(self) -> dict[str, PeerStatus]:
-        """What those that answer do now."""
+        """What those that answer do now. Devices that joined since are counted in."""
+        there = self._fleet.present()
+        others = sorted(set(there) - set(self.devices))
         found = {}
-        there = set(self._fleet.present())
-        for device in self.devices:
+        for device in (*self.devices, *others):
             if device not in there:
                 continue
             try:
@@ -111,6 +117,7 @@ class Members:
                 continue
             if status.run == self.run:
                 found[device] = status
+        self.devices = (*self.devices, *(device for device in others if device in found))
         return found
 
     def wait_until_done(self, on_status: OnStatus) -> dict[str, PeerStatus]:
@@ -154,6 +161,35 @@ class Members:
             except EdgeweaveError as error:
                 _log.warning("the model of %s is left out: %s", device, error)
         return found
+
+    def admit(self, device: str, data: SourceData) -> tuple[str, ...]:
+        """Let in a device that is no peer yet, as a neighbour of two that are; which two.
+
+        It trains on ``data``, files of its own, from the step and the model of one of them on.
+        """
+        working = [name for name, each in self.statuses().items() if each.phase == "works"]
+        if not working:
+            raise FleetError(f"nobody of run {self.run} is at work any more. Start another run.")
+        near = tuple(working[:_NEIGHBOURS])
+        message = Admit(self.run, device, near, data)
+        self._fleet.ask(near[0], "admit", message, timeout_seconds=2 * self._fleet.timeouts.work)
+        return near
+
+    def stop(self) -> tuple[str, ...]:
+        """Let those that are there do no more steps, and keep their models as at the end.
+
+        Who was told. A device that is not there goes on when it comes back: stop it again then.
+        """
+        message, seconds = StopGossip(self.run), self._fleet.timeouts.request
+        told = []
+        for device in self.statuses():
+            try:
+                self._fleet.ask(device, "stop", message, timeout_seconds=seconds)
+            except EdgeweaveError as error:
+                _log.warning("%s could not be stopped: %s", device, error)
+            else:
+                told.append(device)
+        return tuple(told)
 
     def release(self) -> None:
         """End the run on every device that is there; a model not fetched before is gone."""

@@ -25,17 +25,18 @@ class PeerReport(msgspec.Struct, frozen=True):
     enrolled: Enrolled | None
     """What it brought; None where another process enrolled it."""
     there: bool
-    """Whether its model is in the mean: it was there at the end."""
+    """Whether its model is in the mean: it was there at the end, and had done a step."""
     evaluation: Evaluation | None
     """Of its own model."""
 
 
 class GossipReport(msgspec.Struct, frozen=True):
-    """A run of gossip, from its begin (or from when it was found) to its end."""
+    """A run of gossip, from its begin to its end."""
 
     run: str
     peers: tuple[PeerReport, ...]
     seconds: float
+    """Of the device that took longest, whoever waited for it."""
     evaluation: Evaluation | None
     """Of the mean of all models that are there."""
     consensus_distance: float

@@ -33,7 +33,14 @@ from edgeweave.gossip.report import (
     consensus_distance,
     mean_state,
 )
-from edgeweave.mixing import Algorithm, BalanceSettings, GossipSettings, Importance, Topology
+from edgeweave.mixing import (
+    Algorithm,
+    BalanceSettings,
+    Choosing,
+    GossipSettings,
+    Importance,
+    Topology,
+)
 from edgeweave.mixing import topology as named_topology
 from edgeweave.program import Captured, LossFunction, StageProgram, capture, encode
 
@@ -93,7 +100,8 @@ class GossipTrainer:
         local_steps: int = 1,
         balance: bool | BalanceSettings = True,
         importance: Importance = "last-layer",
-        group_size: int = 4,
+        choosing: Choosing = "weighted",
+        group_size: int = 8,
         warm_up_epochs: int = 0,
         codec: Codec = _EXACT,
         consensus_rate: float = 1.0,
@@ -112,6 +120,7 @@ class GossipTrainer:
             if isinstance(balance, BalanceSettings)
             else BalanceSettings(enabled=balance),
             "importance": importance,
+            "choosing": choosing,
             "group_size": group_size,
             "warm_up_epochs": warm_up_epochs,
             "codec": codec,
@@ -123,7 +132,6 @@ class GossipTrainer:
         self._members: Members | None = None
         self._enrolled: dict[str, Enrolled] = {}
         self._trained: State = {}
-        self._began = 0.0
 
     def fit(
         self,
@@ -184,7 +192,6 @@ class GossipTrainer:
         )
         mean = fmean(each.n_samples for each in self._enrolled.values())
         steps = math.ceil(epochs * mean / batch_size)
-        self._began = self._fleet.clock.now()
         try:
             members.begin(steps)
         except BaseException:
@@ -211,7 +218,6 @@ class GossipTrainer:
         members = self._members
         if members is None or (run is not None and members.run != run):
             members, self._enrolled = Members.of_run(self._fleet, run), {}
-            self._began = self._fleet.clock.now()
         last: dict[str, PeerStatus] = {}
 
         def note(statuses: Mapping[str, PeerStatus]) -> None:
@@ -219,9 +225,7 @@ class GossipTrainer:
             on_status(statuses)
 
         done = members.wait_until_done(note)
-        seconds = self._fleet.clock.now() - self._began
-        ended = [device for device, status in done.items() if status.error is None]
-        models = members.models(ended)
+        models = members.models(_that_learnt(done))
         if not models:
             raise ConfigError(f"run {members.run} has no model left. Start it again.")
         states = list(models.values())
@@ -241,7 +245,7 @@ class GossipTrainer:
                 )
                 for device in members.devices
             ),
-            seconds=seconds,
+            seconds=max(status.seconds for status in done.values()),
             evaluation=self._evaluated(self._trained, validate),
             consensus_distance=consensus_distance(states),
         )
@@ -290,6 +294,14 @@ class GossipTrainer:
             n_samples += batch.n_samples
         means = {name: total / n_samples for name, total in totals.items()}
         return Evaluation(means.pop("loss", math.nan), means, n_samples)
+
+
+def _that_learnt(done: Mapping[str, PeerStatus]) -> list[str]:
+    """Whose models count: a device that came back too late for a step has a neighbour's model, or
+    none yet. All, if nobody did a step.
+    """
+    able = {device: status for device, status in done.items() if status.error is None}
+    return [device for device, status in able.items() if status.steps_here] or list(able)
 
 
 def _first(

@@ -3,7 +3,16 @@
 from edgeweave.mixing.aggregation import Groups, aggregate
 from edgeweave.mixing.balance import Balance, BalanceSettings
 from edgeweave.mixing.exchange import ALGORITHMS, Algorithm, Exchange
-from edgeweave.mixing.importance import IMPORTANCES, Importance, chosen, last_layer_scores
+from edgeweave.mixing.importance import (
+    CHOOSINGS,
+    IMPORTANCES,
+    Choosing,
+    Chosen,
+    Importance,
+    last_layer_scores,
+    weighted,
+    whole_groups,
+)
 from edgeweave.mixing.message import (
     KINDS,
     Effect,
@@ -22,6 +31,7 @@ from edgeweave.mixing.weights import edge_weight, mixing_matrix, spectral_gap
 
 __all__ = [
     "ALGORITHMS",
+    "CHOOSINGS",
     "IMPORTANCES",
     "KINDS",
     "LARGEST_INCARNATION",
@@ -29,6 +39,8 @@ __all__ = [
     "Algorithm",
     "Balance",
     "BalanceSettings",
+    "Choosing",
+    "Chosen",
     "Effect",
     "Exchange",
     "Finished",
@@ -44,7 +56,6 @@ __all__ = [
     "Trained",
     "Wake",
     "aggregate",
-    "chosen",
     "edge_weight",
     "edges_in",
     "exchange_of",
@@ -54,4 +65,6 @@ __all__ = [
     "mixing_matrix",
     "spectral_gap",
     "topology",
+    "weighted",
+    "whole_groups",
 ]

@@ -3,39 +3,41 @@
     full_i = g_i + c_i b            seconds of an iteration with a whole batch of b samples
     tau    = beta * min_i full_i    gossiped: every message carries the least its sender knows of
     n_i    = (tau - g_i - s_i P) / c_i     with P points scored, at least a share of b, at most b
-    P      = CANDIDATES n_i / members of a group, at most b / members
+    P      = all groups of a batch, or in the mean a quarter of n_i (``Scoring``)
 
-(EdgeGossip, reference section 5(c): c, s and g are exponentially weighted means of seconds per
-trained sample, per scored point, and of mixing and updating.) Waiting for others is in none of
-them. The minimum is taken anew in every period of iterations, so that a device that is fast no more
-is forgotten after two of them.
+(EdgeGossip, reference section 5(c): c, s and g are seconds per trained sample, per scored point,
+and of mixing and updating.) Waiting for others is in none of them. The minimum is taken anew in
+every period of iterations, so that a device that is fast no more is forgotten after two of them.
 
-Deviations: points are scored for twice as many samples as are trained on, not for the whole batch,
-because a slow device would spend all it has on scoring. A peer uses the minimum as soon as it hears
-of it, not from the next period on, so that times are equal after as many iterations as the graph is
-wide; and a device within ``TOLERANCE`` of the pace trains whole batches, so that noise of equal
-devices drops no samples.
+Deviations: c, s and g are of the last measurements, without those that other work stretched, where
+the reference has moving averages. A device tells the median, and is held to its quick iterations
+(the lower quartile): so equal devices on a busy machine, whose measurements jump, go on with whole
+batches, as does whoever is within ``TOLERANCE`` of the pace. A peer uses the minimum as soon as it
+hears of it, not from the next period on, so that times are equal after as many iterations as the
+graph is wide.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.mixing.message import Trained
 
-__all__ = ["CANDIDATES", "TOLERANCE", "Balance", "BalanceSettings"]
+__all__ = ["TOLERANCE", "Balance", "BalanceSettings", "Scoring"]
 
 TOLERANCE: Final = 0.025
-CANDIDATES: Final = 2
-"""Times the samples to train on: those among which they are chosen."""
-_GAIN: Final = 0.2
-_FIRST: Final = 3
-"""Measurements that a peer tells at once; later ones once a period, because the least of many
-measurements is less than what any device takes.
+_KEPT: Final = 9
+"""Measurements that a median or a quartile is of."""
+_EARLY: Final = (3, 9)
+"""Measurements after which the minimum is taken anew, beside every period: the first ones are of
+little worth. Up to the first of them a peer tells each at once; later ones only when a period
+begins, because the least of many measurements is less than what any device takes.
 """
 
 
@@ -59,27 +61,55 @@ class BalanceSettings:
             )
 
 
-@dataclass(slots=True)
-class _Mean:
-    """An exponentially weighted mean that begins with its first value."""
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How many points are scored, in every step or in one of several: a pass takes its time however
+    few they are.
+    """
 
-    value: float | None = None
+    per_sample: float
+    """Points for each sample that is trained on."""
+    least: int
+    most: int
+    every: int = 1
+    """Steps."""
+
+    def n_points(self, n_samples: int) -> int:
+        """Points scored in a step that scores, where so many samples are chosen."""
+        return min(max(math.floor(self.per_sample * n_samples), self.least), self.most)
+
+
+class _Recent:
+    """The last measurements of one thing."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=_KEPT)
 
     def add(self, value: float) -> None:
-        self.value = value if self.value is None else self.value + _GAIN * (value - self.value)
+        self._values.append(value)
+
+    @property
+    def usual(self) -> float:
+        """The median; 0 as long as there is none."""
+        return median(self._values) if self._values else 0.0
+
+    @property
+    def quick(self) -> float:
+        """The lower quartile."""
+        return sorted(self._values)[(len(self._values) - 1) // 4] if self._values else 0.0
 
 
 class Balance:
     """One peer's part: learns its own times, hears of the fastest, says how many samples."""
 
     def __init__(
-        self, settings: BalanceSettings, batch_size: int, samples_per_point: int | None
+        self, settings: BalanceSettings, batch_size: int, scoring: Scoring | None = None
     ) -> None:
-        """``samples_per_point``: members of a group that is scored; None if none are."""
+        """``scoring``: how many points are scored; None if none are."""
         self._settings = settings
         self._batch_size = batch_size
-        self._points_per_sample = 0.0 if samples_per_point is None else 1 / samples_per_point
-        self._per_sample, self._per_point, self._other = _Mean(), _Mean(), _Mean()
+        self._scoring = scoring
+        self._per_sample, self._per_point, self._other = _Recent(), _Recent(), _Recent()
         self._epoch = 0
         self._least = self._least_before = math.inf
         self._n_learnt = 0
@@ -87,9 +117,7 @@ class Balance:
     @property
     def full_seconds(self) -> float | None:
         """Own seconds of an iteration with a whole batch, once one was trained."""
-        if self._per_sample.value is None:
-            return None
-        return (self._other.value or 0.0) + self._per_sample.value * self._batch_size
+        return (self._other.usual + self._per_sample.usual * self._batch_size) or None
 
     @property
     def pace_seconds(self) -> float:
@@ -103,27 +131,33 @@ class Balance:
         if trained.n_scored:
             self._per_point.add(trained.scoring_seconds / trained.n_scored)
         self._n_learnt += 1
-        if self._n_learnt % self._settings.period == 0:
-            self._begin(self._epoch + 1)
-        elif self._n_learnt > _FIRST:
+        n, settings = self._n_learnt, self._settings
+        epoch = sum(n >= early for early in _EARLY) + n // settings.period
+        if epoch > self._epoch:
+            self._begin(epoch)
+        elif n > _EARLY[0]:
             return
         self._least = min(self._least, self.full_seconds or math.inf)
 
     def tell(self) -> dict[str, float]:
-        """What goes along with every message."""
-        known = math.isfinite(self._least)
-        return {"epoch": float(self._epoch), "fastest": self._least} if known else {}
+        """What goes along with every message: the minimum of this period and of the one before."""
+        if not math.isfinite(self._least):
+            return {}
+        told = {"epoch": float(self._epoch), "fastest": self._least}
+        return told | ({"before": self._least_before} if math.isfinite(self._least_before) else {})
 
     def hear(self, scalars: Mapping[str, float]) -> None:
         """What came along with a message."""
-        fastest, epoch = scalars.get("fastest"), int(scalars.get("epoch", 0))
-        if fastest is None or not 0 < fastest < math.inf:
+        fastest, epoch = scalars.get("fastest", math.nan), int(scalars.get("epoch", 0))
+        before = scalars.get("before", math.inf)
+        if not (0 < fastest < math.inf and before > 0):
             return
         if epoch > self._epoch:
             self._begin(epoch)
-            self._least = min(fastest, self.full_seconds or math.inf)
-        elif epoch == self._epoch:
+            self._least = self.full_seconds or math.inf
+        if epoch == self._epoch:
             self._least = min(self._least, fastest)
+            self._least_before = min(self._least_before, before)
         elif epoch == self._epoch - 1:
             self._least_before = min(self._least_before, fastest)
 
@@ -132,14 +166,18 @@ class Balance:
         whole, settings = self._batch_size, self._settings
         if settings.share is not None:
             return max(1, round(settings.share * whole))
-        full, pace, each = self.full_seconds, self.pace_seconds, self._per_sample.value
-        if not settings.enabled or not full or not each or full <= pace * (1 + TOLERANCE):
+        pace, each, other = self.pace_seconds, self._per_sample.quick, self._other.quick
+        if not settings.enabled or not each or other + each * whole <= pace * (1 + TOLERANCE):
             return whole
-        scoring = (self._per_point.value or 0.0) * self._points_per_sample
-        time = pace - (self._other.value or 0.0)
-        room = time / (each + CANDIDATES * scoring)
-        if CANDIDATES * room > whole:
-            room = (time - scoring * whole) / each
+        time = pace - other
+        room = time / each
+        if self._scoring is not None:
+            scoring = self._scoring
+            point = self._per_point.quick / scoring.every
+            room = time / (each + scoring.per_sample * point)
+            n_points = scoring.n_points(int(room))
+            if n_points in (scoring.least, scoring.most):
+                room = (time - n_points * point) / each
         least = max(1, round(settings.least_share * whole))
         return min(max(math.floor(room + 1e-9), least), whole)
 

@@ -1,4 +1,4 @@
-"""Which samples of a batch matter: of every group a share in proportion to its score.
+"""Which samples of a batch matter: those of the groups whose points have the highest scores.
 
 Scores of aggregated points, higher matters more:
 
@@ -7,18 +7,29 @@ Scores of aggregated points, higher matters more:
     first-layer   L1 norm of the gradient of the first layer's weights, one backward a point (the
                   papers' own)
 
+What is chosen by them:
+
+    weighted   a few samples all along the order of all groups, more where scores are high; each
+               counts by what it stands for, so that the gradient is that of all data in the mean
+    groups     whole groups of the batch, the highest scores first (the papers' own)
+
+Groups lie in the order in which classes were halved, like beside like. Samples at equal distances
+along it (``weighted``) are of all classes and kinds in their proportions, and vary less than a
+random choice; scores take little off that, so that a few points scored anew in each step do.
+
 This module has the closed form and the choice; who has the model computes logits and gradients.
 
-Deviation: the papers train whole groups, those of the highest scores. That is for batches of
-hundreds of groups: a slow device that keeps 3 groups of 16 trains on 3 classes and outliers. LeNet
-on MNIST, 4 devices 1 to 3 times as slow, 125 steps of batches of 128, all groups scored: 81.2 %
-with whole groups of 8, 93.4 % with whole groups of 4, 94.8 % with shares of groups of 4; a random
-choice 94.7 %, but a third later.
+Deviation: whole groups are for batches of hundreds of them. A device that keeps 4 groups of 20
+trains on four classes and outliers, and what is hard is trained on again and again. LeNet on
+Fashion-MNIST after 100 steps, 77 of 256 samples, root mean square error of the gradient over its
+norm: 6.3 by groups, of which 2.5 is always the same way; 1.23 by a random choice; 0.95 along the
+order without scores, 0.83 with scores of now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,11 +38,27 @@ import torch
 
 from edgeweave.mixing.aggregation import Groups, Indices
 
-__all__ = ["IMPORTANCES", "Importance", "chosen", "last_layer_scores"]
+__all__ = ["CHOOSINGS", "IMPORTANCES", "Choosing", "Chosen", "Importance"]
+__all__ += ["last_layer_scores", "weighted", "whole_groups"]
 
 Importance = Literal["none", "last-layer", "first-layer"]
 IMPORTANCES: tuple[Importance, ...] = ("none", "last-layer", "first-layer")
 """``none`` chooses at random."""
+
+Choosing = Literal["weighted", "groups"]
+CHOOSINGS: tuple[Choosing, ...] = ("weighted", "groups")
+
+_EVEN = 0.5
+"""Of a weighted choice, what goes to all samples alike: no weight is above two then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Samples to train on, and what each counts."""
+
+    indices: Indices
+    weights: torch.Tensor | None = None
+    """One in the mean over many choices; None where all count alike."""
 
 
 def last_layer_scores(
@@ -51,23 +78,46 @@ def last_layer_scores(
     return scores * size
 
 
-def chosen(
-    groups: Groups, candidates: Sequence[int], scores: torch.Tensor, n: int, *, seed: int
-) -> Indices:
-    """``n`` samples of the candidate groups, of each as many as its score says, drawn from the seed
-    among its members. Fewer, if the candidates have no more.
+def whole_groups(groups: Groups, candidates: Sequence[int], scores: torch.Tensor, n: int) -> Chosen:
+    """``n`` samples of the candidate groups, or all: those of the highest scores first, and of the
+    last group what is still wanted.
+    """
+    found = np.nan_to_num(scores.double().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
+    members = [groups.members(candidates[k]) for k in np.argsort(-found, kind="stable")]
+    return Chosen(np.concatenate(members)[:n])
+
+
+def weighted(groups: Groups, scores: torch.Tensor, n: int, *, seed: int) -> Chosen:
+    """``n`` samples of all groups, or all, drawn from the seed. A score that is not finite counts
+    as the mean of the others.
     """
     random = np.random.default_rng(seed)
-    members = [groups.members(group) for group in candidates]
-    counts = _allotted(scores.double().numpy(), np.array([len(each) for each in members]), n)
-    drawn = zip(members, counts, strict=True)
-    return np.concatenate([random.permutation(each)[:count] for each, count in drawn])
-
-
-def _allotted(scores: npt.NDArray[np.float64], sizes: Indices, n: int) -> Indices:
-    """Whole numbers in proportion to scores, none above its size, ``n`` in all if sizes allow."""
+    sizes = np.diff(groups.bounds)
     n = min(n, int(sizes.sum()))
-    weights = np.where(np.isfinite(scores), scores, 0.0).clip(min=0.0) + 1e-12
+    found = scores.double().numpy().clip(min=0.0)
+    known = np.isfinite(found)
+    mean = float(found[known].mean()) if known.any() else 0.0
+    relative = np.where(known, found, mean) / mean if mean > 0 else np.ones(len(sizes))
+    wanted = _wanted(sizes * ((1 - _EVEN) * relative + _EVEN), sizes, n)
+    counts = _rounded_at_random(wanted, sizes, random)
+    stands_for = np.repeat(sizes / wanted, counts) * n / sizes.sum()
+    indices = groups.order[_places(groups.bounds[:-1], sizes, counts, random)]
+    return Chosen(indices, torch.from_numpy(stands_for).float())
+
+
+def _places(
+    starts: Indices, sizes: Indices, counts: Indices, random: np.random.Generator
+) -> Indices:
+    """So many places of every range, one after the other from a random one on, round its end."""
+    begins = np.floor(random.random(len(sizes)) * sizes).astype(np.int64)
+    of = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places: Indices = starts[of] + (begins[of] + numbers) % sizes[of]
+    return places
+
+
+def _wanted(weights: npt.NDArray[np.float64], sizes: Indices, n: int) -> npt.NDArray[np.float64]:
+    """Real numbers in proportion to the weights, none above its size, ``n`` in all."""
     full = np.zeros(len(sizes), bool)
     wanted = np.zeros(len(sizes))
     while not full.all():
@@ -77,7 +127,17 @@ def _allotted(scores: npt.NDArray[np.float64], sizes: Indices, n: int) -> Indice
         if not over.any():
             break
         full |= over
-    counts = np.floor(np.minimum(wanted, sizes) + 1e-9).astype(np.int64)
-    room = np.argsort(np.where(counts < sizes, counts - wanted, np.inf), kind="stable")
-    counts[room[: n - counts.sum()]] += 1
-    return counts
+    return np.minimum(wanted, sizes)
+
+
+def _rounded_at_random(
+    wanted: npt.NDArray[np.float64], sizes: Indices, random: np.random.Generator
+) -> Indices:
+    """Whole numbers, in the mean those wanted, each off by less than one: a ruler with a mark at
+    every whole number is laid along them at a random place, and marks are counted.
+    """
+    total = round(float(wanted.sum()))
+    ends = np.minimum(np.floor(np.cumsum(wanted) + random.random()), total)
+    ends[-1] = total
+    counts = np.diff(ends, prepend=0.0).astype(np.int64)
+    return np.minimum(counts, sizes)

@@ -11,7 +11,8 @@ are seconds on that clock.
 
 A neighbour that is lost is mixed with no more; one that is found is greeted, and mixed with once
 both ends agree (``Sessions``). Nobody waits for ever: a neighbour that is there and says nothing
-loses its edge after a deadline, learnt from how long such waits took, and is greeted anew.
+loses its edge after a deadline, learnt from how long such waits took, and is greeted anew; so is
+one of whose messages one was lost.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Peer:
         self._neighbours = graph_of(settings).neighbours(me)
         self._exchange = exchange_of(settings, me, model)
         self._sessions = Sessions(incarnation)
-        members = settings.samples_per_point if settings.selects else None
-        self._balance = Balance(settings.balance, settings.batch_size, members)
+        scoring = settings.scoring if settings.selects else None
+        self._balance = Balance(settings.balance, settings.batch_size, scoring)
         self._present: set[str] = set()
         self._gone: set[str] = set()
         self._effects: list[Effect] = []
@@ -147,7 +148,12 @@ class Peer:
         elif message.kind == "state":
             self._take_state(message)
         elif self._sessions.is_current(peer, message.scalars):
-            if message.kind == "bye":
+            if not self._sessions.follows(peer, message.scalars):
+                # Ends that do not mix the same pairs of messages would change the mean, and a
+                # coded difference would be added to another model than it was taken from.
+                self._close(peer)
+                self._greet(peer)
+            elif message.kind == "bye":
                 self._gone.add(peer)
                 self._sessions.close(peer)
                 self._exchange.closed(peer)
@@ -182,6 +188,12 @@ class Peer:
             for peer in sorted(self._unanswered()):
                 self._greet(peer)
         return self._proceed(now)
+
+    def stop(self, now: float) -> list[Effect]:
+        """Do no more steps, as if all were done: the model stays, neighbours go on without."""
+        if self.phase in ("gathers", "returns", "works"):
+            self._end()
+        return self._taken()
 
     def leave(self, now: float) -> list[Effect]:
         """Leave before the end, handing on what must not be lost."""
@@ -282,14 +294,15 @@ class Peer:
         self._gone.discard(peer)
         if heard.closes:
             self._lose(peer)
+        if heard.answers:
+            # Before what follows: it is the answer that opens the other end.
+            self._say_hello(peer, self._sessions.stamp(peer))
         if heard.opens:
             number = int(message.scalars.get("round", 0))
             incarnation = self._sessions.incarnation_of(peer)
             self._send(self._exchange.opened(peer, incarnation=incarnation, round_number=number))
             if self.phase == "finished" and not self._exchange.goes_on:
                 self._send([Send(peer, Message("bye"))])  # or the other end would wait for models
-        if heard.answers:
-            self._say_hello(peer, self._sessions.stamp(peer))
         wants = message.scalars.get("wants", 0.0) > 0
         if wants and self.phase in ("works", "finished"):
             scalars = {"step": float(self.step)}
@@ -331,7 +344,7 @@ class Peer:
         told = self._balance.tell()
         for send in sends:
             message = send.message
-            scalars = {**message.scalars, **self._sessions.stamp(send.to), **told}
+            scalars = {**message.scalars, **self._sessions.number(send.to), **told}
             self.statistics.bytes_sent += message.n_bytes
             stamped = Message(message.kind, scalars, message.tensor, message.coded)
             self._effects.append(Send(send.to, stamped))

@@ -5,7 +5,8 @@
     hello(mine=5, theirs=9) -> b opens: a knows it
 
 A number names an end in one session: the process's incarnation and a count. What follows carries
-both numbers, and is dropped if either is not of now. Values in, values out; no clock.
+both numbers, and is dropped if either is not of now; and its place in the session, so that a
+message that was lost is noticed by the next. Values in, values out; no clock.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ class _Session:
     mine: int = 0
     theirs: int = 0
     is_open: bool = False
+    n_sent: int = 0
+    n_heard: int = 0
+
+    def open(self) -> None:
+        self.is_open = True
+        self.n_sent = self.n_heard = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +66,32 @@ class Sessions:
         return self._sessions[peer].theirs // _COUNTS
 
     def greet(self, peer: str) -> dict[str, float]:
-        """Begin a new session from this end; the scalars of the hello that says so."""
-        self._n_greeted += 1
-        mine = self._incarnation * _COUNTS + self._n_greeted % _COUNTS
-        self._sessions[peer] = _Session(mine)
-        return {"mine": float(mine), "theirs": 0.0}
+        """Ask for a session; the scalars of the hello that does so.
+
+        What was asked for before and is not open yet is asked for again, under the same number:
+        the other end may have opened it already and count on it. Only an open session is left
+        for a new one.
+        """
+        session = self._sessions.get(peer)
+        if session is None or session.is_open or not session.mine:
+            self._n_greeted += 1
+            mine = self._incarnation * _COUNTS + self._n_greeted % _COUNTS
+            session = self._sessions[peer] = _Session(mine)
+        return {"mine": float(session.mine), "theirs": 0.0}
 
     def stamp(self, peer: str) -> dict[str, float]:
-        """The numbers that messages carry."""
+        """The numbers of the session, as hellos carry them."""
         session = self._sessions.setdefault(peer, _Session())
         if not session.mine:
             return self.greet(peer)
         return {"mine": float(session.mine), "theirs": float(session.theirs)}
+
+    def number(self, peer: str) -> dict[str, float]:
+        """What the next message over an open edge carries: the session, and its place in it."""
+        stamp = self.stamp(peer)
+        session = self._sessions[peer]
+        session.n_sent += 1
+        return {**stamp, "place": float(session.n_sent)}
 
     def hello(self, peer: str, scalars: Mapping[str, float]) -> Heard:
         """A neighbour said hello."""
@@ -87,7 +108,8 @@ class Sessions:
         if is_new:
             session.is_open = False
         opens = echo == session.mine and not session.is_open
-        session.is_open = session.is_open or opens
+        if opens:
+            session.open()
         return Heard(closes, opens, is_new or echo != session.mine)
 
     def is_current(self, peer: str, scalars: Mapping[str, float]) -> bool:
@@ -99,6 +121,12 @@ class Sessions:
             and (int(scalars.get("mine", 0)), int(scalars.get("theirs", 0)))
             == (session.theirs, session.mine)
         )
+
+    def follows(self, peer: str, scalars: Mapping[str, float]) -> bool:
+        """Count a message of the open session; whether none before it was lost."""
+        session = self._sessions[peer]
+        session.n_heard += 1
+        return int(scalars.get("place", 0)) == session.n_heard
 
     def close(self, peer: str) -> bool:
         """End a session from this end; whether it was open."""

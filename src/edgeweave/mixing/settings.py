@@ -9,9 +9,9 @@ import torch
 from edgeweave.codec import Codec, none
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.words import suggest
-from edgeweave.mixing.balance import CANDIDATES, BalanceSettings
+from edgeweave.mixing.balance import BalanceSettings, Scoring
 from edgeweave.mixing.exchange import ALGORITHMS, Algorithm, Exchange
-from edgeweave.mixing.importance import IMPORTANCES, Importance
+from edgeweave.mixing.importance import CHOOSINGS, IMPORTANCES, Choosing, Importance
 from edgeweave.mixing.matched import Matched
 from edgeweave.mixing.neighbours import Neighbours
 from edgeweave.mixing.pairwise import Pairwise
@@ -21,6 +21,8 @@ from edgeweave.mixing.topology import Topology
 __all__ = ["GossipSettings", "exchange_of", "graph_of"]
 
 _LEAST_GROUPS = 8
+_SCORED_EVERY, _POINTS_PER_SAMPLE = 8, 2.0
+"""Old scores do for a weighted choice, which they shift nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class GossipSettings:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     importance: Importance = "last-layer"
     """How balanced devices choose what they train on; of whole batches everything is trained."""
-    group_size: int = 4
+    choosing: Choosing = "weighted"
+    """What is taken of the groups that were scored."""
+    group_size: int = 8
     """Samples that one aggregated point stands for, at most: a batch has at least eight groups, so
     that what is chosen is not all of one class."""
     warm_up_epochs: int = 0
@@ -49,6 +53,7 @@ class GossipSettings:
         for name, known, got in (
             ("algorithm", ALGORITHMS, self.algorithm),
             ("importance", IMPORTANCES, self.importance),
+            ("choosing", CHOOSINGS, self.choosing),
         ):
             if got not in known:
                 raise ConfigError(f"unknown {name} {got!r}. {suggest(str(got), known)}")
@@ -82,16 +87,17 @@ class GossipSettings:
         """Members of a group, about."""
         return max(1, min(self.group_size, self.batch_size // _LEAST_GROUPS))
 
-    def n_candidates(self, n_samples: int) -> int:
-        """Aggregated points among which so many samples are chosen."""
-        members = self.samples_per_point
-        wanted = max(CANDIDATES * n_samples // members, -(-n_samples // members))
-        return min(wanted, self.points_per_batch)
-
     @property
     def points_per_batch(self) -> int:
         """Aggregated points that stand for a whole batch; 0 where samples are never chosen."""
         return -(-self.batch_size // self.samples_per_point) if self.selects else 0
+
+    @property
+    def scoring(self) -> Scoring:
+        """How many points are scored to choose samples, and how often."""
+        if self.choosing == "groups":
+            return Scoring(0.0, self.points_per_batch, self.points_per_batch)
+        return Scoring(_POINTS_PER_SAMPLE, 1, 2 * self.batch_size, _SCORED_EVERY)
 
 
 def graph_of(settings: GossipSettings) -> Topology:

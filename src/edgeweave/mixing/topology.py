@@ -85,12 +85,39 @@ class Topology:
 
         Every edge then joins one that asks and one that answers, so that nobody waits for somebody
         who waits. A graph that has odd circles loses edges for it and stays connected: sides are
-        the even and odd distances from the first peer.
+        the even and odd distances from the first peer at first, and peers change sides as long as
+        that keeps more edges (16 of the 28 of a full graph of eight).
         """
-        distance = nx.single_source_shortest_path_length(self.graph(), self.peers[0])
-        asking = frozenset(peer for peer in self.peers if distance[peer] % 2 == 0)
-        edges = tuple((a, b) for a, b in self.edges if (a in asking) != (b in asking))
-        return asking, Topology(self.peers, edges)
+        return _sides(self)
+
+
+@functools.lru_cache(maxsize=64)
+def _sides(whole: Topology) -> tuple[frozenset[str], Topology]:
+    graph = whole.graph()
+    distance = nx.single_source_shortest_path_length(graph, whole.peers[0])
+    asking = {peer for peer in whole.peers if distance[peer] % 2 == 0}
+    joined = nx.Graph()
+    joined.add_nodes_from(whole.peers)
+    joined.add_edges_from((a, b) for a, b in whole.edges if (a in asking) != (b in asking))
+    moved = True
+    while moved:
+        moved = False
+        for peer in whole.peers[1:]:
+            kept, others = set(joined[peer]), set(graph[peer])
+            if 2 * len(kept) >= len(others):
+                continue
+            _join_instead(joined, peer, kept, others - kept)
+            if nx.is_connected(joined):
+                asking ^= {peer}
+                moved = True
+            else:
+                _join_instead(joined, peer, others - kept, kept)
+    return frozenset(asking), Topology(whole.peers, tuple(joined.edges))
+
+
+def _join_instead(graph: nx.Graph, peer: str, before: set[str], after: set[str]) -> None:
+    graph.remove_edges_from((peer, other) for other in before)
+    graph.add_edges_from((peer, other) for other in after)
 
 
 def topology(name: str, peers: Sequence[str], *, seed: int = 0) -> Topology:

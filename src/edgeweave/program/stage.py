@@ -245,6 +245,17 @@ class StageProgram:
             _Seed.apply(seeds, *roots).backward()  # type: ignore[no-untyped-call]
         return {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
 
+    def weigh_rows(self, microbatch: int, output: str, weights: torch.Tensor) -> None:
+        """Let rows of a microbatch in flight count unequally.
+
+        The gradient that reaches ``output`` is multiplied by the weights, row by row: where the
+        loss is a mean over rows, the parameters get that of the weighted mean.
+        """
+        _leaves, graph = self._in_flight[microbatch]
+        tensor, own = graph[output], weights.to(self.device)
+        own = own.reshape(-1, *[1] * (tensor.ndim - 1))
+        tensor.register_hook(lambda gradient: gradient * own)  # type: ignore[no-untyped-call]
+
     def forget(self, microbatch: int) -> None:
         """Give up a microbatch in flight, which will have no backward."""
         self._in_flight.pop(microbatch, None)

@@ -46,8 +46,12 @@ class GossipSection:
         default="last-layer",
         metadata=key('"none" (a random choice), "last-layer" or "first-layer"', "none"),
     )
+    choosing: Literal["weighted", "groups"] = field(
+        default="weighted",
+        metadata=key('"weighted" or "groups" (the papers\' own)', "groups"),
+    )
     group_size: Count = field(
-        default=4, metadata=key("the samples that are scored as one, 1 or more", 8)
+        default=8, metadata=key("the samples that are scored as one, 1 or more", 8)
     )
     warm_up_epochs: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = field(
         default=0, metadata=key("the epochs before samples are chosen by score", 1)

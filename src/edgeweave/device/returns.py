@@ -1,0 +1,74 @@
+"""A run is given on by its peers: to a neighbour that has died and come back, by whoever sees it
+first, and to a device that nobody knew, by the peer that is asked to.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+import msgspec
+
+from edgeweave.core.errors import ConfigError
+from edgeweave.device.gossip_messages import Admit, BeginGossip, Enrol, PeerStatus
+from edgeweave.device.messages import decode_message, encode_message
+from edgeweave.device.running import Workplace
+from edgeweave.net import control_key
+
+__all__ = ["admit", "enrol_again"]
+
+_OPEN = ("d-psgd", "push-sum")
+"""Algorithms whose peers need not all know the same graph."""
+_FIRST_RANK = 1 << 20
+
+
+def enrol_again(own: Enrol, other: str, steps: int, place: Workplace) -> bool:
+    """Give ``other`` the run of ``own``, if it is in none and its data are files on it.
+
+    Whether it was. ``EdgeweaveError`` if it cannot be asked.
+    """
+    data = own.others.get(other)
+    if data is None or decode_message(_ask(place, other, "peer", b""), PeerStatus).run is not None:
+        return False
+    _give(msgspec.structs.replace(own, name=other, data=data), steps, place)
+    return True
+
+
+def admit(own: Enrol, message: Admit, steps: int, place: Workplace) -> None:
+    """Give a device that is none of the peers the run of ``own``.
+
+    ``ConfigError`` if it is one already, if those it is to be near to are none, or if pairs or
+    sides of the algorithm were agreed on by all: they could not know of another one.
+    """
+    settings = own.settings
+    if settings.algorithm not in _OPEN:
+        raise ConfigError(
+            f"devices join runs of {' and '.join(_OPEN)} ({own.run} is of {settings.algorithm}). "
+            "Start a run anew with the device in it."
+        )
+    graph = settings.graph.with_peer(message.device, message.near)
+    enrol = msgspec.structs.replace(
+        own,
+        name=message.device,
+        settings=replace(settings, graph=graph),
+        data=message.data,
+        rank=_FIRST_RANK + secrets.randbelow(_FIRST_RANK),
+    )
+    _give(enrol, steps, place)
+
+
+def _give(enrol: Enrol, steps: int, place: Workplace) -> None:
+    _ask(place, enrol.name, "enrol", encode_message(enrol), seconds=place.timeouts.work)
+    begin = BeginGossip(enrol.run, steps, returning=True)
+    _ask(place, enrol.name, "begin", encode_message(begin))
+
+
+def _ask(
+    place: Workplace, other: str, verb: str, payload: bytes, *, seconds: float | None = None
+) -> bytes:
+    return place.transport.request(
+        control_key(place.settings.fleet, other, verb),
+        payload,
+        device=other,
+        timeout_seconds=place.timeouts.request if seconds is None else seconds,
+    )
