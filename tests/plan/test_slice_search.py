@@ -95,7 +95,11 @@ LOSSY = {
 @pytest.mark.parametrize("reliable", [False, True])
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize(
-    "speeds", [{"a": 1.0, "b": 0.5, "c": 0.25, "d": 1.0}, {"a": 1.0, "b": 0.2, "c": 0.6}]
+    "speeds",
+    [
+        pytest.param({"a": 1.0, "b": 0.5, "c": 0.25, "d": 1.0}, marks=pytest.mark.slow),
+        {"a": 1.0, "b": 0.2, "c": 0.6},
+    ],
 )
 def test_a_plan_is_as_good_as_the_best_of_all(
     speeds: dict[str, float], least: int, reliable: bool
@@ -142,6 +146,7 @@ def test_where_exchanges_are_slow_layers_stay_whole() -> None:
     assert [group.n_members for group in chosen(known, program).groups] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_where_every_link_loses_fewer_exchanges_are_better() -> None:
     """The same speed, so that losses alone decide."""
     program = network(n_layers=4)

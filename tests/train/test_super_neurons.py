@@ -112,11 +112,12 @@ def test_words_that_mean_nothing_are_refused() -> None:
 
 JOB = """
 [model]
-factory = "digits-cnn"
+factory = "mlp"
+args = {n_inputs = 64, n_classes = 10, hidden = [32, 32]}
 
 [optimizer]
 name = "SGD"
-lr = 0.05
+lr = 0.1
 
 [data]
 source = "digits"
@@ -125,7 +126,8 @@ source = "digits"
 accuracy = "accuracy"
 
 [train]
-batch_size = 128
+batch_size = 32
+epochs = 4
 
 [fleet]
 file = "fleet.toml"
