@@ -73,13 +73,16 @@ def lossy_fleet(
 ) -> Iterator[MemoryFleet]:
     """Everybody behind the same emulated links."""
 
-    def wrap(transport: Any) -> Any:
-        if links is None:
-            return transport
-        return ShapedTransport(transport, links, clock=SystemClock(), timeouts=timeouts)
+    with contextlib.ExitStack() as stack:
 
-    with memory_fleet(*names, timeouts=timeouts, wrap=wrap, wrap_coordinator=True) as world:
-        yield world
+        def wrap(transport: Any) -> Any:
+            if links is None:
+                return transport
+            shaped = ShapedTransport(transport, links, clock=SystemClock(), timeouts=timeouts)
+            return stack.enter_context(shaped)
+
+        with memory_fleet(*names, timeouts=timeouts, wrap=wrap, wrap_coordinator=True) as world:
+            yield world
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ is beside computing, on a thread for each receiver: one that is stuck holds up n
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
@@ -21,7 +22,7 @@ import torch
 
 from edgeweave.codec import PAYLOAD_BYTES, dealt
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, WireError
+from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.exchange import tensor_frame
 from edgeweave.device.frame_codec import (
@@ -56,6 +57,9 @@ __all__ = ["SliceExchange"]
 _N_ENDS: Final = 3
 """Of a message: at 20 % of packets lost, 8 of 1000 lose all, and are waited for to a deadline."""
 _MOST_WAITING: Final = 256
+_TRY_SECONDS: Final = 0.05
+_TRIED_SECONDS: Final = 5.0
+"""How long a receiver that does not listen is tried, where nothing may be lost."""
 _MOST_PARTS: Final = 1 << 20
 
 
@@ -84,6 +88,10 @@ class SliceExchange:
             clock, first_seconds=timeouts.request, least_seconds=assignment.least_wait_seconds
         )
         self.inbox = Inbox(capacity=_MOST_WAITING)
+        self._clock = clock
+        self._closing = threading.Event()
+        self._has_begun = threading.Event()
+        self._first_round = 0
         self._outboxes: dict[int, Outbox] = {}
         # Nobody is further than the groups behind it: more never waits at once.
         self._capacity = 4 * (len(self.messages) + 1) * (len(assignment.groups) + 1)
@@ -114,12 +122,20 @@ class SliceExchange:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closing.set()
         self._stack.close()
 
     def fail(self, error: EdgeweaveError) -> None:
         """Make every wait, now and later, raise ``error``. The first error stays."""
         self.inbox.fail(error)
         self.parcels.fail(error)
+        self._has_begun.set()
+
+    def wait_first(self) -> Frame:
+        """The first thing that the coordinator says, whatever the round."""
+        if not self._has_begun.wait(self._timeouts.idle):
+            raise self._late(FrameId("input", COORDINATOR, 0, 0))
+        return self.wait_input(self._first_round)
 
     def wait_input(self, round: int) -> Frame:  # noqa: A002  the protocol's word
         """What the coordinator says of a round."""
@@ -143,15 +159,30 @@ class SliceExchange:
     ) -> None:
         """Queue a message, or the news that there is none."""
         receiver = message.receiver if way == "values" else message.sender
-        if not self.parcels.is_gone(receiver):
+        if reliable or not self.parcels.is_gone(receiver):
             reliability = Reliability.RELIABLE if reliable else Reliability.LOSS_TOLERANT
             key, device = self._key(way, receiver), self._assignment.device_of(receiver)
 
             def hand_over() -> None:
                 for frame in self._frames(way, message, round, tensor, samples, reliable=reliable):
-                    self._transport.send(key, frame, device=device, reliability=reliability)
+                    self._hand_over(key, frame, device, reliability)
 
             self._outbox(receiver).post(hand_over)
+
+    def _hand_over(self, key: str, frame: Frame, device: str, reliability: Reliability) -> None:
+        """A device that has just come back may not be known to listen yet: where nothing may be
+        lost, it is tried for a while. Nobody tells when it is.
+        """
+        deadline = self._clock.now() + _TRIED_SECONDS
+        while True:
+            try:
+                self._transport.send(key, frame, device=device, reliability=reliability)
+            except FleetError:
+                tolerant = reliability is Reliability.LOSS_TOLERANT
+                if tolerant or self._clock.now() > deadline or self._closing.wait(_TRY_SECONDS):
+                    raise
+            else:
+                return
 
     def tell(self, round: int, scalars: Mapping[str, float]) -> None:  # noqa: A002
         """Queue a result for the coordinator."""
@@ -245,6 +276,9 @@ class SliceExchange:
                 self.inbox.put(frame)
             except WireError as error:
                 self._refuse(error)
+            if not self._has_begun.is_set():
+                self._first_round = header.step
+                self._has_begun.set()
             return
         way = cast(Way, header.kind)  # ``_expect`` saw to it
         key = ParcelId(way, header.step, header.microbatch)

@@ -80,7 +80,7 @@ class SliceExecutor:
         self._activity = Activity(assignment, clock, lambda: exchange.awaited)
         self._thread = threading.Thread(target=self._run, name=f"edgeweave-member-{self._rank}")
         self._finished = threading.Condition()
-        self._rounds = assignment.first_round
+        self._rounds = 0
         self._ended = False
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
 
@@ -95,7 +95,6 @@ class SliceExecutor:
 
     def __enter__(self) -> Self:
         self._exchange.__enter__()
-        self._exchange.parcels.forget_before(self._rounds)
         self._thread.start()
         return self
 
@@ -139,7 +138,9 @@ class SliceExecutor:
     def _run(self) -> None:
         adopt_torch_threads()
         try:
-            begin = self._learn(self._rounds)
+            with self._timed("idle", "idle"):
+                begin = self._exchange.wait_first()
+            self._end_round(begin.header.step - 1)
             while True:
                 if begin.header.scalars["train"]:
                     begin = self._train(begin)

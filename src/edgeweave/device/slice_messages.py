@@ -23,8 +23,6 @@ class SliceAssignment(Place, frozen=True, kw_only=True):
     mode: Mode
     seed: int
     optimizer: Optimizer
-    first_round: int = 0
-    """The first it is told of: others may be further."""
     least_wait_seconds: float
     """Learnt deadlines are never shorter."""
     codec: Codec | None = None

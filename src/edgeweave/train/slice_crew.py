@@ -110,6 +110,11 @@ class SliceCrew:
         self._absent: set[int] = set()
         self._there: set[int] = set()
         self._tried: dict[int, int] = {}
+        self._coming: set[int] = set()
+        """Those that are being deployed again."""
+        self._ready: set[int] = set()
+        """Those that have been."""
+        self._helper: ThreadPoolExecutor
         self._absences: list[Absence] = []
 
     @property
@@ -125,13 +130,13 @@ class SliceCrew:
             return tuple(self._absences)
 
     def deploy_all(self) -> None:
-        """Put every member to work; the first error ends it."""
+        """Put every member to work, in turn where they share this machine; the first error ends it."""
 
         def deploy(device: str) -> bytes:
             rank = self._ranks[device]
-            return self._deploy(rank, 0, self.part(rank))
+            return self._deploy(rank, self.part(rank))
 
-        self._fleet.for_each(self._plan.devices, deploy, one_at_a_time=False)
+        self._fleet.for_each(self._plan.devices, deploy, one_at_a_time=self._fleet.is_local)
 
     def release(self) -> None:
         """Let the devices go; one that is gone or silent cannot be told, and need not be."""
@@ -143,20 +148,33 @@ class SliceCrew:
                 _log.warning("%s was not released: %s", device, error)
 
     def welcome(self, next_round: int) -> None:
-        """Deploy again on devices that are back. One that cannot be stays absent for a while."""
+        """Let those that are back, and deployed again meanwhile, have a part in the next round.
+
+        Deploying is beside training. One that cannot be deployed is tried again after a while.
+        """
         with self.changed:
-            back = sorted(self._absent & self._there)
-        for rank in back:
-            if self._tried.get(rank, -_TRIED_AGAIN_AFTER) + _TRIED_AGAIN_AFTER > next_round:
-                continue
-            device = self._plan.devices[rank]
-            try:
-                self._deploy_again(rank, next_round)
-            except EdgeweaveError as error:
-                self._tried[rank] = next_round
-                _log.warning("%s is back, and could not be deployed: %s", device, error)
-                continue
+            ready, self._ready = sorted(self._ready & self._there), set()
+            back = sorted((self._absent & self._there) - self._coming - set(ready))
+        for rank in ready:
             self._note_back(rank)
+        for rank in back:
+            if self._tried.get(rank, -_TRIED_AGAIN_AFTER) + _TRIED_AGAIN_AFTER <= next_round:
+                self._tried[rank] = next_round
+                self._coming.add(rank)
+                self._helper.submit(self._come, rank)
+
+    def _come(self, rank: int) -> None:
+        """Deploy again on a device that is back. On the helper's thread."""
+        device = self._plan.devices[rank]
+        try:
+            self._deploy_again(rank)
+        except EdgeweaveError as error:
+            _log.warning("%s is back, and could not be deployed: %s", device, error)
+        else:
+            with self.changed:
+                self._ready.add(rank)
+        finally:
+            self._coming.discard(rank)
 
     def check_groups(self) -> None:
         """``DeviceLost`` if all members of a group are away."""
@@ -187,8 +205,11 @@ class SliceCrew:
             if told:
                 self._held[rank] = told
 
-    def fetch_copies(self) -> None:
-        """The same beside training, of what members copied last; an error is said in the log."""
+    def begin_copies(self) -> None:
+        """The same beside training, of what members copied last."""
+        self._helper.submit(self._fetch_copies)
+
+    def _fetch_copies(self) -> None:
         try:
             self.fetch("copy", Release(self._run))
         except EdgeweaveError as error:
@@ -215,19 +236,20 @@ class SliceCrew:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, it is noticed who goes and comes."""
-        watch = self._fleet.watch(self._on_lost, self._on_there)
-        try:
-            yield
-        finally:
-            watch.close()
+        with ThreadPoolExecutor(max_workers=1) as self._helper:
+            watch = self._fleet.watch(self._on_lost, self._on_there)
+            try:
+                yield
+            finally:
+                watch.close()
 
-    def _deploy(self, rank: int, first_round: int, own: Mapping[str, torch.Tensor] | None) -> bytes:
+    def _deploy(self, rank: int, own: Mapping[str, torch.Tensor] | None) -> bytes:
         """``own``: its state, with the optimizer's; None: it goes on with what it has."""
         weights = entries = None
         if own is not None:
             weights = memoryview(encode_state({n: t for n, t in own.items() if "|" not in n}))
             entries = memoryview(encode_state({n: t for n, t in own.items() if "|" in n}))
-        place = self._assignment(rank, first_round)
+        place = self._assignment(rank)
         return self._fleet.ask(
             self._plan.devices[rank],
             "slice",
@@ -235,14 +257,14 @@ class SliceCrew:
             timeout_seconds=self._fleet.timeouts.work,
         )
 
-    def _deploy_again(self, rank: int, first_round: int) -> None:
+    def _deploy_again(self, rank: int) -> None:
         try:
-            self._deploy(rank, first_round, None)
+            self._deploy(rank, None)
         except FleetError as error:
             _log.info("%s comes back empty: %s", self._plan.devices[rank], error)
-            self._deploy(rank, first_round, self.part(rank))
+            self._deploy(rank, self.part(rank))
 
-    def _assignment(self, rank: int, first_round: int) -> SliceAssignment:
+    def _assignment(self, rank: int) -> SliceAssignment:
         settings, plan = self._settings, self._plan
         return SliceAssignment(
             run=self._run,
@@ -256,7 +278,6 @@ class SliceCrew:
             mode=plan.mode,
             seed=settings.seed,
             optimizer=settings.optimizer,
-            first_round=first_round,
             least_wait_seconds=settings.least_wait_seconds,
             codec=settings.codec,
         )
@@ -280,6 +301,7 @@ class SliceCrew:
             return
         with self.changed:
             self._there.discard(rank)
+            self._ready.discard(rank)
             if rank not in self._absent:
                 self._absent.add(rank)
                 self._absences.append(Absence(device, self.step))

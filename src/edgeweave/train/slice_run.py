@@ -14,7 +14,6 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -102,7 +101,6 @@ class SliceRun:
         self._collected_at = fleet.clock.now()
         self.squared_gradient = 0.0
         """What members told with the last result: of a step up to a window earlier."""
-        self._copier: ThreadPoolExecutor | None = None
         self._stack = ExitStack()
 
     @property
@@ -142,7 +140,6 @@ class SliceRun:
             for rank, device in enumerate(self._plan.devices):
                 outbox = Outbox(device, stop_seconds=fleet.timeouts.stop)
                 self._outboxes[rank] = stack.enter_context(outbox)
-            self._copier = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             self._stack = stack.pop_all()
         return self
 
@@ -176,8 +173,8 @@ class SliceRun:
         told |= {"train": 1.0, "copy": float(is_copied), "reliable": float(reliable)}
         told["square"] = float(square)
         self._begin(batch, told)
-        if is_copied and self._copier is not None:
-            self._copier.submit(self._crew.fetch_copies)
+        if is_copied:
+            self._crew.begin_copies()
 
     def collect(self) -> RoundResult:
         """The oldest step under way, once every member that is there has done its forward."""
