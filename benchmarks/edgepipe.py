@@ -21,39 +21,27 @@ from statistics import median
 import torch
 
 from benchmarks.edgepipe_claim import RECEPTIONS, TABLE_ARMS, WAITS
-from benchmarks.edgepipe_runs import BURSTS, Job, Links, drawn_reception, sliced, train
+from benchmarks.edgepipe_found import found
+from benchmarks.edgepipe_runs import BURSTS, Job, Links, drawn_reception, sliced
 from benchmarks.harness import Result
 from edgeweave.plan import traffic
 from edgeweave.plan.super_neurons import horizontal_slots, pipelined_slots
 
-__all__ = ["run"]
+__all__ = ["of_seed", "run"]
 
 _Samples = dict[str, list[float]]
 _FOREVER = 1e12
+_BATCHES = 2000
+_QUICK_BATCHES = 60
 
 
 def run(*, quick: bool) -> Result:
     """``quick``: two receptions, one seed, 60 batches; what it learns says nothing."""
-    torch.set_num_threads(1)
     seeds = (0,) if quick else (0, 1, 2)
-    n_batches = 60 if quick else 2000
+    n_batches = _QUICK_BATCHES if quick else _BATCHES
     samples: _Samples = {}
     for seed in seeds:
-        base = Job(
-            "mlp_mnist",
-            "hybrid",
-            Links(0.0),
-            n_batches,
-            0.0,
-            seed=seed,
-            n_tests=500 if quick else 10_000,
-        )
-        _table(samples, base, ("1", "0p8") if quick else tuple(RECEPTIONS))
-        _drops(samples, base)
-        if not quick:
-            _others(samples, base)
-            _mapping(samples, base)
-            _waiting(samples, base)
+        of_seed(samples, seed, quick=quick)
     _judge(samples)
     _counts(samples, n_batches)
     metrics = {key: median(each) for key, each in samples.items()}
@@ -65,6 +53,26 @@ def run(*, quick: bool) -> Result:
         samples=samples,
         settings={"seed": seeds[0], "seeds": list(seeds), "batches": n_batches, "batch_size": 64},
     )
+
+
+def of_seed(samples: _Samples, seed: int, *, quick: bool) -> None:
+    """All trainings of one seed, the table first."""
+    torch.set_num_threads(1)
+    base = Job(
+        "mlp_mnist",
+        "hybrid",
+        Links(0.0),
+        _QUICK_BATCHES if quick else _BATCHES,
+        0.0,
+        seed=seed,
+        n_tests=500 if quick else 10_000,
+    )
+    _table(samples, base, ("1", "0p8") if quick else tuple(RECEPTIONS))
+    _drops(samples, base)
+    if not quick:
+        _mapping(samples, base)
+        _waiting(samples, base)
+        _others(samples, base)
 
 
 def _note(samples: _Samples, key: str, value: float) -> None:
@@ -83,14 +91,14 @@ def _table(samples: _Samples, base: Job, receptions: Sequence[str]) -> None:
     for name in receptions:
         for arm in TABLE_ARMS:
             links = Links(1 - RECEPTIONS[name])
-            found = train(dataclasses.replace(base, arm=arm, links=links))
-            _note(samples, f"{arm}_accuracy_{name}", found.of_samples)
-            _note(samples, f"{arm}_fixed_time_{name}", found.of_slots)
+            came = found(dataclasses.replace(base, arm=arm, links=links))
+            _note(samples, f"{arm}_accuracy_{name}", came.of_samples)
+            _note(samples, f"{arm}_fixed_time_{name}", came.of_slots)
 
 
 def _only_samples(base: Job, **changes: object) -> float:
     """The accuracy after the batches; no slots are looked at."""
-    return train(dataclasses.replace(base, n_slots=0.0, **changes)).of_samples  # type: ignore[arg-type]
+    return found(dataclasses.replace(base, n_slots=0.0, **changes)).of_samples  # type: ignore[arg-type]
 
 
 def _drops(samples: _Samples, base: Job) -> None:
@@ -100,8 +108,8 @@ def _drops(samples: _Samples, base: Job) -> None:
         lossy = _only_samples(base, arm=arm, links=Links(0.2, "datagram"))
         _note(samples, f"{arm}_accuracy_drop_at_0p8", exact - lossy)
         for n_dead, words in ((1, "one_dead_device"), (2, "two_dead_devices")):
-            found = _only_samples(base, arm=arm, deaths=_deaths(base, n_dead))
-            _note(samples, f"{arm}_accuracy_drop_{words}", exact - found)
+            left = _only_samples(base, arm=arm, deaths=_deaths(base, n_dead))
+            _note(samples, f"{arm}_accuracy_drop_{words}", exact - left)
     whole = samples["vertical_accuracy_1"][-1] - samples["vertical_accuracy_0p8"][-1]
     _note(samples, "vertical_accuracy_drop_at_0p8_messages", whole)
 
@@ -138,17 +146,17 @@ def _mapping(samples: _Samples, base: Job) -> None:
     loss = {ends: 1 - share for ends, share in drawn_reception(names, base.seed).items()}
     job = dataclasses.replace(base, n_slots=_timed(base), links=Links(loss))
     for arm in ("hybrid", "random_mapping", "sequential"):
-        found = train(dataclasses.replace(job, arm=arm))
-        _note(samples, f"{arm}_accuracy_drawn_links", found.of_samples)
-        _note(samples, f"{arm}_fixed_time_drawn_links", found.of_slots)
+        came = found(dataclasses.replace(job, arm=arm))
+        _note(samples, f"{arm}_accuracy_drawn_links", came.of_samples)
+        _note(samples, f"{arm}_fixed_time_drawn_links", came.of_slots)
 
 
 def _waiting(samples: _Samples, base: Job) -> None:
     """Sending again, the longer it takes: accuracy in the hybrid's time at reception 0.8."""
     job = dataclasses.replace(base, n_slots=_timed(base), links=Links(0.2))
     for slots in WAITS:
-        found = train(dataclasses.replace(job, arm="retransmitting", repeat_slots=slots))
-        _note(samples, f"retransmitting_fixed_time_wait_{slots}", found.of_slots)
+        came = found(dataclasses.replace(job, arm="retransmitting", repeat_slots=slots))
+        _note(samples, f"retransmitting_fixed_time_wait_{slots}", came.of_slots)
 
 
 def _judge(samples: _Samples) -> None:

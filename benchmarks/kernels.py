@@ -68,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     n_turns = 3 if "--quick" in arguments else 15
     wanted = {each.lower() for each in arguments} - {"--quick"}
     torch.set_num_threads(1)
-    print("CPU seconds of exact / CPU seconds of the way; in brackets, seconds to make its two stages")
+    print(
+        "CPU seconds of exact / CPU seconds of the way; in brackets, seconds to make its two stages"
+    )
     for name, (build, shape) in _NETWORKS.items():
         if wanted and name.split()[0].lower() not in wanted:
             continue

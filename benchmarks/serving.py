@@ -28,10 +28,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import torch
 
 from benchmarks.harness import Result
+from benchmarks.keeping import kept_or_made
 from benchmarks.serving_changes import KILLS, Measured, changes
 from benchmarks.serving_http import http
 from benchmarks.serving_streams import NETWORKS, SETTINGS, equal, unequal
@@ -66,15 +66,9 @@ def run(*, quick: bool, kept: Path | None = None) -> Result:
 
 def _done(name: str, *, quick: bool, kept: Path | None) -> Measured:
     """A part as it was kept, or else now."""
-    path = None if kept is None or quick else kept / f"serving-{name}.json"
-    if path is not None and path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=Measured)
+    folder = None if quick else kept
     torch.set_num_threads(1)
-    found = _PARTS[name](quick=quick)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.encode(found))
-    return found
+    return kept_or_made(folder, f"serving-{name}", Measured, lambda: _PARTS[name](quick=quick))
 
 
 def main(arguments: Sequence[str]) -> int:

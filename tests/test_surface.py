@@ -20,8 +20,9 @@ PUBLIC = {
         DeviceError DeviceFailed DeviceFiles DeviceLost DeviceTimeout EdgeweaveError Endpoint
         Evaluation Fleet FleetDescription FleetError FormatError GossipReport GossipTrainer
         LRSchedule LinkShape Links NetSettings Optimizer PipelineTrainer Plan PlanError
-        QueueFull Report RequestError RequestTimeout ServeOptions Split Timeouts TlsFiles
-        VersionError WireError __version__ load_fleet load_preset serve
+        QueueFull Report RequestError RequestTimeout ServeOptions Split SuperNeuronReport
+        SuperNeuronTrainer Timeouts TlsFiles VersionError WireError __version__ load_fleet
+        load_preset serve
     """,
     "edgeweave.data": """
         ArrayDataset DataPair NORMALISATIONS Normalisation SOURCES Split SplitKind deal
@@ -29,14 +30,15 @@ PUBLIC = {
     """,
     "edgeweave.device": """
         Admit Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe
-        CodingSeconds Data Deploy Emulate Enrol Enrolled Fault Fetch FrameId Greeting Halt
-        Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer PeerStatus
-        Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows RunStatus
-        SelectionCosts SentData Serve Served ServiceLevel ServingStatistics SourceData
-        StageStatistics StageTiming StateRequest StopGossip TraceEvent UnitTimings as_mapping
-        build coding_names decode_message encode_message layout_of load_rows probe_link
-        received_state state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
-        told_products told_rates told_replicas told_timings write_whole
+        CodingSeconds Data Deploy DeploySlice Emulate Enrol Enrolled Fault Fetch FrameId
+        Greeting Halt Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer
+        Outbox PeerStatus Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows
+        RunStatus SelectionCosts SenderStatistics SentData Serve Served ServiceLevel
+        ServingStatistics SliceAssignment SliceStatistics SourceData StageStatistics StageTiming
+        StateRequest StopGossip TraceEvent UnitTimings as_mapping build coding_names
+        decode_message encode_message layout_of load_rows probe_link received_state
+        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame told_products
+        told_rates told_replicas told_timings write_whole
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet
@@ -58,8 +60,9 @@ PUBLIC = {
     """,
     "edgeweave.train": """
         DeviceReport EpochRecord Evaluation Experience Fates LRSchedule PipelineTrainer
-        RecordedLosses Recovery Rehearsal RehearsalSetup Report device_latencies
-        losses_on_all_links measure_costs predict_units probe_devices
+        RecordedLosses Recovery Rehearsal RehearsalSetup Report SuperNeuronReport
+        SuperNeuronTrainer device_latencies losses_on_all_links measure_costs predict_units
+        probe_devices
     """,
 }
 """The names of ``program``, ``plan`` and ``net`` are pinned beside their tests."""

@@ -40,7 +40,13 @@ if TYPE_CHECKING:
     from edgeweave.net import Links, LinkShape, NetSettings, TlsFiles
     from edgeweave.plan import Plan
     from edgeweave.serving import Endpoint, ServeOptions, serve
-    from edgeweave.train import LRSchedule, PipelineTrainer, Report
+    from edgeweave.train import (
+        LRSchedule,
+        PipelineTrainer,
+        Report,
+        SuperNeuronReport,
+        SuperNeuronTrainer,
+    )
 
 __all__ = [
     "BalanceSettings",
@@ -78,6 +84,8 @@ __all__ = [
     "RequestTimeout",
     "ServeOptions",
     "Split",
+    "SuperNeuronReport",
+    "SuperNeuronTrainer",
     "Timeouts",
     "TlsFiles",
     "VersionError",
@@ -109,6 +117,8 @@ _HOMES = {
     "Report": "edgeweave.train",
     "ServeOptions": "edgeweave.serving",
     "Split": "edgeweave.data",
+    "SuperNeuronReport": "edgeweave.train",
+    "SuperNeuronTrainer": "edgeweave.train",
     "Timeouts": "edgeweave.core.timeouts",
     "TlsFiles": "edgeweave.net",
     "load_fleet": "edgeweave.fleet",

@@ -42,8 +42,11 @@ def memory_fleet(
     timeouts: Timeouts = QUICK,
     memory_limits: dict[str, int] | None = None,
     wrap: Callable[[Transport], Transport] = lambda transport: transport,
+    wrap_coordinator: bool = False,
 ) -> Iterator[MemoryFleet]:
-    """Agents on a fabric in this process; ``wrap`` may stand between an agent and its transport."""
+    """Agents on a fabric in this process; ``wrap`` may stand between an agent and its transport,
+    and between the coordinator and its own.
+    """
     limits = memory_limits or {}
     with contextlib.ExitStack() as stack:
         fabric = stack.enter_context(MemoryFabric(timeouts=timeouts))
@@ -58,7 +61,8 @@ def memory_fleet(
         for name in names:
             start(name)
         net = NetSettings(timeouts=timeouts)
-        fleet = stack.enter_context(Fleet.over(fabric.join, net, devices=names))
+        join = (lambda name: wrap(fabric.join(name))) if wrap_coordinator else fabric.join
+        fleet = stack.enter_context(Fleet.over(join, net, devices=names))
         yield MemoryFleet(fleet, fabric, agents, start)
 
 

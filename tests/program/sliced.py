@@ -14,15 +14,16 @@ from edgeweave.program import (
     Member,
     Mode,
     Moment,
-    Place,
     Program,
     Routes,
+    Shard,
     Sliced,
     StageProgram,
     capture,
     flatten_inputs,
     gather_state,
     slice_program,
+    slice_state,
 )
 
 Tensors = dict[str, torch.Tensor]
@@ -41,23 +42,23 @@ class Everybody:
     def __init__(self, sliced: Sliced, state: Mapping[str, torch.Tensor], *, seed: int = 0) -> None:
         self.sliced, self.state = sliced, state
         self.members = {
-            (group, member): Member(sliced, group, member, state, seed=seed)
-            for group, member in sliced.members
+            who: Member(sliced, *who, slice_state(sliced, state, *who), seed=seed)
+            for who in sliced.members
         }
         self.routes = Routes(sliced)
-        self.outputs: dict[Place, Tensors] = {}
+        self.outputs: dict[Shard, Tensors] = {}
 
-    def _places(self) -> list[tuple[Place, Member]]:
+    def _shards(self) -> list[tuple[Shard, Member]]:
         return [
-            (Place(number, member), self.members[segment.group, member])
+            (Shard(number, member), self.members[segment.group, member])
             for number, segment in enumerate(self.sliced.segments)
             for member, program in enumerate(segment.programs)
             if program is not None
         ]
 
-    def _given(self, place: Place, member: Member, inputs: Tensors) -> Tensors:
-        given = member.blank(place.segment, len(next(iter(inputs.values()))))
-        for transfer in self.routes.arriving.get(place, ()):
+    def _given(self, shard: Shard, member: Member, inputs: Tensors) -> Tensors:
+        given = member.blank(shard.segment, len(next(iter(inputs.values()))))
+        for transfer in self.routes.arriving.get(shard, ()):
             part = self.outputs[transfer.source][transfer.value]
             part = self.routes.cut_from_source(transfer, part)
             self.routes.add_at_target(transfer, given[transfer.value], part)
@@ -66,20 +67,20 @@ class Everybody:
     def forward(self, inputs: Tensors) -> tuple[list[float], list[Tensors]]:
         """The losses of all members that compute one, and their metrics."""
         losses, metrics = [], []
-        for place, member in self._places():
-            given = self._given(place, member, inputs)
-            result = member.forward(place.segment, given, Moment(0, 0), key=0)
-            self.outputs[place] = result.outputs
+        for shard, member in self._shards():
+            given = self._given(shard, member, inputs)
+            result = member.forward(shard.segment, given, Moment(0, 0), key=0)
+            self.outputs[shard] = result.outputs
             if result.loss is not None:
                 losses.append(float(result.loss))
                 metrics.append(result.metrics)
         return losses, metrics
 
     def backward(self) -> None:
-        gradients: dict[Place, Tensors] = {}
-        for place, member in reversed(self._places()):
-            found = member.backward(place.segment, 0, gradients.get(place, {}))
-            for transfer in self.routes.arriving.get(place, ()):
+        gradients: dict[Shard, Tensors] = {}
+        for shard, member in reversed(self._shards()):
+            found = member.backward(shard.segment, 0, gradients.get(shard, {}))
+            for transfer in self.routes.arriving.get(shard, ()):
                 if transfer.value not in found:
                     continue
                 part = self.routes.cut_from_target(transfer, found[transfer.value])
@@ -90,17 +91,17 @@ class Everybody:
 
     def evaluate(self, inputs: Tensors) -> list[float]:
         losses = []
-        for place, member in self._places():
-            result = member.evaluate(place.segment, self._given(place, member, inputs))
-            self.outputs[place] = result.outputs
+        for shard, member in self._shards():
+            result = member.evaluate(shard.segment, self._given(shard, member, inputs))
+            self.outputs[shard] = result.outputs
             losses += [] if result.loss is None else [float(result.loss)]
         return losses
 
     def gradients(self) -> Tensors:
         """Of the whole, under the user's names."""
         parts: dict[tuple[int, int], Tensors] = {}
-        for place, member in self.members.items():
-            parts[place] = {
+        for who, member in self.members.items():
+            parts[who] = {
                 name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 for stage in member._stages.values()
                 for name, parameter in stage.parameters.items()
@@ -109,7 +110,7 @@ class Everybody:
         return gather_state(self.sliced, parts, zero)
 
     def state_dict(self) -> Tensors:
-        parts = {place: member.state_dict() for place, member in self.members.items()}
+        parts = {who: member.state_dict() for who, member in self.members.items()}
         return gather_state(self.sliced, parts, self.state)
 
 
@@ -157,15 +158,15 @@ def compare(captured: Captured, batch: tuple[Any, Any], sizes: Sequence[int], mo
 def everybody_held(sliced: Sliced, name: str, like: torch.Tensor) -> torch.Tensor:
     """Ones where some member holds the weight, zeros where grouped slices leave it out."""
     ones = {
-        place: {name: torch.ones(shape)}
-        for place in sliced.members
-        if (shape := _shape(sliced, name, place)) is not None
+        who: {name: torch.ones(shape)}
+        for who in sliced.members
+        if (shape := _shape(sliced, name, who)) is not None
     }
     return gather_state(sliced, ones, {name: torch.zeros_like(like)} | _rest(sliced, name))[name]
 
 
-def _shape(sliced: Sliced, name: str, place: tuple[int, int]) -> tuple[int, ...] | None:
-    group, member = place
+def _shape(sliced: Sliced, name: str, who: tuple[int, int]) -> tuple[int, ...] | None:
+    group, member = who
     for segment in sliced.segments:
         program = segment.programs[member] if segment.group == group else None
         for spec in () if program is None else program.state:

@@ -263,7 +263,7 @@ def test_a_gathered_state_is_the_users_with_what_members_trained() -> None:
     assert all(torch.equal(found[name], captured.state[name]) for name in found)
     with torch.no_grad():
         for member in everybody.members.values():
-            for parameter in member.parameters:
+            for parameter in member.parameters.values():
                 parameter += 1.0
     found = everybody.state_dict()
     assert all(torch.equal(found[name], captured.state[name] + 1) for name in found)

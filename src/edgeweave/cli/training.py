@@ -11,7 +11,9 @@ from edgeweave.cli.documents import plan_document, report_document
 from edgeweave.cli.jobs import FleetOptions, Session, explained, open_session
 from edgeweave.cli.output import Output, read_file, write_file
 from edgeweave.cli.planning import measured
+from edgeweave.cli.super_neurons import train_slices
 from edgeweave.cli.tables import devices_table, plan_table, step_line
+from edgeweave.core.errors import ConfigError
 from edgeweave.plan import from_json
 from edgeweave.train import Report
 from edgeweave.train.job import Job
@@ -31,6 +33,14 @@ class TrainOptions:
 
 def train(job: Job, options: TrainOptions, output: Output) -> None:
     """Plan, show the plan, train, show what it took."""
+    if job.super_neurons is not None:
+        if options.plan is not None:
+            raise ConfigError(
+                "super neurons make their own plan ([super_neurons] is in the job, and --plan "
+                "given). Leave one of them out."
+            )
+        train_slices(job, options.fleet, output, save=options.save, resume=options.resume)
+        return
     given = None if options.plan is None else from_json(read_file(options.plan))
     with open_session(job, options.fleet, output, plan=given) as session:
         explanation = None

@@ -25,8 +25,8 @@ PAYLOAD_BYTES = 1024
 """What one datagram carries of a tensor: with its header it stays below 1200 bytes."""
 
 
-def n_datagrams(shape: Sequence[int], item_bytes: int) -> int:
-    """How many datagrams a tensor takes.
+def n_datagrams(shape: Sequence[int], item_bytes: float) -> int:
+    """How many datagrams a tensor takes, of so many bytes an element, coded ones of less than one.
 
     >>> n_datagrams((64, 32), 4)  # 8 would take the same neurons of all samples
     9

@@ -54,9 +54,16 @@ from edgeweave.device.optimizer import (
     state_bytes_per_trainable_byte,
     step_bytes_per_trainable_byte,
 )
+from edgeweave.device.outbox import Outbox
 from edgeweave.device.probing import probe_link
 from edgeweave.device.rows import Data, Rows, SentData, SourceData, load_rows
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.slice_messages import (
+    DeploySlice,
+    SenderStatistics,
+    SliceAssignment,
+    SliceStatistics,
+)
 from edgeweave.device.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_replicas, told_timings
 from edgeweave.device.whole_files import write_whole
@@ -73,6 +80,7 @@ __all__ = [
     "CodingSeconds",
     "Data",
     "Deploy",
+    "DeploySlice",
     "Emulate",
     "Enrol",
     "Enrolled",
@@ -89,6 +97,7 @@ __all__ = [
     "LinkTimings",
     "ModelRequest",
     "Optimizer",
+    "Outbox",
     "Place",
     "PeerStatus",
     "ProbeRequest",
@@ -105,7 +114,10 @@ __all__ = [
     "ServingStatistics",
     "Rows",
     "SelectionCosts",
+    "SenderStatistics",
     "SentData",
+    "SliceAssignment",
+    "SliceStatistics",
     "SourceData",
     "StageStatistics",
     "StageTiming",

@@ -6,7 +6,7 @@ until another run wants the device. The agent stays.
 
     idle --profile--> profiling --> idle
     idle --probe----> probing ----> idle
-    idle --deploy---> a run ------> idle   (released, coordinator gone; ``serve`` likewise)
+    idle --deploy---> a run ------> idle   (released, coordinator gone; ``serve``, ``slice`` too)
     idle --enrol----> gossip -----> idle   (all steps done, released)
 """
 
@@ -56,6 +56,8 @@ from edgeweave.device.probe_cache import ProbeCache
 from edgeweave.device.run_requests import requests_of_runs
 from edgeweave.device.running import Workplace
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.slice_messages import DeploySlice
+from edgeweave.device.slicing import Slicing
 from edgeweave.device.tasks import tasks
 from edgeweave.device.throttle import Throttle
 from edgeweave.net import Links, Transport, control_key, hello_of
@@ -69,8 +71,9 @@ _log = logging.getLogger(__name__)
 
 _REMEMBERED_RELEASES = 64
 
-_Part = TypeVar("_Part", Membership, Hosting)
-"""A run's place here: it trains, or it answers."""
+_Part = TypeVar("_Part", Membership, Hosting, Slicing)
+_Deployed = TypeVar("_Deployed")
+"""A run's place here: it trains, it answers, or it has a slice."""
 
 
 class Agent:
@@ -112,7 +115,7 @@ class Agent:
         self._gossip = PeerPlace(self._place, take=self._take, free=self._free)
         self._busy = threading.Lock()
         self._busy_with: str | None = None
-        self._membership: Membership | Hosting | None = None
+        self._membership: Membership | Hosting | Slicing | None = None
         self._joining = threading.Lock()
         self._forgetting: threading.Timer | None = None
         self._released: deque[Release] = deque(maxlen=_REMEMBERED_RELEASES)
@@ -125,11 +128,16 @@ class Agent:
             "hello": (self._hello, REQUEST_BYTES),
             **inquiries(self._place),
             **self._gossip.verbs(),
-            **requests_of_runs(self._training, self._hosting),
+            **requests_of_runs(
+                lambda run: self._part(run, Membership),
+                lambda run: self._part(run, Hosting),
+                lambda run: self._part(run, Slicing),
+            ),
             "profile": (self._profile, most),
             "probe": (self._probe, REQUEST_BYTES),
             "deploy": (self._deploy, most),
             "serve": (self._serve, most),
+            "slice": (self._slice, most),
             "halt": (self._halt, REQUEST_BYTES),
             "pulse": (self._pulse, REQUEST_BYTES),
             "release": (self._release, REQUEST_BYTES),
@@ -253,18 +261,30 @@ class Agent:
 
     def _serve(self, payload: bytes) -> bytes:
         message = decode_message(payload, Serve)
-        place = message.place
-        hosting = self._joined(place.run, Hosting)
-        try:
-            served = hosting.deploy(message)
-        except BaseException:
-            if hosting.is_empty:
-                self._leave("it could not be deployed", place.run)
-            raise
-        self._check_wanted(place)
+        place, hosting = message.place, self._joined(message.place.run, Hosting)
+        served = self._at_work(place, hosting, lambda: hosting.deploy(message))
         if served.is_ready:
             _log.info("run %s, term %d: stage %d serves", place.run, place.term, place.stage)
         return encode_message(served)
+
+    def _slice(self, payload: bytes) -> bytes:
+        message = decode_message(payload, DeploySlice)
+        place, slicing = message.place, self._joined(message.place.run, Slicing)
+        self._at_work(place, slicing, lambda: slicing.deploy(message))
+        _log.info("run %s, term %d: stage %d is at work", place.run, place.term, place.stage)
+        return b""
+
+    def _at_work(
+        self, place: Place, part: Hosting | Slicing, deploy: Callable[[], _Deployed]
+    ) -> _Deployed:
+        try:
+            deployed = deploy()
+        except BaseException:
+            if part.is_empty:
+                self._leave("it could not be deployed", place.run)
+            raise
+        self._check_wanted(place)
+        return deployed
 
     def _joined(self, run: str, kind: type[_Part]) -> _Part:
         """The place of a run on this device, which is busy with it from now on."""
@@ -319,12 +339,6 @@ class Agent:
         self._gossip.release(message.run)
         return b""
 
-    def _training(self, run: str) -> Membership:
-        return self._part(run, Membership)
-
-    def _hosting(self, run: str) -> Hosting:
-        return self._part(run, Hosting)
-
     def _part(self, run: str, kind: type[_Part]) -> _Part:
         """What there is of a run here; ``FleetError`` if it is none, or of another kind."""
         membership = self._membership
@@ -358,7 +372,7 @@ class Agent:
 
     def _orphaned(self, run: str) -> None:
         """Free for others; what is kept of training stays until they come, or for a while."""
-        if isinstance(self._membership, Hosting):
+        if isinstance(self._membership, Hosting | Slicing):
             self._leave("its coordinator vanished", run)
             return
         with self._joining:

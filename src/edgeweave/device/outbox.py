@@ -25,10 +25,10 @@ _CAPACITY = 32
 class Outbox:
     """Does what is posted, one after the other."""
 
-    def __init__(self, neighbour: str, *, stop_seconds: float) -> None:
+    def __init__(self, neighbour: str, *, stop_seconds: float, capacity: int = _CAPACITY) -> None:
         self._neighbour = neighbour
         self._stop_seconds = stop_seconds
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_CAPACITY)
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"edgeweave-to-{neighbour}")
 

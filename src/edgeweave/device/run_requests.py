@@ -15,17 +15,20 @@ from edgeweave.device.messages import (
     decode_message,
     encode_message,
 )
+from edgeweave.device.slicing import Slicing
 from edgeweave.net.transport import REQUEST_BYTES
 
 __all__ = ["requests_of_runs"]
 
 
 def requests_of_runs(
-    training: Callable[[str], Membership], hosting: Callable[[str], Hosting]
+    training: Callable[[str], Membership],
+    hosting: Callable[[str], Hosting],
+    slicing: Callable[[str], Slicing],
 ) -> Mapping[str, tuple[Callable[[bytes], bytes], int]]:
     """The verbs with their handlers and the largest requests, in bytes.
 
-    ``training(run)`` and ``hosting(run)`` are what there is of a run here, or raise.
+    ``training(run)`` and the others are what there is of a run here, or raise.
     """
 
     def fetch(payload: bytes) -> bytes:
@@ -53,5 +56,16 @@ def requests_of_runs(
         hosting(message.run).retire(message.before, message.after)
         return b""
 
-    handlers = (fetch, replicate, state, statistics, serving, retire)
+    def part(payload: bytes) -> bytes:
+        message = decode_message(payload, StateRequest)
+        return slicing(message.run).state(message.rounds)
+
+    def copy(payload: bytes) -> bytes:
+        return slicing(decode_message(payload, Release).run).copy()
+
+    def reception(payload: bytes) -> bytes:
+        message = decode_message(payload, Release)
+        return encode_message(slicing(message.run).statistics())
+
+    handlers = (fetch, replicate, state, statistics, serving, retire, part, copy, reception)
     return {handler.__name__: (handler, REQUEST_BYTES) for handler in handlers}

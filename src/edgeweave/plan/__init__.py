@@ -14,6 +14,13 @@ from edgeweave.plan.costs import (
     UnitFacts,
 )
 from edgeweave.plan.decision import Caution, Decision, Departure
+from edgeweave.plan.delivery import (
+    Delivery,
+    DeliveryChoice,
+    DeliveryTrial,
+    StepSeen,
+    choose_delivery,
+)
 from edgeweave.plan.explain import explain
 from edgeweave.plan.explanation import DeviceShare, Explanation, LeftOut
 from edgeweave.plan.links import UNSEEN_LINK, Coding, Link
@@ -60,6 +67,9 @@ from edgeweave.plan.serving import (
 from edgeweave.plan.serving_watch import ServingWatch
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.sizes import Sizes
+from edgeweave.plan.slice_costs import SliceCosts, SliceModel
+from edgeweave.plan.slice_plan import SlicePlan
+from edgeweave.plan.slice_search import choose_slices, group_choices, layer_units
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
 from edgeweave.plan.stream import Due, Learn, Stream, older_versions
 from edgeweave.plan.takeover import taken_over
@@ -81,6 +91,9 @@ __all__ = [
     "Costs",
     "Cut",
     "Decision",
+    "Delivery",
+    "DeliveryChoice",
+    "DeliveryTrial",
     "Departure",
     "Deviation",
     "DeviceCosts",
@@ -107,8 +120,12 @@ __all__ = [
     "ServingWatch",
     "Sizes",
     "Skip",
+    "SliceCosts",
+    "SliceModel",
+    "SlicePlan",
     "Stage",
     "StageSeconds",
+    "StepSeen",
     "Stream",
     "Timeline",
     "Trial",
@@ -121,12 +138,16 @@ __all__ = [
     "best_plans",
     "check_weight_aggregation",
     "choose_codecs",
+    "choose_delivery",
+    "choose_slices",
     "drawn_costs",
     "explain",
     "fitness",
     "from_json",
+    "group_choices",
     "in_flight",
     "is_flushed",
+    "layer_units",
     "map_members",
     "may_swap",
     "microbatch_sizes",

@@ -34,9 +34,14 @@ from edgeweave.program.operators import DTYPES
 from edgeweave.program.part import part_for
 from edgeweave.program.shares import Mode
 from edgeweave.program.slice import Group, Sliced, slice_program
-from edgeweave.program.sliced_state import gather_state, slice_state
+from edgeweave.program.sliced_state import (
+    gather_entries,
+    gather_state,
+    slice_entries,
+    slice_state,
+)
 from edgeweave.program.stage import Moment, StageProgram, StageResult, made_up
-from edgeweave.program.transfers import Place, Segment, Transfer
+from edgeweave.program.transfers import Segment, Shard, Transfer
 from edgeweave.program.units import is_external
 from edgeweave.program.versions import VersionedStage, Weights
 
@@ -54,11 +59,11 @@ __all__ = [
     "Member",
     "Mode",
     "Moment",
-    "Place",
     "Program",
     "Size",
     "Routes",
     "Segment",
+    "Shard",
     "SkipBytes",
     "Sliced",
     "StageProgram",
@@ -84,6 +89,7 @@ __all__ = [
     "evaluation",
     "faster",
     "flatten_inputs",
+    "gather_entries",
     "gather_state",
     "has_batch_norm",
     "input_bytes",
@@ -93,6 +99,7 @@ __all__ = [
     "part_for",
     "shared_parameters",
     "skip_bytes",
+    "slice_entries",
     "slice_program",
     "slice_state",
     "state_bytes",

@@ -15,10 +15,10 @@ from edgeweave.program.graph import Program
 from edgeweave.program.operators import DTYPES
 from edgeweave.program.shares import Share
 from edgeweave.program.slice import Sliced
-from edgeweave.program.sliced_state import put, slice_state, taken
+from edgeweave.program.sliced_state import put, taken
 from edgeweave.program.spans import Span, positions
 from edgeweave.program.stage import Moment, StageResult
-from edgeweave.program.transfers import Place, Transfer
+from edgeweave.program.transfers import Shard, Transfer
 from edgeweave.program.versions import VersionedStage
 
 __all__ = ["Member", "Part", "Routes"]
@@ -32,8 +32,8 @@ class Routes:
 
     def __init__(self, sliced: Sliced) -> None:
         self._sliced = sliced
-        self.arriving: dict[Place, list[Transfer]] = {}
-        self.leaving: dict[Place, list[Transfer]] = {}
+        self.arriving: dict[Shard, list[Transfer]] = {}
+        self.leaving: dict[Shard, list[Transfer]] = {}
         for transfer in sliced.transfers:
             self.arriving.setdefault(transfer.target, []).append(transfer)
             self.leaving.setdefault(transfer.source, []).append(transfer)
@@ -70,19 +70,18 @@ class Routes:
 
 
 class Member:
-    """The segments of one member. ``state`` is the user's, of which it copies its part."""
+    """The segments of one member. ``own`` is its part of the state (``slice_state``), copied."""
 
     def __init__(
         self,
         sliced: Sliced,
         group: int,
         member: int,
-        state: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor],
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        own = slice_state(sliced, state, group, member)
         self._weights = {n: s.loss_weight for n, s in enumerate(sliced.segments)}
         self._stages: dict[int, VersionedStage] = {}
         for number, segment in enumerate(sliced.segments):
@@ -96,14 +95,14 @@ class Member:
         return tuple(self._stages)
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What it trains."""
-        return [
-            parameter
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What it trains, under the user's names."""
+        return {
+            name: parameter
             for stage in self._stages.values()
-            for parameter in stage.parameters.values()
+            for name, parameter in stage.parameters.items()
             if parameter.requires_grad
-        ]
+        }
 
     def program(self, segment: int) -> Program:
         return self._stages[segment].program

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import torch
 
+from edgeweave.program.fragments import cut_shape
 from edgeweave.program.graph import Program
 from edgeweave.program.shares import Asked
 from edgeweave.program.slice import Sliced
 from edgeweave.program.spans import Span
 
-__all__ = ["gather_state", "put", "slice_state", "taken"]
+__all__ = ["gather_entries", "gather_state", "put", "slice_entries", "slice_state", "taken"]
 
 _Tensors = Mapping[str, torch.Tensor]
 
@@ -70,6 +71,43 @@ def gather_state(
             part = parts.get((group, member), {}).get(name)
             if part is not None:
                 _write(whole[name], asked, member, part.detach())
+    return whole
+
+
+def slice_entries(
+    sliced: Sliced, entries: _Tensors, group: int, member: int
+) -> dict[str, torch.Tensor]:
+    """What one member needs of what an optimizer keeps of parameters, as ``<parameter>|<entry>``.
+
+    An entry that is not of its parameter's shape (a counter) is the same for all members.
+    """
+    shapes = {spec.name: spec.shape for spec in sliced.program.state}
+    own = set(_needed(sliced, group, member))
+    return {
+        key: _part(tensor, sliced.state[name][1], member)
+        if tuple(tensor.shape) == shapes[name]
+        else tensor
+        for key, tensor in entries.items()
+        for name in [key.rpartition("|")[0]]
+        if name in own
+    }
+
+
+def gather_entries(
+    sliced: Sliced, parts: Mapping[tuple[int, int], _Tensors]
+) -> dict[str, torch.Tensor]:
+    """The reverse, from those of all members. What nobody keeps is zero where others keep some."""
+    shapes = {spec.name: spec.shape for spec in sliced.program.state}
+    whole: dict[str, torch.Tensor] = {}
+    for (_, member), entries in parts.items():
+        for key, part in entries.items():
+            name = key.rpartition("|")[0]
+            asked = sliced.state[name][1]
+            if tuple(part.shape) != cut_shape(shapes[name], asked, member):
+                whole.setdefault(key, part)
+                continue
+            into = whole.setdefault(key, torch.zeros(shapes[name], dtype=part.dtype))
+            _write(into, asked, member, part.detach())
     return whole
 
 

@@ -9,7 +9,7 @@ from edgeweave.program.graph import Program
 from edgeweave.program.shares import Asked, Lies, Partial
 from edgeweave.program.spans import Span, overlap
 
-__all__ = ["Held", "Place", "Segment", "Transfer", "transfers_to"]
+__all__ = ["Held", "Segment", "Shard", "Transfer", "transfers_to"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A member of the group of a segment."""
+class Shard:
+    """One member's part of a segment."""
 
     segment: int
     member: int
@@ -48,12 +48,12 @@ class Transfer:
     """A part of a value that goes from where it is made to where it is needed.
 
     ``span`` are indices of dimension ``dim`` of the whole value; ``dim`` None is all of it.
-    Parts for the same place add up. The gradient comes back the same way, and adds up too.
+    Parts for the same shard add up. The gradient comes back the same way, and adds up too.
     """
 
     value: str
-    source: Place
-    target: Place
+    source: Shard
+    target: Shard
     dim: int | None
     span: Span
 
@@ -66,14 +66,14 @@ def transfers_to(
     """Everything that the members of segment ``number`` need of earlier ones."""
     for name, asked in segments[number].asked.items():
         for member in range(len(segments[number].programs)):
-            place = Place(number, member)
-            yield from _to_member(name, asked, place, segments, held[name])
+            shard = Shard(number, member)
+            yield from _to_member(name, asked, shard, segments, held[name])
 
 
 def _to_member(
     name: str,
     asked: Asked,
-    target: Place,
+    target: Shard,
     segments: Sequence[Segment],
     held: Held,
 ) -> Iterator[Transfer]:
@@ -85,10 +85,10 @@ def _to_member(
         return
     if held.lies is None:
         own = member if here.group == there.group else member % n_there
-        yield Transfer(name, Place(held.segment, own), target, dim, span)
+        yield Transfer(name, Shard(held.segment, own), target, dim, span)
         return
     for holder, own_span in enumerate(held.lies.spans):
-        source = Place(held.segment, holder)
+        source = Shard(held.segment, holder)
         if isinstance(held.lies, Partial):
             if own_span:
                 yield Transfer(name, source, target, dim, span)

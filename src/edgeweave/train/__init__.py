@@ -9,6 +9,8 @@ from edgeweave.train.probes import probe_devices
 from edgeweave.train.rehearsal import Rehearsal, RehearsalSetup
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
 from edgeweave.train.service import Recovery
+from edgeweave.train.slice_report import SuperNeuronReport
+from edgeweave.train.super_neurons import SuperNeuronTrainer
 from edgeweave.train.trainer import PipelineTrainer
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "Rehearsal",
     "RehearsalSetup",
     "Report",
+    "SuperNeuronReport",
+    "SuperNeuronTrainer",
     "device_latencies",
     "losses_on_all_links",
     "measure_costs",

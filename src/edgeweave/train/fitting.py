@@ -24,7 +24,7 @@ from edgeweave.train.journal import Journal
 from edgeweave.train.learning_rate import LearningRate
 from edgeweave.train.report import EpochRecord, Evaluation
 from edgeweave.train.run import RoundResult
-from edgeweave.train.weights import Weights
+from edgeweave.train.weights import StateSource, Weights
 
 __all__ = ["Fit", "Store"]
 
@@ -160,7 +160,7 @@ class Fit:
         self.mark()
         self._note(run)
 
-    def end_epoch(self, run: ElasticRun, validation: Evaluation | None) -> EpochRecord:
+    def end_epoch(self, run: StateSource, validation: Evaluation | None) -> EpochRecord:
         """Close the epoch, and write its checkpoint."""
         self.rate.advance("epoch", None if validation is None else validation.loss)
         self._n_calls = len(self.rate.calls)
@@ -256,7 +256,7 @@ class Fit:
         every = None if store is None else store.every_steps
         return every is not None and step > saved_at and step % every == 0
 
-    def _save(self, run: ElasticRun) -> None:
+    def _save(self, run: StateSource) -> None:
         if self._store is None:
             return
         self._weights.fetch(run, self.history.step)

@@ -6,6 +6,7 @@
     [optimizer]  name, and its options      [lr_schedule]  name, interval, options
     [serve]      what ``edgeweave serve`` is told; training ignores it
     [gossip]     topology, algorithm, ...
+    [super_neurons]  groups, mode, delivery: train in slices, over links that lose
 
 A value comes from the command line, else from the environment (``EDGEWEAVE_TRAIN_BATCH_SIZE`` sets
 ``batch_size`` in ``[train]``), else from the file, else it is the default. A relative path starts
@@ -28,6 +29,7 @@ from edgeweave.core.words import suggest
 from edgeweave.fleet import PRESETS
 from edgeweave.train._gossip import GossipSection
 from edgeweave.train._settings import MemoryBytes, Reference, Settings, key, rest
+from edgeweave.train._super_neurons import SuperNeuronSection
 from edgeweave.train._toml import to_toml
 from edgeweave.train._torch_options import torch_options
 from edgeweave.train.compression import chosen_codec
@@ -49,6 +51,7 @@ __all__ = [
     "ModelSection",
     "OptimizerSection",
     "Reference",
+    "SuperNeuronSection",
     "TrainSection",
     "check_fleet",
     "dump_job",
@@ -226,6 +229,8 @@ class Job:
     fleet: FleetSection = field(default_factory=FleetSection)
     gossip: GossipSection = field(default_factory=GossipSection)
     serve: ServeSection = field(default_factory=ServeSection)
+    super_neurons: SuperNeuronSection | None = None
+    """None: the job trains in stages, not in slices."""
 
 
 _SECTIONS: dict[str, type] = {
@@ -239,7 +244,10 @@ _SECTIONS: dict[str, type] = {
     "gossip": GossipSection,
     "fleet": FleetSection,
     "serve": ServeSection,
+    "super_neurons": SuperNeuronSection,
 }
+_LEFT_OUT = {"lr_schedule", "super_neurons"}
+"""Sections that mean something by being there."""
 
 
 def load_job(path: Path, *, environment: Mapping[str, str], overrides: Mapping[str, str]) -> Job:
@@ -253,7 +261,7 @@ def load_job(path: Path, *, environment: Mapping[str, str], overrides: Mapping[s
     sections = {
         name: settings.build(name, str(path))
         for name in _SECTIONS
-        if name in settings or name != "lr_schedule"
+        if name in settings or name not in _LEFT_OUT
     }
     for name in sections.keys() & {"optimizer", "lr_schedule"}:
         named, origin = sections[name], functools.partial(settings.origin, name)

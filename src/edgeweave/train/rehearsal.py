@@ -23,13 +23,14 @@ from edgeweave.plan import Backward, Due, Forward, Learn, Stream
 from edgeweave.program import (
     Member,
     Moment,
-    Place,
     Routes,
+    Shard,
     Sliced,
     StageResult,
     Transfer,
     flatten_inputs,
     gather_state,
+    slice_state,
 )
 from edgeweave.train.link_fates import Fates
 
@@ -62,8 +63,8 @@ class _Flight:
     """A microbatch on its way."""
 
     inputs: _Tensors
-    outputs: dict[Place, _Tensors] = field(default_factory=dict)
-    gradients: dict[Place, _Tensors] = field(default_factory=dict)
+    outputs: dict[Shard, _Tensors] = field(default_factory=dict)
+    gradients: dict[Shard, _Tensors] = field(default_factory=dict)
     factors: dict[Transfer, _Factor] = field(default_factory=dict)
     ready: dict[tuple[int, str], float] = field(default_factory=dict)
     """When a group may begin with it: (group, "forward" or "backward")."""
@@ -147,13 +148,13 @@ class Rehearsal:
     def evaluate(self, batch: Batch, *, over: Fates | None = None) -> dict[str, float]:
         """Loss and metrics of the living devices' answers; ``over`` links, or losing nothing."""
         inputs = flatten_inputs(*batch)
-        outputs: dict[Place, _Tensors] = {}
+        outputs: dict[Shard, _Tensors] = {}
         found: StageResult | None = None
         for worker in self._workers:
-            for place, member in self._living(worker, worker.segments):
-                given = self._given(member, place, inputs, outputs, over)
-                result = member.evaluate(place.segment, given)
-                outputs[place] = result.outputs
+            for shard, member in self._living(worker, worker.segments):
+                given = self._given(member, shard, inputs, outputs, over)
+                result = member.evaluate(shard.segment, given)
+                outputs[shard] = result.outputs
                 found = result if result.loss is not None else found
         if found is None or found.loss is None:
             return {}
@@ -175,10 +176,18 @@ class Rehearsal:
     ) -> _Worker:
         sliced, group = self._sliced, self._sliced.groups[number]
         members = [
-            Member(sliced, number, member, self._state, seed=self._setup.seed)
+            Member(
+                sliced,
+                number,
+                member,
+                slice_state(sliced, self._state, number, member),
+                seed=self._setup.seed,
+            )
             for member in range(group.n_members)
         ]
-        optimizers = [make_optimizer(m.parameters) if m.parameters else None for m in members]
+        optimizers = [
+            make_optimizer(list(m.parameters.values())) if m.parameters else None for m in members
+        ]
         segments = [n for n, segment in enumerate(sliced.segments) if segment.group == number]
         n_layers = sliced.n_layers(number)
         return _Worker(
@@ -231,32 +240,32 @@ class Rehearsal:
         return True
 
     def _forward(self, worker: _Worker, flight: _Flight, step: int) -> None:
-        for place, member in self._living(worker, worker.segments):
+        for shard, member in self._living(worker, worker.segments):
             if flight.is_dropped:
                 return
-            given = self._given(member, place, flight.inputs, flight.outputs, self._fates, flight)
+            given = self._given(member, shard, flight.inputs, flight.outputs, self._fates, flight)
             if not flight.is_dropped:
-                result = member.forward(place.segment, given, Moment(step, 0), key=step)
-                flight.outputs[place] = result.outputs
+                result = member.forward(shard.segment, given, Moment(step, 0), key=step)
+                flight.outputs[shard] = result.outputs
 
-    def _living(self, worker: _Worker, segments: Sequence[int]) -> Iterator[tuple[Place, Member]]:
+    def _living(self, worker: _Worker, segments: Sequence[int]) -> Iterator[tuple[Shard, Member]]:
         for segment in segments:
             for number, member in enumerate(worker.members):
                 if not self._is_dead(worker.number, number) and segment in member.segments:
-                    yield Place(segment, number), member
+                    yield Shard(segment, number), member
 
     def _given(
         self,
         member: Member,
-        place: Place,
+        shard: Shard,
         inputs: _Tensors,
-        outputs: Mapping[Place, _Tensors],
+        outputs: Mapping[Shard, _Tensors],
         fates: Fates | None,
         flight: _Flight | None = None,
     ) -> _Tensors:
         """A segment's inputs, as far as they arrive."""
-        given = member.blank(place.segment, len(next(iter(inputs.values()))))
-        for transfer in self._routes.arriving.get(place, ()):
+        given = member.blank(shard.segment, len(next(iter(inputs.values()))))
+        for transfer in self._routes.arriving.get(shard, ()):
             held = outputs.get(transfer.source, {}).get(transfer.value)
             part = None if held is None else self._routes.cut_from_source(transfer, held)
             factor: _Factor = 0.0 if part is None else 1.0
@@ -316,18 +325,18 @@ class Rehearsal:
         flight.waits_inside += max(before, slots) - before
 
     def _backward(self, worker: _Worker, flight: _Flight, step: int) -> None:
-        for place, member in self._living(worker, worker.segments[::-1]):
-            if place not in flight.outputs:
+        for shard, member in self._living(worker, worker.segments[::-1]):
+            if shard not in flight.outputs:
                 continue
             if flight.is_dropped:
-                member.forget(place.segment, step)
+                member.forget(shard.segment, step)
                 continue
-            gradients = flight.gradients.pop(place, {})
-            self._return(place, member.backward(place.segment, step, gradients), flight)
+            gradients = flight.gradients.pop(shard, {})
+            self._return(shard, member.backward(shard.segment, step, gradients), flight)
 
-    def _return(self, place: Place, found: _Tensors, flight: _Flight) -> None:
+    def _return(self, shard: Shard, found: _Tensors, flight: _Flight) -> None:
         """Hand the gradients of a segment's inputs to who made them."""
-        for transfer in self._routes.arriving.get(place, ()):
+        for transfer in self._routes.arriving.get(shard, ()):
             gradient = found.get(transfer.value)
             factor = flight.factors[transfer]
             if gradient is None or _is_number(factor, 0.0):
@@ -369,8 +378,8 @@ class Rehearsal:
 
     def _ends(self, transfer: Transfer) -> tuple[str, str]:
         source, target = (
-            self._device[self._sliced.segments[place.segment].group, place.member]
-            for place in (transfer.source, transfer.target)
+            self._device[self._sliced.segments[shard.segment].group, shard.member]
+            for shard in (transfer.source, transfer.target)
         )
         return source, target
 

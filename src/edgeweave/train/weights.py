@@ -10,11 +10,14 @@ import torch
 
 from edgeweave.device import received_state
 
-__all__ = ["Weights"]
+__all__ = ["StateSource", "Weights"]
 
 
-class _Source(Protocol):
-    def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]: ...
+class StateSource(Protocol):
+    """Whoever can tell the state of a run."""
+
+    def fetch_state(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Weights and optimizer state by device, as safetensors."""
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Weights:
     optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
     step: int = 0
 
-    def fetch(self, run: _Source, step: int) -> None:
+    def fetch(self, run: StateSource, step: int) -> None:
         """Take everything over from the devices, which have done ``step`` steps."""
         weights, optimizers = run.fetch_state()
         received = [received_state(data, device) for device, data in weights.items()]
