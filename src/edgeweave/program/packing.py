@@ -19,6 +19,9 @@ __all__ = ["CONVOLUTION", "PackedConvolutions", "is_channels_last", "packed_weig
 
 CONVOLUTION = "aten.conv2d.default"
 
+_Where = tuple[list[int], list[int], list[int], int]
+"""Padding, stride, dilation and groups."""
+
 
 def packed_weights(program: Program) -> dict[str, int]:
     """By result of a convolution whose weight is kept a second time, the bytes of that."""
@@ -67,13 +70,12 @@ class PackedConvolutions:
         if not is_channels_last(weight) or not _is_plain(x, weight, bias):
             found: torch.Tensor = self._plain(x, weight, bias, stride, padding, dilation, groups)
             return found
-        steps, edges, gaps = (_pair(each) for each in (stride, padding, dilation))
+        where = (_pair(padding), _pair(stride), _pair(dilation), groups)
         x = x.contiguous(memory_format=torch.channels_last)
         packed = self._packed.get(weight.data_ptr())
         if packed is None:
-            packed = _laid_out(x, weight, edges, steps, gaps, groups)
-            self._packed[weight.data_ptr()] = packed
-        return _convolved(x, packed, bias, edges, steps, gaps, groups)
+            packed = self._packed[weight.data_ptr()] = _laid_out(x, weight, where)
+        return _convolved(x, packed, bias, where)
 
 
 def is_channels_last(weight: torch.Tensor) -> bool:
@@ -98,44 +100,28 @@ def _is_plain(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 @functools.cache
 def _can_keep() -> bool:
     """Whether this build of torch has the kernels, for this processor."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    x, weight = torch.ones(1, 2, 3, 3), torch.ones(2, 2, 1, 1)
+    x, where = torch.ones(1, 2, 3, 3), ([0, 0], [1, 1], [1, 1], 1)
     try:
-        packed = _laid_out(x, weight, [0, 0], [1, 1], [1, 1], 1)
-        _convolved(x, packed, None, [0, 0], [1, 1], [1, 1], 1)
+        _convolved(x, _laid_out(x, torch.ones(2, 2, 1, 1), where), None, where)
     except (AttributeError, RuntimeError):  # not there, or not for this processor
         return False
     return True
 
 
-def _laid_out(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    padding: list[int],
-    stride: list[int],
-    dilation: list[int],
-    groups: int,
-) -> torch.Tensor:
+def _laid_out(x: torch.Tensor, weight: torch.Tensor, where: _Where) -> torch.Tensor:
     """The weight as the kernel for pictures like ``x`` reads it."""
-    found: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight, padding, stride, dilation, groups, list(x.shape)
-    )
+    pack = torch.ops.mkldnn._reorder_convolution_weight
+    found: torch.Tensor = pack(weight, *where, list(x.shape))
     return found
 
 
 def _convolved(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    bias: torch.Tensor | None,
-    padding: list[int],
-    stride: list[int],
-    dilation: list[int],
-    groups: int,
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, where: _Where
 ) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, padding, stride, dilation, groups, "none", [], ""
-    )
+    convolve = torch.ops.mkldnn._convolution_pointwise
+    found: torch.Tensor = convolve(x, packed, bias, *where, "none", [], "")
     return found
 
 
