@@ -6,13 +6,15 @@
                                    sum of what each device reaches alone
     async_vs_1f1b                  the same fleet: throughput / that of the planner's 1f1b plan
 
-MobileNetV2 at 32 x 32, 16 microbatches of 8. Contestants take turns (A B A B ...).
+MobileNetV2 at 32 x 32, 16 microbatches of 8. Contestants take turns (A B A B ...), and in every
+turn the devices are profiled anew: a shared host is twice as fast in one minute as in another.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch.utils.data import TensorDataset
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 import edgeweave as ew
-from benchmarks.harness import Result, interleaved, ratios
+from benchmarks.harness import Result, ratios
 from edgeweave.plan import ASYNCHRONOUS, Costs, Plan, partition
 from edgeweave.plan.ranking import plan_from_split
 from edgeweave.plan.splits import Microbatching, Split
@@ -43,22 +45,25 @@ def run(*, quick: bool) -> Result:
     """Measure; ``quick`` takes one turn of two steps."""
     torch.set_num_threads(1)
     turns, steps = (1, 2) if quick else (5, 12)
-    samples: dict[str, list[float]] = {}
-    facts: dict[str, Any] = {}
-    _against_equal_split(turns, max(steps // 2, 1), samples, facts)
-    predicted = _efficiency(turns, steps, samples, facts)
-    metrics = {
-        key: median(samples[key])
-        for key in ("async_vs_equal_split_1_1_0p1", "async_efficiency", "async_vs_1f1b")
+    unequal = _measured(turns, max(steps // 2, 1), _UNEQUAL, _unequal_plans)
+    efficiency = _measured(turns, steps, _SPEEDS, _efficiency_plans)
+    seconds = {**unequal.seconds, **efficiency.seconds}
+    alone = [sum(1 / seconds[name][turn] for name in _SPEEDS) for turn in range(turns)]
+    found = {
+        "async_vs_equal_split_1_1_0p1": ratios(seconds["equal_split"], seconds["our_plan"]),
+        "async_efficiency": ratios([1 / each for each in seconds["fleet_async"]], alone),
+        "async_vs_1f1b": ratios(seconds["fleet_1f1b"], seconds["fleet_async"]),
+        "async_predicted_over_measured": ratios(
+            efficiency.predicted["fleet_async"], seconds["fleet_async"]
+        ),
     }
-    seconds = median(samples["fleet_async_step_seconds"])
-    metrics["async_predicted_over_measured"] = predicted / seconds
+    metrics = {key: median(each) for key, each in found.items()}
     return Result(
         name="asynchronous",
         quick=quick,
         metrics=metrics,
         lines=tuple(f"{key:>34} = {value:.3f}" for key, value in metrics.items()),
-        samples=samples,
+        samples={**{f"{name}_step_seconds": each for name, each in seconds.items()}, **found},
         settings={
             "seed": _SEED,
             "turns": turns,
@@ -66,27 +71,51 @@ def run(*, quick: bool) -> Result:
             "microbatches": _MICROBATCHES,
             "microbatch_size": _MICROBATCH_SIZE,
             "speeds": {"unequal": _UNEQUAL, "efficiency": _SPEEDS},
-            **facts,
+            "plans_of_the_last_turn": {**unequal.described, **efficiency.described},
         },
     )
 
 
-def _against_equal_split(
-    turns: int, steps: int, samples: dict[str, list[float]], facts: dict[str, Any]
-) -> None:
-    """Fill in step times of both plans and their ratios."""
-    with ew.Fleet.local([ew.Device(n, speed=s) for n, s in _UNEQUAL.items()]) as fleet:
-        costs = _costs(fleet)
-        ours = partition(costs, n_microbatches=_MICROBATCHES, schedule=ASYNCHRONOUS)
-        plans = {"our_plan": ours, "equal_split": _equal_split(costs, ours.extra_in_flight)}
-        seconds = interleaved(
-            turns,
-            {n: partial(_step_seconds, fleet, plan, steps) for n, plan in plans.items()},
-        )
-    for name, series in seconds.items():
-        samples[f"{name}_step_seconds"] = series
-        facts[name] = _described(plans[name])
-    samples["async_vs_equal_split_1_1_0p1"] = ratios(seconds["equal_split"], seconds["our_plan"])
+@dataclass
+class _Measured:
+    """By contestant: seconds of a step in every turn, measured and predicted; its last plan."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    predicted: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _measured(
+    turns: int,
+    steps: int,
+    speeds: Mapping[str, float],
+    plans_of: Callable[[Costs], Mapping[str, Plan]],
+) -> _Measured:
+    """Every turn has a fleet of its own, which is profiled anew: hosts drift."""
+    found = _Measured()
+    for _ in range(turns):
+        with ew.Fleet.local([ew.Device(n, speed=s) for n, s in speeds.items()]) as fleet:
+            for name, plan in plans_of(_costs(fleet)).items():
+                found.seconds[name].append(_step_seconds(fleet, plan, steps))
+                found.predicted[name].append(plan.step_seconds)
+                found.described[name] = _described(plan)
+    return found
+
+
+def _unequal_plans(costs: Costs) -> dict[str, Plan]:
+    ours = partition(costs, n_microbatches=_MICROBATCHES, schedule=ASYNCHRONOUS)
+    return {"our_plan": ours, "equal_split": _equal_split(costs, ours.extra_in_flight)}
+
+
+def _efficiency_plans(costs: Costs) -> dict[str, Plan]:
+    """The fleet's under both schedules, and those of each device alone."""
+    return {
+        "fleet_async": partition(
+            costs, n_microbatches=_MICROBATCHES, schedule=ASYNCHRONOUS, use="all"
+        ),
+        "fleet_1f1b": partition(costs, n_microbatches=_MICROBATCHES, use="all"),
+        **{n: partition(costs, n_microbatches=_MICROBATCHES, devices=[n]) for n in _SPEEDS},
+    }
 
 
 def _equal_split(costs: Costs, extra_in_flight: int) -> Plan:
@@ -103,36 +132,6 @@ def _equal_split(costs: Costs, extra_in_flight: int) -> Plan:
     return plan_from_split(
         split, costs, Microbatching(ASYNCHRONOUS, _MICROBATCHES, extra_in_flight)
     )
-
-
-def _efficiency(
-    turns: int, steps: int, samples: dict[str, list[float]], facts: dict[str, Any]
-) -> float:
-    """Fill in step times of the fleet under both schedules and of each device alone.
-
-    Returns the step that was predicted for the fleet without flush.
-    """
-    with ew.Fleet.local([ew.Device(n, speed=s) for n, s in _SPEEDS.items()]) as fleet:
-        costs = _costs(fleet)
-        plans = {
-            "fleet_async": partition(
-                costs, n_microbatches=_MICROBATCHES, schedule=ASYNCHRONOUS, use="all"
-            ),
-            "fleet_1f1b": partition(costs, n_microbatches=_MICROBATCHES, use="all"),
-            **{n: partition(costs, n_microbatches=_MICROBATCHES, devices=[n]) for n in _SPEEDS},
-        }
-        seconds = interleaved(
-            turns,
-            {n: partial(_step_seconds, fleet, plan, steps) for n, plan in plans.items()},
-        )
-    for name, series in seconds.items():
-        samples[f"{name}_step_seconds"] = series
-        facts[name] = _described(plans[name])
-    alone = [sum(1 / seconds[name][turn] for name in _SPEEDS) for turn in range(turns)]
-    fleet_rates = [1 / each for each in seconds["fleet_async"]]
-    samples["async_efficiency"] = ratios(fleet_rates, alone)
-    samples["async_vs_1f1b"] = ratios(seconds["fleet_1f1b"], seconds["fleet_async"])
-    return plans["fleet_async"].step_seconds
 
 
 def _costs(fleet: ew.Fleet) -> Costs:

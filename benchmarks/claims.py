@@ -157,6 +157,7 @@ _REGRETS: Mapping[str, tuple[str, float | None]] = {
     "scalar_capacity": ("the same, a full profile of another kind times one scalar", None),
     "flops": ("the same, regression on multiply-adds", None),
     "equal_split": ("the same, as many units for each device", None),
+    "profiled_again": ("the same, a full profile, judged by two later ones", None),
 }
 
 RECORDED_DATA: Mapping[str, str] = {

@@ -11,6 +11,8 @@ was measured. What predicts was taught by no kind of the fleet, and by none of t
                      network takes on the device over what it takes there
     flops            overhead and seconds per multiply-add, fitted to the probe
     equal_split      as many units for each device
+    profiled_again   a full profile, judged by two later recordings of it: what a perfect profile
+                     costs, as devices do not repeat what they took
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ __all__ = [
     "regrets",
 ]
 
-WAYS = ("zero_shot", "50_samples", "scalar_capacity", "flops", "equal_split")
+WAYS = ("zero_shot", "50_samples", "scalar_capacity", "flops", "equal_split", "profiled_again")
 
 _SEED = 0
 _REFERENCE = "reference"
@@ -86,6 +88,10 @@ class Setting:
 
     measured: Costs
     believed: Mapping[str, Costs]
+    first: Costs
+    """A single recording of what was measured."""
+    later: Costs
+    """What two others say."""
 
 
 @dataclass(slots=True)
@@ -151,11 +157,18 @@ def judged(setting: Setting) -> tuple[dict[str, float], bool]:
     plans = {way: _planned(costs) for way, costs in believed.items()}
     steps = {way: _step_seconds(plan, measured) for way, plan in plans.items()}
     steps["equal_split"] = _step_seconds(_equal_split(measured), measured)
+    repeated = _regret(setting.first, setting.later)
     zero_shot = WAYS[0]
     drawn = drawn_costs(believed[zero_shot], _DRAWS, seed=_SEED)
     interval = Interval.of([_step_seconds(plans[zero_shot], each) for each in drawn])
     within = interval.low <= steps[zero_shot] <= interval.high
-    return {way: seconds / best for way, seconds in steps.items()}, within
+    found = {way: seconds / best for way, seconds in steps.items()}
+    return {**found, "profiled_again": repeated}, within
+
+
+def _regret(believed: Costs, measured: Costs) -> float:
+    best = _step_seconds(_planned(measured), measured)
+    return _step_seconds(_planned(believed), measured) / best
 
 
 def _planned(costs: Costs) -> Plan:
@@ -231,7 +244,10 @@ class Knowledge:
         }
 
     def of(self, network: Network) -> dict[str, dict[str, DeviceCosts]]:
-        """Of a network's units, by way and kind; ``"measured"`` is what they really take."""
+        """Of a network's units, by way and kind; ``"measured"`` is what they really take.
+
+        ``"first"`` and ``"later"`` are what one recording and two others say.
+        """
         units, seconds = network.units, self._samples.seconds
         reference = seconds[_REFERENCE][units]
         probe = self._samples.units("probe")
@@ -246,6 +262,11 @@ class Knowledge:
         }
         plain: dict[str, dict[str, Floats]] = {
             "measured": {kind: seconds[kind][units] for kind in self._kinds},
+            "first": {kind: self._samples.rounds[kind][0, units] for kind in self._kinds},
+            "later": {
+                kind: np.nanmean(self._samples.rounds[kind][1:, units], axis=0)
+                for kind in self._kinds
+            },
             "scalar_capacity": {
                 kind: reference * seconds[kind][units].sum() / reference.sum()
                 for kind in self._kinds
@@ -279,4 +300,5 @@ def _setting(
         )
         for way, by_kind in believed.items()
     }
-    return Setting(costs.pop("measured"), costs)
+    measured, first, later = (costs.pop(each) for each in ("measured", "first", "later"))
+    return Setting(measured, costs, first, later)

@@ -208,6 +208,17 @@ SCENARIOS: dict[str, Scenario] = {
     "one goes on while the others recover": slow(
         Scenario({5: both(at_request("a", "halt", resume("b")), stall("b"))}, "b")
     ),
+    "one stands still and goes on when the others are lost": Scenario(
+        {
+            5: both(
+                at_request("b", "halt", resume("b")),
+                at_request("a", "halt", kill("a", "c")),
+                stall("b"),
+            )
+        },
+        "ac",
+        at_end="b",
+    ),
     "one is cut off, and its links are mended later": slow(
         Scenario({5: cut_off("b"), 12: mend("b")}, "b", example=UNET)
     ),

@@ -18,13 +18,18 @@ _log = logging.getLogger(__name__)
 
 
 class Copies:
-    """At most one copy is on its way. ``close`` waits for it no longer than for a thread's end."""
+    """At most one copy that is wanted is on its way; a device that is lost may owe one for long.
+
+    ``close`` waits for all that was asked, no longer than for a thread's end. What is still owed
+    then ends with the fleet's transport.
+    """
 
     def __init__(self, fleet: Fleet, weights: Weights) -> None:
         self._fleet = fleet
         self._weights = weights
         self._pool = ThreadPoolExecutor(thread_name_prefix="edgeweave-copies")
         self._coming: tuple[int, Mapping[str, Future[bytes]]] | None = None
+        self._owed: set[Future[bytes]] = set()
 
     def begin(self, run: str, term: int, step: int, devices: Sequence[str]) -> None:
         """Fetch the states after ``step`` steps, behind all that training sends.
@@ -46,6 +51,7 @@ class Copies:
             for device in devices
         }
         self._coming = step, futures
+        self._owed = {each for each in self._owed if not each.done()} | set(futures.values())
 
     def take(self, done: int) -> None:
         """Take over what is here, if it is whole and of no step after the ``done`` ones."""
@@ -68,5 +74,6 @@ class Copies:
     def close(self) -> None:
         """Ask for nothing any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._coming is not None:
-            wait(self._coming[1].values(), self._fleet.timeouts.stop)
+        late = wait(self._owed, self._fleet.timeouts.stop).not_done
+        if not late:
+            self._pool.shutdown()

@@ -327,14 +327,19 @@ class ElasticRun:
 
     def _survivors(self, lost: set[str], busy: set[str]) -> Holders:
         """Those that are there and answer, halted, with what they keep; not spare devices that work
-        for another run.
+        for another run. If these are none, whoever stood still gets time to answer.
         """
         self._members -= busy
         there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost - busy
-        held, failed = halted(self._fleet, there, Halt(self._name, self._fleet.transport.name))
+        halt = Halt(self._name, self._fleet.transport.name)
+        held, failed = halted(self._fleet, there, halt)
         for device, error in failed.items():
             _log.warning("%s does not answer, and counts as lost: %s", device, error)
         lost |= self._members - held.keys()
+        if not held:
+            held, _ = halted(self._fleet, set(self._fleet.present()) & self._hired & lost, halt)
+            lost.difference_update(held)
+            self._members.update(held)
         self._members &= held.keys()
         return Holders(held, self._weights.step)
 
