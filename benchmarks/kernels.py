@@ -1,13 +1,14 @@
 """Other ways to compute a served stage: ``torch.compile`` and ONNX Runtime beside ours.
 
     exact      the captured program, operator by operator: the model's bits
-    fast       the same after ``kernels="fast"``: BatchNorm folded, channels-last; no compiler
+    fast       the same after ``kernels="fast"``: BatchNorm folded, channels-last, weights laid out
+               once; no compiler
     compiled   torch.compile (inductor, weights frozen): needs a C++ compiler where it runs
     onnx       ONNX Runtime, exported by torch: another executor, and no operator but ONNX's
 
-One sample a request, one thread, each network cut in two in the middle of its units; the CPU seconds
-of both stages, a call after another, each way in turn. Not among the claims, since it needs packages
-that Edgeweave does not:
+One sample a request, one thread, each network cut in two in the middle of its units; the CPU
+seconds of both stages, a call after another, each way in turn. Not among the claims, since it needs
+packages that Edgeweave does not:
 
     pip install onnx onnxruntime onnxscript
     python -m benchmarks.kernels [--quick] [NETWORK ...]
@@ -167,7 +168,12 @@ def _traced(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors
         return tuple(found[name] for name in program.outputs)
 
     with torch.no_grad():
-        return make_fx(run)(*inputs.values()).eval()
+        graph = make_fx(run)(*inputs.values()).eval()
+    for name, value in list(vars(graph).items()):
+        if isinstance(value, torch.Tensor):  # what is no buffer is not frozen
+            delattr(graph, name)
+            graph.register_buffer(name, value)
+    return graph
 
 
 def _compiled(program: Program, state: Mapping[str, torch.Tensor], inputs: Tensors) -> Stage:

@@ -19,6 +19,7 @@ from edgeweave.fleet import Fleet
 from edgeweave.serving import ServeOptions, serve
 from edgeweave.serving.http import application
 from edgeweave.serving.keeper import Keeper
+from edgeweave.serving.measuring import Measuring
 from tests.fleet.worlds import memory_fleet, wait_until
 from tests.models import ZOO
 from tests.serving.asgi import ask
@@ -185,3 +186,22 @@ def test_options_of_the_endpoint_still_hold_for_one_that_comes_later() -> None:
     with served("a", "b", options=options) as here:
         start("c")(here.troubled)
         here.wait_devices("a", "c")
+
+
+def test_leaving_waits_for_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, measured = threading.Event(), threading.Event(), threading.Event()
+    plain = Measuring.device
+
+    def device(measuring: Measuring, *rest: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        measured.set()
+        return plain(measuring, *rest)
+
+    monkeypatch.setattr(Measuring, "device", device)
+    with served("a") as here:
+        start("b")(here.troubled)
+        assert begun.wait(20)
+        here.endpoint.__exit__(None, None, None)
+        assert not measured.is_set()
+        go_on.set()

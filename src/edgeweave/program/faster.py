@@ -5,7 +5,8 @@
 
 Convolutions then compute in the order of memory that their kernels like best, and everything behind
 them follows. Nothing but the program and its state changes: devices run it as any other, without a
-compiler. Answers differ from the model's in the last bits.
+compiler. CPUs keep such weights laid out for their kernels (``packing``). Answers differ from the
+model's in the last bits.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class _Rewriting:
         if norm is not None:
             weight, bias = self._folded(weight, bias, norm)
             self._renamed[norm.results[0].name] = node.results[0].name
-        kept = self._keep(f"{name}.channels_last", weight.permute(_CHANNELS_LAST).contiguous())
+        ours = weight.permute(_CHANNELS_LAST).clone(memory_format=torch.contiguous_format)
+        kept = self._keep(f"{name}.channels_last", ours)
         seen = f"{name}.channels_first"
         view = (Ref(kept), Items(_BACK))
         self._shared.append(_node("aten.permute.default", view, seen, node, SHARED_UNIT))

@@ -12,6 +12,7 @@ from edgeweave.program.check import meta_state, propagate, value_bytes
 from edgeweave.program.cut import needed
 from edgeweave.program.graph import SHARED_UNIT, Node, Program, StateSpec
 from edgeweave.program.operators import DTYPES
+from edgeweave.program.packing import packed_weights
 from edgeweave.program.units import is_external
 
 __all__ = [
@@ -89,11 +90,17 @@ def unit_bytes(program: Program, batch: int) -> dict[int, UnitBytes]:
 
 
 def result_bytes(program: Program, batch: int) -> dict[int, int]:
-    """Bytes of all that each unit's operators produce: at least what is alive of it at any time."""
+    """Bytes of all that each unit's operators produce: at least what is alive of it at any time.
+
+    Among them are the weights of convolutions that CPUs keep a second time.
+    """
     found = dict.fromkeys(program.unit_numbers, 0)
+    packed = packed_weights(program)
     for node in program.nodes:
         if node.unit != SHARED_UNIT:
-            found[node.unit] += sum(value_bytes(value, batch) for value in node.results)
+            found[node.unit] += sum(
+                value_bytes(value, batch) + packed.get(value.name, 0) for value in node.results
+            )
     return found
 
 

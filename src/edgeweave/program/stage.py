@@ -27,6 +27,7 @@ from edgeweave.program.evaluation import evaluation
 from edgeweave.program.graph import SHARED_UNIT, Program, Value
 from edgeweave.program.interpret import Interpreter
 from edgeweave.program.operators import DTYPES, is_random
+from edgeweave.program.packing import PackedConvolutions
 from edgeweave.program.watch import UnitWatch
 
 _EnterUnit = Callable[[int], None]
@@ -138,9 +139,10 @@ class StageProgram:
         self.parameters = {
             name: tensor for name, tensor in self._state.items() if isinstance(tensor, nn.Parameter)
         }
-        self._training = Interpreter(program, self._state, device=self.device)
+        find = PackedConvolutions().find
+        self._training = Interpreter(program, self._state, device=self.device, find=find)
         evaluated = evaluation(program)
-        self._evaluation = Interpreter(evaluated, self._state, device=self.device)
+        self._evaluation = Interpreter(evaluated, self._state, device=self.device, find=find)
         self._random_units = frozenset(
             node.unit for node in program.nodes if node.unit != SHARED_UNIT and is_random(node.op)
         )
