@@ -556,6 +556,9 @@ _GOSSIP = Claim(
             for suffix, whose in _GOSSIP_BESIDE.items()
             if suffix
         ),
+        Metric(
+            "beside_groups_found_hivemind", "of hivemind's averages, those a group was found for"
+        ),
         Metric("beside_left_after_death", "peers of 4 that finish when one is killed, ours", 3, 3),
         *(
             Metric(f"beside_left_after_death{suffix}", f"the same, {whose}")

@@ -5,8 +5,9 @@ machine takes, times 1, 1.5, 2 and 3 in turn. ``plain`` is the algorithm as publ
 its own accuracy in the end less half a point; all runs take as many steps.
 
     time_to_accuracy_speedup   seconds to the target, plain / balance by score; over all cases
+                               (three tasks, 4 and 8 peers, D-PSGD and gossip SGD)
     accuracy_loss_points       accuracy of plain less that of the other, in the end
-    ..._balance_random, ..._fixed_share    the same, with one part changed
+    ..._balance_random, ..._fixed_share    the same, with one part changed; 4 peers, D-PSGD
     ..._published              whole groups of 20 by first-layer scores, as in the papers
     iteration_time_cv          over peers, after 20 iterations; ..._plain without balance
     equal_speeds_bit_equal     everything on, devices of one speed: the plain algorithm's bits
@@ -139,13 +140,14 @@ def _case(
     quick: bool,
     kept: Path | None,
 ) -> dict[str, Curve]:
-    """Every variant of one case."""
+    """The plain algorithm and ours; on four peers with D-PSGD the parts of it too."""
     n_samples = _QUICK_SAMPLES if quick else None
     steps = steps_of(task, n_peers, n_samples)
     slowest = costs["none"].slowed(3.0)
     seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * TASKS[task].batch_size)
     found = {}
-    for variant in ("plain", "balance_score") if quick else VARIANTS:
+    parts_too = not quick and n_peers == 4 and algorithm == "d-psgd"
+    for variant in VARIANTS if parts_too else ("plain", "balance_score"):
 
         def curve(variant: str = variant) -> Curve:
             settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)

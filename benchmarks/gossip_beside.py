@@ -53,7 +53,7 @@ def beside(*, steps: int, seed: int) -> dict[str, float]:
         "beside_left_after_death": float(our_left),
     }
     for other, module in _OTHERS.items():
-        theirs, their_left = _others(module, steps, seed)
+        theirs, their_left, ranks = _others(module, steps, seed)
         found |= {
             f"beside_accuracy_{other}": theirs[-1][1],
             f"beside_seconds_{other}": theirs[-1][0],
@@ -61,6 +61,9 @@ def beside(*, steps: int, seed: int) -> dict[str, float]:
             f"beside_left_after_death_{other}": float(their_left),
             f"beside_bytes_ratio_{other}": 2.0 * model_bytes / bytes_a_step[other],
         }
+        if module != _GLOO:
+            shares = [each["found_share"] for each in ranks]
+            found["beside_groups_found_hivemind"] = sum(shares) / len(shares)
     return found
 
 
@@ -69,11 +72,14 @@ def _seconds_to(curve: list[tuple[float, float]]) -> float:
     return next((seconds for seconds, found in curve if found >= _TARGET), curve[-1][0])
 
 
-def _others(module: str, steps: int, seed: int) -> tuple[list[tuple[float, float]], int]:
-    curve = _ranks(module, steps, seed, dies_at=-1)[0]
-    found = list(zip(curve["seconds"], curve["accuracies"], strict=True))
+def _others(
+    module: str, steps: int, seed: int
+) -> tuple[list[tuple[float, float]], int, list[dict[str, Any]]]:
+    """The curve of the first, how many finish when one dies, and what all said before that."""
+    ranks = _ranks(module, steps, seed, dies_at=-1)
+    curve = list(zip(ranks[0]["seconds"], ranks[0]["accuracies"], strict=True))
     after = _ranks(module, steps, seed, dies_at=5)
-    return found, sum(each["done"] == steps for each in after)
+    return curve, sum(each["done"] == steps for each in after), ranks
 
 
 def _ranks(module: str, steps: int, seed: int, *, dies_at: int) -> list[dict[str, Any]]:

@@ -1,26 +1,27 @@
 """One peer that averages by hivemind: a child of ``gossip_beside``, as ``gossip_rank`` is.
 
 Steps are its own; after every ``EVERY`` of them models are averaged by hivemind's
-``DecentralizedAverager`` among those that a group is found for. It is made for averages that are
-minutes apart: finding a group takes a second, however small the model is.
+``DecentralizedAverager``, with its own settings, among those that a group is found for. Where none
+is found in time the peer goes on with its model, as hivemind's optimizer does.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
 from benchmarks.children import reply
 from benchmarks.gossip_rank import trained
+from edgeweave.train.models import lenet
 
 __all__ = ["EVERY", "main"]
 
 EVERY = 10
-_GROUP_SECONDS = 1.0
-_AVERAGE_SECONDS = 20.0
+_AVERAGE_SECONDS = 30.0
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -33,40 +34,58 @@ def main(settings: dict[str, Any]) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         with _Averaging(hivemind, table, settings["n"]) as averaging:
-            reply(trained(settings, asked, after_step=averaging.after_step))
+            told = trained(settings, asked, after_step=averaging.after_step)
+            reply({**told, "found_share": averaging.found_share})
+    table.shutdown()
 
 
 class _Averaging:
     """Models of all peers, averaged now and then."""
 
     def __init__(self, hivemind: Any, table: Any, n: int) -> None:
-        self._hivemind, self._table, self._n = hivemind, table, n
-        self._averager: Any = None
+        self._failures = (
+            hivemind.averaging.partition.AllreduceException,
+            hivemind.averaging.matchmaking.MatchmakingException,
+            TimeoutError,
+        )
+        self._averager = hivemind.averaging.DecentralizedAverager(
+            [parameter.detach().clone() for parameter in lenet().parameters()],
+            table,
+            prefix="edgeweave",
+            target_group_size=n,
+            start=True,
+        )
+        self._tried = self._failed = 0
 
-    def __enter__(self) -> _Averaging:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_told: object) -> None:
-        if self._averager is not None:
-            self._averager.shutdown()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._averager.shutdown()
+
+    @property
+    def found_share(self) -> float:
+        """Of all averages, those for which a group was found."""
+        return 1 - self._failed / max(self._tried, 1)
 
     def after_step(self, model: torch.nn.Module, done: int) -> None:
-        if self._averager is None:
-            self._averager = self._hivemind.averaging.DecentralizedAverager(
-                [parameter.detach().clone() for parameter in model.parameters()],
-                self._table,
-                prefix="edgeweave",
-                target_group_size=self._n,
-                min_matchmaking_time=_GROUP_SECONDS,
-                request_timeout=_GROUP_SECONDS / 2,
-                start=True,
-            )
         if done % EVERY:
             return
+        self._tried += 1
         with self._averager.get_tensors() as mine, torch.no_grad():
             for kept, parameter in zip(mine, model.parameters(), strict=True):
                 kept.copy_(parameter)
-        self._averager.step(timeout=_AVERAGE_SECONDS)
+        try:
+            self._averager.step(timeout=_AVERAGE_SECONDS)
+        except self._failures as error:
+            self._failed += 1
+            sys.stderr.write(f"hivemind: {error}\n")
+            return
         with self._averager.get_tensors() as mine, torch.no_grad():
             for kept, parameter in zip(mine, model.parameters(), strict=True):
                 parameter.copy_(kept)

@@ -266,7 +266,7 @@ def costs_of(name: str, *, turns: int) -> dict[Importance, DeviceCosts]:
 
 
 def _measured(name: str, variant: str, turns: int) -> DeviceCosts:
-    settings = settings_of(name, 2, "d-psgd", variant)
+    settings = replace(settings_of(name, 2, "d-psgd", variant), warm_up_epochs=0)
     inputs, targets = (each[:1024] for each in TASKS[name].train())
     rows = TensorRows(flatten_inputs(inputs, targets))
     captured, batch = _captured(name, 0), settings.batch_size

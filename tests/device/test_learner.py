@@ -52,6 +52,7 @@ def learner_of(
         importance=importance,
         choosing=choosing,
         group_size=2,
+        warm_up_epochs=0,
     )
     rows = TensorRows(flatten_inputs(INPUTS, TARGETS))
     optimizer = Optimizer("SGD", lr=0.1, momentum=0.9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from edgeweave.device.outbox import Outbox, Outboxes
+from edgeweave.device.outbox import Outbox
 
 
 def test_a_full_outbox_ends_once_its_work_returns() -> None:
@@ -29,17 +29,3 @@ def test_a_full_outbox_ends_once_its_work_returns() -> None:
     closing.join(5.0)
     assert not closing.is_alive()
     assert late == []
-
-
-def test_what_was_posted_to_all_is_waited_for_together() -> None:
-    outboxes = Outboxes(stop_seconds=1.0)
-    assert outboxes.wait_until_sent(0.0)
-    go_on, sent = threading.Event(), []
-    for name in ("pi-a", "pi-b"):
-        outboxes.to(name).post(lambda: go_on.wait(5.0))  # type: ignore[arg-type, return-value]
-        outboxes.to(name).post(lambda name=name: sent.append(name))  # type: ignore[misc]
-    assert not outboxes.wait_until_sent(0.01)
-    go_on.set()
-    assert outboxes.wait_until_sent(5.0)
-    assert sorted(sent) == ["pi-a", "pi-b"]
-    outboxes.close()

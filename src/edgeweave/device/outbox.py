@@ -85,25 +85,6 @@ class Outboxes:
                 self._opened[neighbour] = found.__enter__()
             return found
 
-    def wait_until_sent(self, seconds: float) -> bool:
-        """Wait until all have done what was posted, or for so long; whether they have."""
-        with self._opening:
-            opened = list(self._opened.values())
-        if not opened:
-            return True
-        waiting, counting, done = len(opened), threading.Lock(), threading.Event()
-
-        def count() -> None:
-            nonlocal waiting
-            with counting:
-                waiting -= 1
-                if not waiting:
-                    done.set()
-
-        for outbox in opened:
-            outbox.post(count)
-        return done.wait(seconds)
-
     def close(self) -> None:
         """End all of them."""
         for outbox in self._opened.values():

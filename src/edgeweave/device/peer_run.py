@@ -31,7 +31,7 @@ from edgeweave.device.learner import Learner
 from edgeweave.device.messages import Weigh, encode_message
 from edgeweave.device.outbox import Outboxes
 from edgeweave.device.peer_frames import check_header, frame_of, message_of
-from edgeweave.device.returns import admit, enrol_again
+from edgeweave.device.returns import admit, enrol_again, wait_until_without
 from edgeweave.device.rows import load_rows
 from edgeweave.device.running import Workplace
 from edgeweave.device.threads import adopt_torch_threads
@@ -208,11 +208,14 @@ class PeerRun:
     def leave(self) -> None:
         """Tell neighbours that this device goes, and hand on what must not be lost.
 
-        Returns once that was sent, or after ``Timeouts.stop``: neighbours see it go in any case.
+        Returns once they have heard it, or after ``Timeouts.stop``: they see it go in any case.
         """
         peer = self._peer
-        if peer is not None and self._error is None and self._have_done(peer.leave):
-            self._outboxes.wait_until_sent(self._place.timeouts.stop)
+        if peer is None or self._error is not None:
+            return
+        neighbours = peer.open_peers
+        if self._have_done(peer.leave):
+            wait_until_without(self._message, neighbours, self._place)
 
     def admit(self, message: Admit) -> None:
         """Give the run to a device that is no peer of it yet."""

@@ -1,21 +1,27 @@
-"""A run is given on by its peers: to a neighbour that has died and come back, by whoever sees it
-first, and to a device that nobody knew, by the peer that is asked to.
+"""Who comes to a run and who goes. It is given on by its peers: to a neighbour that has died and
+come back, by whoever sees it first, and to a device that nobody knew, by the peer that is asked to.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
+from collections.abc import Collection
 from dataclasses import replace
 
 import msgspec
 
-from edgeweave.core.errors import ConfigError
+from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.device.gossip_messages import Admit, BeginGossip, Enrol, PeerStatus
 from edgeweave.device.messages import decode_message, encode_message
 from edgeweave.device.running import Workplace
 from edgeweave.net import control_key
 
-__all__ = ["admit", "enrol_again"]
+__all__ = ["admit", "enrol_again", "wait_until_without"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.05
 
 _OPEN = ("d-psgd", "push-sum")
 """Algorithms whose peers need not all know the same graph."""
@@ -55,6 +61,32 @@ def admit(own: Enrol, message: Admit, steps: int, place: Workplace) -> None:
         rank=_FIRST_RANK + secrets.randbelow(_FIRST_RANK),
     )
     _give(enrol, steps, place)
+
+
+def wait_until_without(own: Enrol, neighbours: Collection[str], place: Workplace) -> None:
+    """Wait until neighbours have heard that this device leaves, at most for ``Timeouts.stop``.
+
+    Its token may otherwise be gone before they have: then what it hands on comes too late.
+    """
+    clock = place.clock
+    deadline = clock.now() + place.timeouts.stop
+    waiting = list(neighbours)
+    while waiting and clock.now() < deadline:
+        seconds = deadline - clock.now()
+        waiting = [other for other in waiting if _still_counts(own, other, seconds, place)]
+        if waiting:
+            clock.sleep(_LOOK_SECONDS)
+
+
+def _still_counts(own: Enrol, other: str, seconds: float, place: Workplace) -> bool:
+    """Whether a neighbour mixes with this device; one that does not answer does not."""
+    try:
+        answer = _ask(place, other, "peer", b"", seconds=seconds)
+    except EdgeweaveError as error:
+        _log.info("%s does not say whom it mixes with: %s", other, error)
+        return False
+    status = decode_message(answer, PeerStatus)
+    return status.run == own.run and own.name in status.neighbours
 
 
 def _give(enrol: Enrol, steps: int, place: Workplace) -> None:

@@ -102,7 +102,7 @@ class GossipTrainer:
         importance: Importance = "last-layer",
         choosing: Choosing = "weighted",
         group_size: int = 8,
-        warm_up_epochs: int = 0,
+        warm_up_epochs: int = 1,
         codec: Codec = _EXACT,
         consensus_rate: float = 1.0,
         seed: int = 0,

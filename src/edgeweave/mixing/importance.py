@@ -23,7 +23,7 @@ Deviation: whole groups are for batches of hundreds of them. A device that keeps
 trains on four classes and outliers, and what is hard is trained on again and again. LeNet on
 Fashion-MNIST after 100 steps, 77 of 256 samples, root mean square error of the gradient over its
 norm: 6.3 by groups, of which 2.5 is always the same way; 1.23 by a random choice; 0.95 along the
-order without scores, 0.83 with scores of now.
+order without scores, 0.86 with scores of now (groups of four; of sixteen 1.00 and 0.88).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class GossipSettings:
     group_size: int = 8
     """Samples that one aggregated point stands for, at most: a batch has at least eight groups, so
     that what is chosen is not all of one class."""
-    warm_up_epochs: int = 0
+    warm_up_epochs: int = 1
     """Epochs in which samples are chosen at random, because scores say nothing yet."""
     codec: Codec = field(default_factory=none)
     consensus_rate: float = 1.0

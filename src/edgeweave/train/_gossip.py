@@ -54,7 +54,7 @@ class GossipSection:
         default=8, metadata=key("the samples that are scored as one, 1 or more", 8)
     )
     warm_up_epochs: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = field(
-        default=0, metadata=key("the epochs before samples are chosen by score", 1)
+        default=1, metadata=key("the epochs before samples are chosen by score", 5)
     )
     codec: Name = field(default="none", metadata=key('"none" or a codec', "uniform(8)"))
     consensus_rate: Share = field(
