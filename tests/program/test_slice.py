@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeweave.core.errors import CaptureError, PlanError
-from edgeweave.program import Captured, Group, check, slice_program
+from edgeweave.program import (
+    Captured,
+    Group,
+    check,
+    gather_entries,
+    slice_entries,
+    slice_program,
+)
 from tests.models import ZOO, SensorLSTM, cross_entropy, mlp
 from tests.program.sliced import Everybody, captured_of, compare, groups_of
 
@@ -326,3 +333,16 @@ def test_grouped_slices_need_a_neuron_for_every_device() -> None:
     captured, _ = zoo("mlp")
     with pytest.raises(PlanError, match="grouped slices give each of 20 devices a neuron"):
         slice_program(captured.program, groups_of(captured.program, (20,)), "grouped")
+
+
+def test_what_an_optimizer_keeps_is_cut_and_gathered_as_its_parameters_are() -> None:
+    captured, _ = zoo("mlp")
+    sliced = slice_program(captured.program, groups_of(captured.program, (2, 3)))
+    trained = {spec.name: spec.shape for spec in captured.program.trainable}
+    entries = {f"{name}|momentum": torch.randn(shape) for name, shape in trained.items()}
+    counters = {f"{name}|step": torch.tensor(7.0) for name in trained}
+    parts = {who: slice_entries(sliced, entries | counters, *who) for who in sliced.members}
+    whole = gather_entries(sliced, parts)
+    assert whole.keys() == entries.keys() | counters.keys()
+    for name, tensor in (entries | counters).items():
+        assert torch.equal(whole[name], tensor), name

@@ -155,7 +155,7 @@ def _first(data: Any, n: int) -> Any:
     return (next(data) for _ in range(n))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("share", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_with_a_codec_less_travels_and_almost_the_same_is_learnt(share: float) -> None:
     model, links = captured(), losing(share)
     sent, losses = [], []

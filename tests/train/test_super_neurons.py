@@ -57,14 +57,14 @@ def test_over_links_that_lose_it_learns_what_one_device_learns_almost() -> None:
     train_set, test_set = samples(640, 1), samples(500, 2)
     with lossy_fleet(*DEVICES, links=losing(0.2)) as world:
         used = trainer(world.fleet)
-        report = used.fit(train_set, batch_size=32, epochs=4, validate=test_set, progress=False)
+        report = used.fit(train_set, batch_size=32, epochs=3, validate=test_set, progress=False)
         evaluated = used.evaluate(test_set, batch_size=100)
     assert 0.1 < report.lost_share < 0.3
     last = report.epochs[-1].validation
     assert last is not None
-    assert last.metrics["accuracy"] > 0.85
+    assert last.metrics["accuracy"] > 0.8
     assert evaluated.metrics["accuracy"] == pytest.approx(last.metrics["accuracy"])
-    assert (report.n_samples, len(report.step_losses)) == (4 * 640, 80)
+    assert (report.n_samples, len(report.step_losses)) == (3 * 640, 60)
     learnt = model()
     learnt.load_state_dict(used.state_dict())
     inputs, target = test_set.tensors
@@ -75,6 +75,7 @@ def test_over_links_that_lose_it_learns_what_one_device_learns_almost() -> None:
     assert all(0.6 < each.share <= 1 for each in told)
 
 
+@pytest.mark.slow
 def test_by_itself_it_plans_for_all_devices_and_tries_both_ways_to_send() -> None:
     with lossy_fleet(*DEVICES, links=losing(0.3)) as world:
         used = trainer(world.fleet, groups="auto", delivery="auto")
@@ -87,6 +88,7 @@ def test_by_itself_it_plans_for_all_devices_and_tries_both_ways_to_send() -> Non
     assert len(report.choices) == 1
 
 
+@pytest.mark.slow
 def test_edgepipes_groups_and_a_plan_of_ones_own_are_taken() -> None:
     with lossy_fleet(*DEVICES) as world:
         plan = trainer(world.fleet, groups="edgepipe").prepare(samples(32, 1), batch_size=32)
@@ -195,6 +197,7 @@ def test_a_killed_process_is_a_mask_and_comes_back_with_what_it_had_learnt() -> 
     assert report.step_losses[-1] < 0.5
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_its_checkpoint_on_other_groups(tmp_path: Path) -> None:
     """With nothing lost and one group, sums over slices are all that differs."""
     momentum = ew.Optimizer("SGD", lr=0.1, momentum=0.9)
@@ -207,6 +210,7 @@ def test_a_run_resumes_from_its_checkpoint_on_other_groups(tmp_path: Path) -> No
                 optimizer=momentum,
                 fleet=world.fleet,
                 groups=groups,
+                delivery="reliable",
             )
             report = used.fit(
                 samples(160, 1),

@@ -22,7 +22,13 @@ import torch
 
 from edgeweave.codec import PAYLOAD_BYTES, dealt
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError, WireError
+from edgeweave.core.errors import (
+    ConfigError,
+    DeviceTimeout,
+    EdgeweaveError,
+    FleetError,
+    WireError,
+)
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.exchange import tensor_frame
 from edgeweave.device.frame_codec import (
@@ -46,10 +52,12 @@ from edgeweave.net import (
     Transport,
     control_pattern,
     device_of,
+    encode,
     frame_key,
     frame_pattern,
     payload_bytes,
 )
+from edgeweave.net.transport import check_datagram
 from edgeweave.program import Sliced, is_external
 
 __all__ = ["SliceExchange"]
@@ -96,8 +104,23 @@ class SliceExchange:
         # Nobody is further than the groups behind it: more never waits at once.
         self._capacity = 4 * (len(self.messages) + 1) * (len(assignment.groups) + 1)
         self._stack = ExitStack()
+        self._check_fits()
         self.awaited: FrameId | None = None
         """The frame of the coordinator that is waited for at this moment."""
+
+    def _check_fits(self) -> None:
+        """``ConfigError`` if a datagram's header, with the device's name in it, leaves no room."""
+        told = {"of": 1.0, "samples": 1.0, "part": 1.0}
+        full = torch.zeros(PAYLOAD_BYTES // 4)
+        largest = self._frame("gradients", 2**31, 2**31, full, told)
+        try:
+            check_datagram(encode(largest), Reliability.LOSS_TOLERANT)
+        except ConfigError as error:
+            raise ConfigError(
+                f"a device's name travels in every datagram of {PAYLOAD_BYTES} bytes, and is short "
+                f"({self._assignment.device!r} has {len(self._assignment.device)} characters: "
+                f"{error}) Rename it."
+            ) from error
 
     def __enter__(self) -> Self:
         assignment = self._assignment

@@ -130,7 +130,7 @@ class SliceCrew:
             return tuple(self._absences)
 
     def deploy_all(self) -> None:
-        """Put every member to work, in turn where they share this machine; the first error ends it."""
+        """Put every member to work, in turn where they share this machine."""
 
         def deploy(device: str) -> bytes:
             rank = self._ranks[device]
