@@ -90,10 +90,10 @@ def header(member: SliceExchange, **changes: Any) -> FrameHeader:
 
 
 def test_what_a_member_may_hear_is_accepted(member: SliceExchange) -> None:
-    member._expect(header(member))
-    member._expect(header(member, tensors=()))
+    member._checks.expect(header(member))
+    member._checks.expect(header(member, tensors=()))
     number = next(m.transfer for m in member.messages if (m.sender, m.receiver) == (0, 1))
-    member._expect(header(member, kind="gradients", microbatch=number))
+    member._checks.expect(header(member, kind="gradients", microbatch=number))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_a_member_may_hear_is_accepted(member: SliceExchange) -> None:
 )
 def test_anything_else_is_refused_by_name(member: SliceExchange, changes: dict[str, Any]) -> None:
     with pytest.raises(WireError, match=r"stage 0 on a "):
-        member._expect(header(member, **changes))
+        member._checks.expect(header(member, **changes))
 
 
 def test_an_input_of_the_coordinator_has_the_programs_tensors(member: SliceExchange) -> None:
@@ -128,14 +128,14 @@ def test_an_input_of_the_coordinator_has_the_programs_tensors(member: SliceExcha
     good = FrameHeader(
         "input", "me", COORDINATOR, 0, 0, 0, (TensorSpec("input:0", "float32", (4, 8)),), told
     )
-    member._expect(good)
+    member._checks.expect(good)
     for tensors in (
         (TensorSpec("input:0", "float32", (5, 8)),),
         (TensorSpec("input:9", "float32", (4, 8)),),
     ):
         wrong = FrameHeader("input", "me", COORDINATOR, 0, 0, 0, tensors, told)
         with pytest.raises(WireError, match=r"^stage 0 on a expects input:"):
-            member._expect(wrong)
+            member._checks.expect(wrong)
 
 
 @pytest.mark.parametrize("codec", [None, uniform(8)])

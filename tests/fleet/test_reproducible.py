@@ -1,7 +1,7 @@
 """The same seed and fleet lose the same messages in every run, on a clock that the test moves.
 
-Nothing but the emulated links loses anything here. Over sockets a loss-tolerant message may also be
-dropped where a queue is full. That scripted trouble repeats as well is in ``test_chaos_wire.py``.
+Nothing but the emulated links loses anything here. That scripted trouble repeats as well is in
+``test_chaos_wire.py``.
 """
 
 from __future__ import annotations

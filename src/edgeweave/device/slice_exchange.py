@@ -43,10 +43,10 @@ from edgeweave.device.member_messages import FLAT, Message, messages
 from edgeweave.device.outbox import Outbox
 from edgeweave.device.parcels import ParcelId, Parcels, Way
 from edgeweave.device.place import COORDINATOR
+from edgeweave.device.slice_checks import SliceChecks
 from edgeweave.device.slice_messages import SliceAssignment
 from edgeweave.net import (
     Frame,
-    FrameHeader,
     Reliability,
     TensorSpec,
     Transport,
@@ -65,6 +65,8 @@ __all__ = ["SliceExchange"]
 _N_ENDS: Final = 3
 """Of a message: at 20 % of packets lost, 8 of 1000 lose all, and are waited for to a deadline."""
 _MOST_WAITING: Final = 256
+_FIRST_SECONDS: Final = 2.0
+"""The deadline of a sender and way before anything is learnt of them."""
 _TRY_SECONDS: Final = 0.05
 _TRIED_SECONDS: Final = 5.0
 """How long a receiver that does not listen is tried, where nothing may be lost."""
@@ -91,9 +93,12 @@ class SliceExchange:
         self.messages = messages(sliced, assignment.codec)
         self._me = assignment.peer(assignment.stage)
         self._external = {v.name: v for v in sliced.program.inputs if is_external(v.name)}
+        self._checks = SliceChecks(assignment, self.messages, self._external)
         self._ranks = {device: rank for rank, device in enumerate(assignment.devices)}
         self.parcels = Parcels(
-            clock, first_seconds=timeouts.request, least_seconds=assignment.least_wait_seconds
+            clock,
+            first_seconds=max(_FIRST_SECONDS, assignment.least_wait_seconds),
+            least_seconds=assignment.least_wait_seconds,
         )
         self.inbox = Inbox(capacity=_MOST_WAITING)
         self._clock = clock
@@ -130,7 +135,7 @@ class SliceExchange:
                 frame_pattern(self._fleet, assignment.run, assignment.term, assignment.stage),
                 self._receive,
                 on_error=self._refuse,
-                expect=self._expect,
+                expect=self._checks.expect,
                 limit_bytes=self._limit_bytes(),
             )
             stack.callback(heard.close)
@@ -303,7 +308,7 @@ class SliceExchange:
                 self._first_round = header.step
                 self._has_begun.set()
             return
-        way = cast(Way, header.kind)  # ``_expect`` saw to it
+        way = cast(Way, header.kind)  # the checks saw to it
         key = ParcelId(way, header.step, header.microbatch)
         count = int(header.scalars["of"])
         if not frame.tensors:
@@ -326,82 +331,6 @@ class SliceExchange:
     def _refuse(self, error: WireError) -> None:
         named = self._me in str(error)
         self.fail(error if named else type(error)(f"{self._me} refuses a frame: {error}"))
-
-    def _expect(self, header: FrameHeader) -> None:
-        """Refuse what the program does not declare, before anything is allocated for it."""
-        samples = header.scalars.get("samples", -1.0)
-        if not 0 <= samples <= self._assignment.microbatch_size or samples != int(samples):
-            raise WireError(
-                f"{self._me} expects 0 to {self._assignment.microbatch_size} samples "
-                f"(got {samples} from {header.device})."
-            )
-        if header.kind == "input":
-            self._expect_input(header, int(samples))
-            return
-        message = self._message(header)
-        if not header.tensors:
-            self._check_number(header, "of")
-            return
-        count, index = self._check_number(header, "of"), self._check_number(header, "part")
-        if count not in (1, message.n_datagrams(int(samples))) or index >= count:
-            raise WireError(
-                f"{self._me} expects {message.value.name} in 1 or "
-                f"{message.n_datagrams(int(samples))} parts (got part {index} of {count} from "
-                f"{header.device})."
-            )
-        expected = message.part(index, count, int(samples))
-        sent = header.tensors[0]
-        is_coded = message.codec is not None and header.codec != "none"
-        if is_coded and sent.dtype == "uint8" and len(sent.shape) == 1:
-            expected = sent  # what it is of is checked when it is decoded
-        if header.tensors != (expected,):
-            raise WireError(
-                f"{self._me} expects {expected} of {message.value.name} (got {header.tensors} "
-                f"from {header.device})."
-            )
-
-    def _message(self, header: FrameHeader) -> Message:
-        """The one that a header is of; ``WireError`` if its sender has none such for me."""
-        known = 0 <= header.microbatch < len(self.messages)
-        message = self.messages[header.microbatch] if known else None
-        ends = None if message is None else (message.sender, message.receiver)
-        mine = self._assignment.stage
-        expected = {"values": (header.stage, mine), "gradients": (mine, header.stage)}
-        right_device = (
-            0 <= header.stage < self._assignment.n_stages
-            and header.device == self._assignment.device_of(header.stage)
-        )
-        if message is None or ends != expected.get(header.kind) or not right_device:
-            raise WireError(
-                f"{self._me} expects no {header.kind[:40]!r} number {header.microbatch} from "
-                f"member {header.stage} ({header.device})."
-            )
-        return message
-
-    def _check_number(self, header: FrameHeader, name: str) -> int:
-        value = header.scalars.get(name, -1.0)
-        if not (0 <= value < 2**31 and value == int(value)):
-            raise WireError(
-                f"{self._me} expects a whole number called {name} (got {value} from "
-                f"{header.device})."
-            )
-        return int(value)
-
-    def _expect_input(self, header: FrameHeader, samples: int) -> None:
-        if header.device != self._assignment.coordinator or header.stage != COORDINATOR:
-            raise WireError(
-                f"{self._me} takes inputs of its coordinator only (got some of {header.device})."
-            )
-        for name in ("train", "step"):
-            self._check_number(header, name)
-        for spec in header.tensors:
-            value = self._external.get(spec.name)
-            expected = None if value is None else (value.dtype, value.shape_at(samples))
-            if expected != (spec.dtype, spec.shape):
-                raise WireError(
-                    f"{self._me} expects {spec.name} as {expected} (got {spec.dtype} "
-                    f"{spec.shape} from {header.device})."
-                )
 
     def _limit_bytes(self) -> int:
         size = self._assignment.microbatch_size

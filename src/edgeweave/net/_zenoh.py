@@ -190,13 +190,12 @@ class Publisher:
     ) -> None:
         self._key = key
         self._one_frame = threading.Lock()
-        # A loss-tolerant frame is no use late: where a reliable one waits, it is dropped.
         reliable = reliability is Reliability.RELIABLE
         self._publisher = session.declare_publisher(
             key,
-            congestion_control=(
-                zenoh.CongestionControl.BLOCK if reliable else zenoh.CongestionControl.DROP
-            ),
+            # Loss-tolerant ones too: 300 datagrams in a row overflow Zenoh's queue of 16 batches,
+            # which is no loss of the link. Who sends them waits on a thread for each receiver.
+            congestion_control=zenoh.CongestionControl.BLOCK,
             priority=_PRIORITY[priority],
             reliability=(zenoh.Reliability.RELIABLE if reliable else zenoh.Reliability.BEST_EFFORT),
             express=True,
