@@ -70,9 +70,7 @@ class Ring:
         self.job.write_text(JOB)
         self._folder = folder
         any_port = Locator.parse("tcp/127.0.0.1:0")
-        self.endpoints = {
-            name: f"tcp/127.0.0.1:{unused_port(any_port)}" for name in (*DEVICES, "pi-e")
-        }
+        self.endpoints = {name: f"tcp/127.0.0.1:{unused_port(any_port)}" for name in DEVICES}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in DEVICES:
             self.start(name)
@@ -164,7 +162,7 @@ def test_the_coordinator_is_killed_and_a_peer_is_killed_and_returns(
     assert 0 < peers["pi-b"]["status"]["steps_here"] < peers["pi-b"]["status"]["steps"]
 
 
-def test_a_device_leaves_in_order_one_joins_and_the_run_is_stopped_from_anywhere(
+def test_a_device_leaves_in_order_and_the_run_is_stopped_from_anywhere(
     ring: Ring,
 ) -> None:
     with ring.onlooker() as fleet:
@@ -181,14 +179,8 @@ def test_a_device_leaves_in_order_one_joins_and_the_run_is_stopped_from_anywhere
         assert {status.edges_lost for status in running(fleet).values()} == {0}
 
         far = ["--connect", ring.endpoints["pi-d"]]
-        ring.start("pi-e")
-        wait_until(lambda: "pi-e" in fleet.present(), "a device that nobody knew")
-        ring.command("gossip", str(ring.job), "--admit", "pi-e", *far, tries=4)
-        wait_until(lambda: running(fleet)["pi-e"].steps_here > 0, "it learns with the others")
-        assert 1 <= len(running(fleet)["pi-e"].neighbours) <= 2
-
         stopped = ring.command("gossip", "--stop", begun["run"], *far)
-        assert sorted(stopped["stopped"]) == ["pi-a", "pi-c", "pi-d", "pi-e"]
+        assert sorted(stopped["stopped"]) == ["pi-a", "pi-c", "pi-d"]
         kept = running(fleet)
         assert {status.phase for status in kept.values()} == {"finished"}
         found = ring.command("gossip", str(ring.job), "--attach", *far)
