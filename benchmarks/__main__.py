@@ -3,9 +3,9 @@
 Without ``--quick`` the full result is written to ``benchmarks/results/NAME.json``, which is
 committed, and its picture to ``docs/images``. ``--page`` writes ``docs/reference-benchmarks.md``
 from the results that are there, which ``--all`` does too. With ``--json`` the last line of output
-is one JSON object with the metrics. ``convergence``, ``gossip`` and ``serving`` take long: with
-``--kept FOLDER`` they keep each part there when it is done, and a run that was cut off goes on from
-them.
+is one JSON object with the metrics. ``convergence``, ``edgepipe``, ``gossip`` and ``serving`` take
+long: with ``--kept FOLDER`` they keep each part there when it is done, and a run that was cut off
+goes on from them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.harness import NAMES, Result, write
 
 __all__ = ["main"]
 
-_KEEPING = ("convergence", "gossip", "serving")
+_KEEPING = ("convergence", "edgepipe", "gossip", "serving")
 
 
 def main(arguments: list[str]) -> int:

@@ -15,33 +15,56 @@ masked_horizontal    the same with our exchange: not EdgePipe's baseline, but a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 import torch
 
 from benchmarks.edgepipe_claim import RECEPTIONS, TABLE_ARMS, WAITS
-from benchmarks.edgepipe_found import found
-from benchmarks.edgepipe_runs import BURSTS, Job, Links, drawn_reception, sliced
+from benchmarks.edgepipe_runs import BURSTS, Found, Job, Links, drawn_reception, sliced, train
 from benchmarks.harness import Result
+from benchmarks.keeping import kept_or_made
 from edgeweave.plan import traffic
 from edgeweave.plan.super_neurons import horizontal_slots, pipelined_slots
 
-__all__ = ["of_seed", "run"]
+__all__ = ["run"]
 
 _Samples = dict[str, list[float]]
+_Train = Callable[[Job], Found]
 _FOREVER = 1e12
 _BATCHES = 2000
 _QUICK_BATCHES = 60
 
 
-def run(*, quick: bool) -> Result:
+def run(*, quick: bool, kept: Path | None = None) -> Result:
     """``quick``: two receptions, one seed, 60 batches; what it learns says nothing."""
+    torch.set_num_threads(1)
     seeds = (0,) if quick else (0, 1, 2)
     n_batches = _QUICK_BATCHES if quick else _BATCHES
+
+    def found(job: Job) -> Found:
+        name = f"edgepipe-{hashlib.sha256(repr(job).encode()).hexdigest()[:24]}"
+        return kept_or_made(None if quick else kept, name, Found, lambda: train(job))
+
     samples: _Samples = {}
     for seed in seeds:
-        of_seed(samples, seed, quick=quick)
+        base = Job(
+            "mlp_mnist",
+            "hybrid",
+            Links(0.0),
+            n_batches,
+            0.0,
+            seed=seed,
+            n_tests=500 if quick else 10_000,
+        )
+        _table(samples, base, found, ("1", "0p8") if quick else tuple(RECEPTIONS))
+        _drops(samples, base, found)
+        if not quick:
+            _mapping(samples, base, found)
+            _waiting(samples, base, found)
+            _others(samples, base, found)
     _judge(samples)
     _counts(samples, n_batches)
     metrics = {key: median(each) for key, each in samples.items()}
@@ -55,26 +78,6 @@ def run(*, quick: bool) -> Result:
     )
 
 
-def of_seed(samples: _Samples, seed: int, *, quick: bool) -> None:
-    """All trainings of one seed, the table first."""
-    torch.set_num_threads(1)
-    base = Job(
-        "mlp_mnist",
-        "hybrid",
-        Links(0.0),
-        _QUICK_BATCHES if quick else _BATCHES,
-        0.0,
-        seed=seed,
-        n_tests=500 if quick else 10_000,
-    )
-    _table(samples, base, ("1", "0p8") if quick else tuple(RECEPTIONS))
-    _drops(samples, base)
-    if not quick:
-        _mapping(samples, base)
-        _waiting(samples, base)
-        _others(samples, base)
-
-
 def _note(samples: _Samples, key: str, value: float) -> None:
     samples.setdefault(key, []).append(value)
 
@@ -86,7 +89,7 @@ def _timed(base: Job) -> float:
     return pipelined_slots(sum(layers), max(layers), base.n_batches)
 
 
-def _table(samples: _Samples, base: Job, receptions: Sequence[str]) -> None:
+def _table(samples: _Samples, base: Job, found: _Train, receptions: Sequence[str]) -> None:
     base = dataclasses.replace(base, n_slots=_timed(base))
     for name in receptions:
         for arm in TABLE_ARMS:
@@ -96,19 +99,19 @@ def _table(samples: _Samples, base: Job, receptions: Sequence[str]) -> None:
             _note(samples, f"{arm}_fixed_time_{name}", came.of_slots)
 
 
-def _only_samples(base: Job, **changes: object) -> float:
+def _only_samples(found: _Train, base: Job, **changes: object) -> float:
     """The accuracy after the batches; no slots are looked at."""
     return found(dataclasses.replace(base, n_slots=0.0, **changes)).of_samples  # type: ignore[arg-type]
 
 
-def _drops(samples: _Samples, base: Job) -> None:
+def _drops(samples: _Samples, base: Job, found: _Train) -> None:
     """Points lost to reception 0.8, and to devices that die after a third of the batches."""
     for arm in ("hybrid", "vertical"):
-        exact = _only_samples(base, arm=arm)
-        lossy = _only_samples(base, arm=arm, links=Links(0.2, "datagram"))
+        exact = _only_samples(found, base, arm=arm)
+        lossy = _only_samples(found, base, arm=arm, links=Links(0.2, "datagram"))
         _note(samples, f"{arm}_accuracy_drop_at_0p8", exact - lossy)
         for n_dead, words in ((1, "one_dead_device"), (2, "two_dead_devices")):
-            left = _only_samples(base, arm=arm, deaths=_deaths(base, n_dead))
+            left = _only_samples(found, base, arm=arm, deaths=_deaths(base, n_dead))
             _note(samples, f"{arm}_accuracy_drop_{words}", exact - left)
     whole = samples["vertical_accuracy_1"][-1] - samples["vertical_accuracy_0p8"][-1]
     _note(samples, "vertical_accuracy_drop_at_0p8_messages", whole)
@@ -120,7 +123,7 @@ def _deaths(base: Job, n_dead: int) -> dict[str, tuple[float, float]]:
     return dict.fromkeys(dead, (_timed(base) / 3, _FOREVER))
 
 
-def _others(samples: _Samples, base: Job) -> None:
+def _others(samples: _Samples, base: Job, found: _Train) -> None:
     """Other networks and data, more devices, bursts and recorded links."""
     settings: Mapping[str, tuple[str, int, Links]] = {
         "lenet_mnist": ("lenet_mnist", 4, Links(0.2, "datagram")),
@@ -135,12 +138,13 @@ def _others(samples: _Samples, base: Job) -> None:
     }
     for name, (task, n_devices, links) in settings.items():
         job = dataclasses.replace(base, task=task, n_devices=n_devices)
-        exact = _only_samples(job)
+        exact = _only_samples(found, job)
+        lossy = _only_samples(found, job, links=links)
         _note(samples, f"hybrid_accuracy_{name}_lossless", exact)
-        _note(samples, f"hybrid_accuracy_drop_{name}", exact - _only_samples(job, links=links))
+        _note(samples, f"hybrid_accuracy_drop_{name}", exact - lossy)
 
 
-def _mapping(samples: _Samples, base: Job) -> None:
+def _mapping(samples: _Samples, base: Job, found: _Train) -> None:
     """Every link with a reception of its own: with mapping, without; with pipelining, without."""
     names = [f"pi-{index}" for index in range(base.n_devices)]
     loss = {ends: 1 - share for ends, share in drawn_reception(names, base.seed).items()}
@@ -151,7 +155,7 @@ def _mapping(samples: _Samples, base: Job) -> None:
         _note(samples, f"{arm}_fixed_time_drawn_links", came.of_slots)
 
 
-def _waiting(samples: _Samples, base: Job) -> None:
+def _waiting(samples: _Samples, base: Job, found: _Train) -> None:
     """Sending again, the longer it takes: accuracy in the hybrid's time at reception 0.8."""
     job = dataclasses.replace(base, n_slots=_timed(base), links=Links(0.2))
     for slots in WAITS:
