@@ -36,6 +36,7 @@ _N_STEPS = _EPOCHS * _N_SAMPLES // _BATCH_SIZE
 _WIDTH, _LAYERS, _CLASSES = 24, 5, 4
 _SPEEDS = (0.3, 0.5, 1.0)
 _SLOW_SECONDS = 0.3
+_THREAD_SECONDS = 3.0
 _COORDINATOR = "coordinator"
 
 
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
                 & set(report.plan.devices)
             ),
         }
-    ours = [each.name for each in threading.enumerate() if each not in threads]
+    ours = _left_running(threads)
     told |= {
         "sockets": max(_sockets() - sockets, 0),
         "threads": ours,
@@ -126,6 +127,14 @@ def main(arguments: Sequence[str]) -> int:
     }
     reply(told)
     return 0
+
+
+def _left_running(before: set[threading.Thread]) -> list[str]:
+    """Threads that do not end within some seconds; Zenoh's end after what they served."""
+    deadline = time.monotonic() + _THREAD_SECONDS
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    return [each.name for each in threading.enumerate() if each not in before]
 
 
 def _undisturbed() -> Trouble:

@@ -216,7 +216,7 @@ SCENARIOS: dict[str, Scenario] = {
                 stall("b"),
             )
         },
-        "ac",
+        "abc",
         at_end="b",
     ),
     "one is cut off, and its links are mended later": slow(

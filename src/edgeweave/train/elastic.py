@@ -48,6 +48,7 @@ __all__ = ["Adopted", "ElasticRun", "Replan", "halted"]
 _log = logging.getLogger(__name__)
 
 _REMEMBERED_SNAPSHOTS = 16
+_LOOK_AGAIN_SECONDS = 0.2
 
 Replan = Callable[[tuple[str, ...]], Plan]
 """The plan for the devices that are left; ``PlanError`` if there is none."""
@@ -101,6 +102,8 @@ class ElasticRun:
         self._members = set(begin.holders.devices)
         self._hired = set(self._members)
         """All that ever were members: one that was silent may be there at the end."""
+        self._waited_after: int | None = None
+        """How many steps were done when nobody was left, and those that were lost got some time."""
         self._run = self._term(plan, begin.step, begin.holders)
         self._stack = ExitStack()
         self._copies = Copies(fleet, weights)
@@ -232,7 +235,7 @@ class ElasticRun:
         self._snapshot_steps.append(resumed)
         recovery = Recovery(
             step,
-            tuple(sorted(lost)),
+            tuple(sorted({error.device, *lost})),
             tuple(sorted(holders.devices)),
             plan,
             resumed,
@@ -327,7 +330,8 @@ class ElasticRun:
 
     def _survivors(self, lost: set[str], busy: set[str]) -> Holders:
         """Those that are there and answer, halted, with what they keep; not spare devices that work
-        for another run. If these are none, whoever stood still gets time to answer.
+        for another run. If these are none, those that stood still or were away get some time, once
+        before the run has made another step.
         """
         self._members -= busy
         there = set(self._fleet.present()) & {*self._fleet.devices, *self._members} - lost - busy
@@ -336,12 +340,24 @@ class ElasticRun:
         for device, error in failed.items():
             _log.warning("%s does not answer, and counts as lost: %s", device, error)
         lost |= self._members - held.keys()
-        if not held:
-            held, _ = halted(self._fleet, set(self._fleet.present()) & self._hired & lost, halt)
+        if not held and self._waited_after != self._done:
+            self._waited_after = self._done
+            held = self._late_survivors(halt, busy)
             lost.difference_update(held)
             self._members.update(held)
         self._members &= held.keys()
         return Holders(held, self._weights.step)
+
+    def _late_survivors(self, halt: Halt, busy: set[str]) -> dict[str, Holdings]:
+        """The first devices to answer of all that ever had a part, and what they keep."""
+        clock = self._fleet.clock
+        deadline = clock.now() + self._fleet.timeouts.connect
+        while True:
+            known = {*self._fleet.devices, *self._hired} - busy
+            held, _ = halted(self._fleet, known & set(self._fleet.present()), halt)
+            if held or clock.now() >= deadline:
+                return held
+            clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def _all_halted(self, asked: Halt) -> Holders:
         """What all members keep. One that fails to say so is blamed for it, and counts as lost."""
