@@ -312,7 +312,11 @@ def test_files_that_are_not_there_are_told_by_the_device_and_leave_nobody_busy(
     files = DeviceFiles("npz", tmp_path / "none.npz")
     with pytest.raises(ConfigError, match="there is no such file"):
         trainer_of(world.fleet).fit(files, batch_size=8, validate=DIGITS.test)
-    assert all(world.fleet.greet(device).run is None for device in "abcd")
+
+    def nobody_is_busy() -> bool:
+        return all(world.fleet.greet(device).run is None for device in "abcd")
+
+    wait_until(nobody_is_busy, "the others to have ended what they had begun")
 
 
 def test_importance_of_real_targets_is_refused_with_the_way_out(world: MemoryFleet) -> None:
