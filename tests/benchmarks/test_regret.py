@@ -25,7 +25,8 @@ def believed(costs: Costs, factor: float) -> Costs:
 
 def setting(factor: float) -> Setting:
     measured = equal_costs(8, 2)
-    return Setting(measured, {way: believed(measured, factor) for way in WAYS[:-1]})
+    ways = {way: believed(measured, factor) for way in WAYS[:-2]}
+    return Setting(measured, ways, first=measured, later=measured)
 
 
 def test_who_believes_the_truth_regrets_nothing() -> None:
@@ -40,6 +41,12 @@ def test_who_believes_a_device_to_be_useless_plans_as_if_it_were() -> None:
     assert found["zero_shot"] == pytest.approx(alone / both)
     assert found["equal_split"] == 1.0
     assert within  # what the first device takes alone, it was believed to take
+
+
+def test_a_profile_is_judged_by_what_was_recorded_later() -> None:
+    right = setting(1.0)
+    wrong = replace(right, first=believed(right.measured, 1000.0))
+    assert judged(wrong)[0]["profiled_again"] == judged(setting(1000.0))[0]["zero_shot"] > 1
 
 
 def test_a_step_that_takes_longer_than_believed_is_outside_its_interval() -> None:

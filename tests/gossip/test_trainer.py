@@ -216,9 +216,12 @@ def test_runs_whose_peers_agreed_on_pairs_let_nobody_in(world: MemoryFleet) -> N
     trainer = trainer_of(world.fleet, algorithm="gossip-sgd", balance=False)
     run = trainer.start(FILES, batch_size=8, epochs=200, example=DIGITS.test)
     members = Members.of_run(world.fleet, run)
-    with pytest.raises(ConfigError, match="devices join runs of d-psgd and push-sum"):
-        members.admit("new", SourceData("digits"))
-    members.release()
+    try:
+        wait_until(lambda: running(world.fleet)["a"].step > 0, "a step")
+        with pytest.raises(ConfigError, match="devices join runs of d-psgd and push-sum"):
+            members.admit("new", SourceData("digits"))
+    finally:
+        members.release()
 
 
 def test_a_device_without_a_step_of_its_own_does_not_count_in_the_mean() -> None:

@@ -347,7 +347,13 @@ def test_a_batch_of_one_runs_after_capture_at_four() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, pytest.param(3, marks=pytest.mark.slow), 7])
-@pytest.mark.parametrize("name", ["mlp", "lenet", "vit", "bert", "gpt2", "llama", "lstm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlp", "lenet", "vit", "bert"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama", "lstm")),
+    ],
+)
 def test_a_model_captured_at_four_samples_runs_at_any_number(
     captured: Any, name: str, n: int
 ) -> None:

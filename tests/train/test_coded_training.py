@@ -199,6 +199,7 @@ def test_coded_training_equals_coded_stages_in_one_process_bit_for_bit(
     assert len(differing(trainer.state_dict(), plain_run(job).state)) > 5
 
 
+@pytest.mark.slow
 def test_the_coded_stages_without_bits_are_a_plain_loop() -> None:
     """What the test above compares with is itself right."""
     for example in (MLP, CNN, UNET):

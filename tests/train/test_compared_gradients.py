@@ -61,6 +61,7 @@ def test_training_goes_on_as_if_nothing_had_been_compared(
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_exact_links_agree_exactly_and_fewer_bits_agree_less(fleet: ew.Fleet) -> None:
     cosines = []
     for bits in (16, 8, 4, 2):
