@@ -96,6 +96,21 @@ def test_its_end_waits_for_no_device_that_stands_still() -> None:
     wait_until(lambda: not replicator_threads(), "it has ended")
 
 
+def test_a_state_that_comes_after_the_end_pushes_out_none_that_is_kept() -> None:
+    source, kept = Source(), Snapshots("pi-b")
+    with Replicator(source.fetch, kept, stop_seconds=LONG) as replicator:
+        for step in (2, 4):
+            replicator.replicate(step)
+            wait_until(lambda step=step: step in kept.held(), "it is fetched")
+        source.may_answer.clear()
+        replicator.replicate(6)
+        wait_until(lambda: source.asked == [2, 4, 6], "one more is on its way")
+    said = kept.held()
+    source.may_answer.set()
+    wait_until(lambda: not replicator_threads(), "it came")
+    assert kept.held() == said == {2: ("w",), 4: ("w",)}
+
+
 def test_a_replicator_that_was_asked_nothing_ends_at_once() -> None:
     with Replicator(Source().fetch, Snapshots("pi-b"), stop_seconds=LONG):
         assert len(replicator_threads()) == 1
