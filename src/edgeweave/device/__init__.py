@@ -54,9 +54,10 @@ from edgeweave.device.optimizer import (
     state_bytes_per_trainable_byte,
     step_bytes_per_trainable_byte,
 )
-from edgeweave.device.outbox import Outbox
+from edgeweave.device.outbox import Outboxes
 from edgeweave.device.probing import probe_link
 from edgeweave.device.rows import Data, Rows, SentData, SourceData, load_rows
+from edgeweave.device.scalars import metrics_in, told_hyperparameters
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.slice_messages import (
     DeploySlice,
@@ -97,7 +98,7 @@ __all__ = [
     "LinkTimings",
     "ModelRequest",
     "Optimizer",
-    "Outbox",
+    "Outboxes",
     "Place",
     "PeerStatus",
     "ProbeRequest",
@@ -132,11 +133,13 @@ __all__ = [
     "encode_message",
     "layout_of",
     "load_rows",
+    "metrics_in",
     "probe_link",
     "received_state",
     "state_bytes_per_trainable_byte",
     "step_bytes_per_trainable_byte",
     "tensor_frame",
+    "told_hyperparameters",
     "told_products",
     "told_rates",
     "told_replicas",

@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import DeviceTimeout, EdgeweaveError, FleetError
+from edgeweave.core.errors import EdgeweaveError
 from edgeweave.device.activity import Activity
 from edgeweave.device.comparison import gradient_products
 from edgeweave.device.exchange import StageExchange, as_mapping, coding_names
@@ -30,6 +30,8 @@ from edgeweave.device.inbox import FrameId
 from edgeweave.device.messages import COORDINATOR, Assignment, Pulse, TraceEvent
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.reduction import Reduction
+from edgeweave.device.rounds import Rounds
+from edgeweave.device.scalars import hyperparameters_in, told_loss
 from edgeweave.device.snapshots import State
 from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.device.throttle import Throttle
@@ -90,9 +92,7 @@ class Executor:
         self._thread = threading.Thread(
             target=self._run, name=f"edgeweave-stage-{assignment.stage}"
         )
-        self._finished = threading.Condition()
-        self._rounds = 0
-        self._ended = False
+        self._rounds = Rounds(assignment)
         self._finishes = False
         self._samples: dict[int, int] = {}
         self._codecs: dict[int, FrameCoding] = {}
@@ -110,11 +110,11 @@ class Executor:
     @property
     def rounds(self) -> int:
         """Rounds finished so far."""
-        return self._rounds
+        return self._rounds.done
 
     def pulse(self) -> Pulse:
         """What the compute thread does now; it is not asked."""
-        return self._activity.pulse(self._rounds)
+        return self._activity.pulse(self._rounds.done)
 
     def rehearse(self, known: StageSeconds | None) -> None:
         """Warm up, and learn how to pace an emulated device.
@@ -175,17 +175,7 @@ class Executor:
 
     def wait_rounds(self, rounds: int, *, timeout_seconds: float) -> None:
         """Return once so many rounds are finished; raises at once if they never will be."""
-        me = self._assignment.peer(self._assignment.stage)
-        with self._finished:
-            self._finished.wait_for(lambda: self._rounds >= rounds or self._ended, timeout_seconds)
-            if self._rounds < rounds and self._ended:
-                raise FleetError(f"{me} ended after {self._rounds} of {rounds} rounds.")
-            if self._rounds < rounds:
-                raise DeviceTimeout(
-                    f"{me} finished {self._rounds} of {rounds} rounds in {timeout_seconds:.0f} s.",
-                    device=self._assignment.device,
-                    stage=self._assignment.stage,
-                )
+        self._rounds.wait(rounds, timeout_seconds=timeout_seconds)
 
     def state(self) -> State:
         """A copy of what training changes, the optimizer's part included, in main memory.
@@ -206,12 +196,10 @@ class Executor:
             self._exchange.inbox.fail(RunEnded("the stage failed"))
             self._on_fault(error)
         finally:
-            with self._finished:
-                self._ended = True
-                self._finished.notify_all()
+            self._rounds.end()
 
     def _round(self) -> None:
-        number = self._rounds
+        number = self._rounds.done
         begin = self._begin(number)
         step = int(begin.header.scalars["step"])
         n_microbatches = int(begin.header.scalars["microbatches"])
@@ -224,17 +212,12 @@ class Executor:
         else:
             for microbatch in range(n_microbatches):
                 self._evaluate(number, step, microbatch)
-        self._end_round()
+        self._rounds.finish(number)
 
     def _begin(self, number: int) -> Frame:
         """What the coordinator says of a round, waited for."""
         with self._timed("idle", -1, -1):
             return self._exchange.wait("begin", COORDINATOR, number)
-
-    def _end_round(self) -> None:
-        with self._finished:
-            self._rounds += 1
-            self._finished.notify_all()
 
     def _compare(self, number: int, step: int) -> None:
         """Tell the coordinator how the gradient of a microbatch with codecs differs from without.
@@ -311,7 +294,7 @@ class Executor:
             event = self.events[-1]
             self.snapshot_seconds += event.stop_seconds - event.start_seconds
             self._on_snapshot(step + 1, state, bool(scalars.get("replicate")))
-        self._end_round()
+        self._rounds.finish(number)
 
     def _choose(self, number: int, step: int, choices: Sequence[Action]) -> Action:
         """The first choice whose frames are here; waits for one if none is."""
@@ -377,9 +360,8 @@ class Executor:
             coding = self._coding(stage, moment, at_random=False)
             self._exchange.send("activation", stage, number, microbatch, sent, scalars, coding)
         if result.loss is not None:
-            scalars = {**scalars, "loss": result.loss.item()}
-            scalars.update({f"metric:{name}": v.item() for name, v in result.metrics.items()})
-            self._exchange.send("result", COORDINATOR, number, microbatch, {}, scalars)
+            told = {**scalars, **told_loss(result)}
+            self._exchange.send("result", COORDINATOR, number, microbatch, {}, told)
 
     def _backward(self, number: int, moment: Moment, total_samples: float) -> None:
         gradients = self._gradients(number, moment)
@@ -416,13 +398,8 @@ class Executor:
         return {}
 
     def _update(self, step: int, scalars: Mapping[str, float]) -> None:
-        hyperparameters = {
-            name.removeprefix("hp:"): value
-            for name, value in scalars.items()
-            if name.startswith("hp:")
-        }
         with self._computing("update", Moment(step, -1), 0):
-            self._change_weights(step, hyperparameters)
+            self._change_weights(step, hyperparameters_in(scalars))
 
     def _change_weights(self, step: int, hyperparameters: Mapping[str, float]) -> None:
         self._optimizer.step(hyperparameters)

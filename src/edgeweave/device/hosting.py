@@ -23,6 +23,7 @@ import torch
 from edgeweave.core.errors import FleetError, PlanError
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
+from edgeweave.device.coordinator_watch import CoordinatorWatch
 from edgeweave.device.exchange import StageExchange
 from edgeweave.device.faults import report_fault
 from edgeweave.device.frame_codec import FrameCoding
@@ -31,7 +32,6 @@ from edgeweave.device.place import Place
 from edgeweave.device.running import Workplace
 from edgeweave.device.serving_stage import ServingStage
 from edgeweave.device.stage_tally import StageTally
-from edgeweave.net import Subscription, control_key
 from edgeweave.program import (
     Program,
     StageProgram,
@@ -70,14 +70,12 @@ class Hosting:
     def __init__(self, run: str, place: Workplace, *, on_orphaned: Callable[[], None]) -> None:
         self.run = run
         self._place = place
-        self._on_orphaned = on_orphaned
         self._changing = threading.RLock()
         self._computing = threading.Lock()
         self._held: dict[int, _Held] = {}
         self._program: Program | None = None
         self._tally = StageTally()
-        self._coordinator: str | None = None
-        self._watch: Subscription | None = None
+        self._watch = CoordinatorWatch(place, lambda _coordinator: on_orphaned())
         self._moved_before = place.transport.statistics()
         self._cpu_before = time.process_time()
         memory.reset_peak()
@@ -116,7 +114,7 @@ class Hosting:
             device = self._place.torch_device
             stage = StageProgram(program, state, device=device, take_over=True)
             self._held[place.term] = self._begin(message, stage)
-            self._look_after(place.coordinator)
+            self._watch.follow(place.coordinator)
             return Served(is_ready=True, has_ended_stages=is_crowded)
 
     def retire(self, before: int, after: int | None = None) -> None:
@@ -152,9 +150,7 @@ class Hosting:
     def close(self) -> None:
         """Let everything go."""
         with self._changing:
-            watch, self._watch = self._watch, None
-            if watch is not None:
-                watch.close()
+            self._watch.close()
             for held in self._held.values():
                 held.ends.close()
             self._held.clear()
@@ -233,13 +229,3 @@ class Hosting:
             if name not in state
         }
         return needed + sum(others.values()) <= limit
-
-    def _look_after(self, coordinator: str) -> None:
-        if coordinator == self._coordinator:
-            return
-        self._coordinator = coordinator
-        place = self._place
-        key = control_key(place.settings.fleet, coordinator, "alive")
-        self._watch = place.transport.watch(
-            key, lambda _key, alive: None if alive else self._on_orphaned()
-        )

@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from edgeweave.core.errors import DeviceBusy, FleetError
 from edgeweave.device import memory
+from edgeweave.device.coordinator_watch import CoordinatorWatch
 from edgeweave.device.messages import Deploy, Fetch, Halt, Holdings, Pulse, Replicate
 from edgeweave.device.running import Running, Workplace
 from edgeweave.device.snapshots import Snapshots
-from edgeweave.net import Subscription, control_key
 from edgeweave.program import encode_state
 
 __all__ = ["Membership"]
@@ -38,8 +38,7 @@ class Membership:
         self._changing = threading.RLock()
         self._running: Running | None = None
         self._newest_term = 0
-        self._coordinator: str | None = None
-        self._watch: Subscription | None = None
+        self._watch = CoordinatorWatch(place, self._orphan)
 
     @property
     def running(self) -> Running:
@@ -64,7 +63,7 @@ class Membership:
             self._snapshots.reopen()
             self._newest_term = max(self._newest_term, message.assignment.term)
             self._running = Running(message, self._place, self._snapshots)
-            self._look_after(message.assignment.coordinator)
+            self._watch.follow(message.assignment.coordinator)
 
     def halt(self, message: Halt) -> Holdings:
         """Stop the stage, after some rounds or at once, and tell what is kept.
@@ -73,10 +72,10 @@ class Membership:
         """
         with self._changing:
             running = self._running
-            if running is not None and message.coordinator != self._coordinator:
+            if running is not None and message.coordinator != self._watch.coordinator:
                 raise DeviceBusy(
                     f"{self._place.settings.name} works for run {self.run} of "
-                    f"{self._coordinator}, which is there. Stop that process first.",
+                    f"{self._watch.coordinator}, which is there. Stop that process first.",
                     device=self._place.settings.name,
                 )
             if running is not None and message.rounds is not None:
@@ -106,9 +105,7 @@ class Membership:
         """Let everything go."""
         self._snapshots.end()
         with self._changing:
-            watch, self._watch = self._watch, None
-            if watch is not None:
-                watch.close()
+            self._watch.close()
             self._stop()
         memory.release_freed()
 
@@ -118,21 +115,9 @@ class Membership:
         if running is not None:
             running.close()
 
-    def _look_after(self, coordinator: str) -> None:
-        if coordinator == self._coordinator:
-            return
-        if self._watch is not None:
-            self._watch.close()
-        self._coordinator = coordinator
-        place = self._place
-        key = control_key(place.settings.fleet, coordinator, "alive")
-        self._watch = place.transport.watch(
-            key, lambda _key, alive: None if alive else self._orphan(coordinator)
-        )
-
     def _orphan(self, coordinator: str) -> None:
         with self._changing:
-            if coordinator != self._coordinator:
+            if coordinator != self._watch.coordinator:
                 return
             self._stop()
         _log.info("run %s: its coordinator %s vanished; states are kept", self.run, coordinator)

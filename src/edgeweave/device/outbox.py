@@ -71,8 +71,10 @@ class Outbox:
 class Outboxes:
     """One for each neighbour that something was sent to, from its first message to ``close``."""
 
-    def __init__(self, *, stop_seconds: float) -> None:
+    def __init__(self, *, stop_seconds: float, capacity: int = _CAPACITY) -> None:
+        """``capacity`` of each, in messages."""
         self._stop_seconds = stop_seconds
+        self._capacity = capacity
         self._opening = threading.Lock()
         self._opened: dict[str, Outbox] = {}
 
@@ -81,7 +83,7 @@ class Outboxes:
         with self._opening:
             found = self._opened.get(neighbour)
             if found is None:
-                found = Outbox(neighbour, stop_seconds=self._stop_seconds)
+                found = Outbox(neighbour, stop_seconds=self._stop_seconds, capacity=self._capacity)
                 self._opened[neighbour] = found.__enter__()
             return found
 

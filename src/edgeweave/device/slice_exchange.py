@@ -40,7 +40,7 @@ from edgeweave.device.frame_codec import (
 )
 from edgeweave.device.inbox import FrameId, Inbox
 from edgeweave.device.member_messages import FLAT, Message, messages
-from edgeweave.device.outbox import Outbox
+from edgeweave.device.outbox import Outboxes
 from edgeweave.device.parcels import ParcelId, Parcels, Way
 from edgeweave.device.place import COORDINATOR
 from edgeweave.device.slice_checks import SliceChecks
@@ -105,9 +105,9 @@ class SliceExchange:
         self._closing = threading.Event()
         self._has_begun = threading.Event()
         self._first_round = 0
-        self._outboxes: dict[int, Outbox] = {}
         # Nobody is further than the groups behind it: more never waits at once.
-        self._capacity = 4 * (len(self.messages) + 1) * (len(assignment.groups) + 1)
+        capacity = 4 * (len(self.messages) + 1) * (len(assignment.groups) + 1)
+        self._outboxes = Outboxes(stop_seconds=timeouts.stop, capacity=capacity)
         self._stack = ExitStack()
         self._check_fits()
         self.awaited: FrameId | None = None
@@ -130,7 +130,7 @@ class SliceExchange:
     def __enter__(self) -> Self:
         assignment = self._assignment
         with ExitStack() as stack:
-            stack.callback(self._close_outboxes)
+            stack.callback(self._outboxes.close)
             heard = self._transport.subscribe(
                 frame_pattern(self._fleet, assignment.run, assignment.term, assignment.stage),
                 self._receive,
@@ -195,7 +195,7 @@ class SliceExchange:
                 for frame in self._frames(way, message, round, tensor, samples, reliable=reliable):
                     self._hand_over(key, frame, device, reliability)
 
-            self._outbox(receiver).post(hand_over)
+            self._outboxes.to(device).post(hand_over)
 
     def _hand_over(self, key: str, frame: Frame, device: str, reliability: Reliability) -> None:
         """A device that has just come back may not be known to listen yet: where nothing may be
@@ -216,7 +216,7 @@ class SliceExchange:
         """Queue a result for the coordinator."""
         frame = self._frame("result", round, 0, None, scalars)
         key, device = self._key("result", COORDINATOR), self._assignment.coordinator
-        self._outbox(COORDINATOR).post(lambda: self._transport.send(key, frame, device=device))
+        self._outboxes.to(device).post(lambda: self._transport.send(key, frame, device=device))
 
     def _frames(
         self,
@@ -281,19 +281,6 @@ class SliceExchange:
     def _key(self, kind: str, receiver: int) -> str:
         assignment = self._assignment
         return frame_key(self._fleet, assignment.run, assignment.term, receiver, kind)
-
-    def _outbox(self, receiver: int) -> Outbox:
-        found = self._outboxes.get(receiver)
-        if found is None:
-            name = self._assignment.device_of(receiver)
-            found = Outbox(name, stop_seconds=self._timeouts.stop, capacity=self._capacity)
-            found.__enter__()
-            self._outboxes[receiver] = found
-        return found
-
-    def _close_outboxes(self) -> None:
-        for outbox in self._outboxes.values():
-            outbox.__exit__(None, None, None)
 
     # The transport's threads.
 

@@ -20,7 +20,6 @@ from typing import Self
 import torch
 
 from edgeweave.core.clock import Clock
-from edgeweave.core.errors import DeviceTimeout, FleetError
 from edgeweave.device.activity import Activity
 from edgeweave.device.executor import RunEnded
 from edgeweave.device.flight import Flight
@@ -29,6 +28,8 @@ from edgeweave.device.member_messages import Message, Wire, Wiring
 from edgeweave.device.messages import Pulse
 from edgeweave.device.optimizer import StageOptimizer
 from edgeweave.device.parcels import Parcel, ParcelId, Way
+from edgeweave.device.rounds import Rounds
+from edgeweave.device.scalars import hyperparameters_in, told_loss
 from edgeweave.device.slice_exchange import SliceExchange
 from edgeweave.device.slice_messages import SliceAssignment
 from edgeweave.device.snapshots import State
@@ -79,19 +80,17 @@ class SliceExecutor:
         """Of the gradient that the last update applied, where that is asked for."""
         self._activity = Activity(assignment, clock, lambda: exchange.awaited)
         self._thread = threading.Thread(target=self._run, name=f"edgeweave-member-{self._rank}")
-        self._finished = threading.Condition()
-        self._rounds = 0
-        self._ended = False
+        self._rounds = Rounds(assignment)
         self.seconds: dict[str, float] = {"compute": 0.0, "wait": 0.0, "idle": 0.0}
 
     @property
     def rounds(self) -> int:
         """Rounds finished so far, those before this member came included."""
-        return self._rounds
+        return self._rounds.done
 
     def pulse(self) -> Pulse:
         """What the compute thread does now; it is not asked."""
-        return self._activity.pulse(self._rounds)
+        return self._activity.pulse(self._rounds.done)
 
     def __enter__(self) -> Self:
         self._exchange.__enter__()
@@ -113,17 +112,7 @@ class SliceExecutor:
 
         Raises an error at once if they never will be done.
         """
-        me = self._assignment.peer(self._rank)
-        with self._finished:
-            self._finished.wait_for(lambda: self._rounds >= rounds or self._ended, timeout_seconds)
-            if self._rounds < rounds and self._ended:
-                raise FleetError(f"{me} ended after {self._rounds} of {rounds} rounds.")
-            if self._rounds < rounds:
-                raise DeviceTimeout(
-                    f"{me} finished {self._rounds} of {rounds} rounds in {timeout_seconds:.0f} s.",
-                    device=self._assignment.device,
-                    stage=self._rank,
-                )
+        self._rounds.wait(rounds, timeout_seconds=timeout_seconds)
         return self.state()
 
     def copy(self) -> State:
@@ -153,9 +142,7 @@ class SliceExecutor:
             self._exchange.fail(RunEnded("the member failed"))
             self._on_fault(error)
         finally:
-            with self._finished:
-                self._ended = True
-                self._finished.notify_all()
+            self._rounds.end()
 
     def _learn(self, round: int) -> Frame:  # noqa: A002  the protocol's word
         """What the coordinator says of a round, waited for."""
@@ -196,9 +183,7 @@ class SliceExecutor:
 
     def _end_round(self, round_: int) -> None:
         self._exchange.parcels.forget_before(min(self._flights, default=round_ + 1))
-        with self._finished:
-            self._rounds = round_ + 1
-            self._finished.notify_all()
+        self._rounds.finish(round_)
 
     def _forward(self, round_: int, flight: Flight) -> None:
         told = {"samples": float(flight.samples)}
@@ -208,7 +193,7 @@ class SliceExecutor:
                 moment = Moment(flight.step, 0)
                 result = self._member.forward(segment, given, moment, key=round_)
             self._hand_on(segment, round_, flight, result)
-            told |= _told(result)
+            told |= told_loss(result)
         if self._square is not None:
             told["square"] = self._square
         self._exchange.tell(round_, told)
@@ -222,7 +207,7 @@ class SliceExecutor:
             with self._computing("evaluate", segment, flight):
                 result = self._member.evaluate(segment, given)
             self._hand_on(segment, round_, flight, result)
-            told |= _told(result)
+            told |= told_loss(result)
         self._exchange.tell(round_, told)
         self._end_round(round_)
 
@@ -339,15 +324,10 @@ class SliceExecutor:
         self._exchange.send(way, message, round_, part, samples=samples, reliable=reliable)
 
     def _update(self, flight: Flight) -> None:
-        hyperparameters = {
-            name.removeprefix("hp:"): value
-            for name, value in flight.scalars.items()
-            if name.startswith("hp:")
-        }
         with self._computing("update", -1, flight):
             self._square = _squared(self._member) if flight.scalars.get("square") else None
             self._member.leave_version()
-            self._optimizer.step(hyperparameters)
+            self._optimizer.step(hyperparameters_in(flight.scalars))
             self._optimizer.clear_gradients()
         if flight.scalars.get("copy"):
             self._copy = self.state()
@@ -372,11 +352,3 @@ def _squared(member: Member) -> float:
     """The square of a member's gradient."""
     gradients = (parameter.grad for parameter in member.parameters.values())
     return sum(float(each.square().sum()) for each in gradients if each is not None)
-
-
-def _told(result: StageResult) -> dict[str, float]:
-    """What the coordinator hears of a segment that computes the loss."""
-    if result.loss is None:
-        return {}
-    metrics = {f"metric:{name}": float(value) for name, value in result.metrics.items()}
-    return {"loss": float(result.loss), **metrics}

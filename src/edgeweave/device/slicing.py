@@ -17,6 +17,7 @@ import torch
 from edgeweave.core.errors import FleetError, PlanError
 from edgeweave.core.units import format_bytes
 from edgeweave.device import memory
+from edgeweave.device.coordinator_watch import CoordinatorWatch
 from edgeweave.device.faults import report_fault
 from edgeweave.device.messages import Pulse, Weigh, encode_message
 from edgeweave.device.optimizer import StageOptimizer
@@ -25,7 +26,6 @@ from edgeweave.device.slice_exchange import SliceExchange
 from edgeweave.device.slice_executor import SliceExecutor
 from edgeweave.device.slice_messages import DeploySlice, SliceAssignment, SliceStatistics
 from edgeweave.device.snapshots import State
-from edgeweave.net import Subscription, control_key
 from edgeweave.plan import in_flight, older_versions
 from edgeweave.program import (
     Member,
@@ -56,13 +56,11 @@ class Slicing:
     def __init__(self, run: str, place: Workplace, *, on_orphaned: Callable[[], None]) -> None:
         self.run = run
         self._place = place
-        self._on_orphaned = on_orphaned
         self._changing = threading.RLock()
         self._stack = ExitStack()
         self._executor: SliceExecutor | None = None
         self._sliced: Sliced | None = None
-        self._coordinator: str | None = None
-        self._watch: Subscription | None = None
+        self._watch = CoordinatorWatch(place, lambda _coordinator: on_orphaned())
         self._moved_before = place.transport.statistics()
         memory.reset_peak()
 
@@ -92,7 +90,7 @@ class Slicing:
                 own = decode_state(message.tensors, specs)
             self._check_memory(assignment, sliced)
             self._begin(message, sliced, own, kept)
-            self._look_after(assignment.coordinator)
+            self._watch.follow(assignment.coordinator)
 
     def state(self, rounds: int) -> bytes:
         """What training changed, the optimizer's part included, after so many rounds."""
@@ -126,9 +124,7 @@ class Slicing:
     def close(self) -> None:
         """Let everything go."""
         with self._changing:
-            watch, self._watch = self._watch, None
-            if watch is not None:
-                watch.close()
+            self._watch.close()
             self._stack.close()
             self._executor = None
         memory.release_freed()
@@ -202,16 +198,6 @@ class Slicing:
                 f"{assignment.peer(assignment.stage)} needs {format_bytes(needed)} "
                 f"(limit: {format_bytes(limit)}). Lower batch_size or add a device."
             )
-
-    def _look_after(self, coordinator: str) -> None:
-        if coordinator == self._coordinator:
-            return
-        self._coordinator = coordinator
-        place = self._place
-        key = control_key(place.settings.fleet, coordinator, "alive")
-        self._watch = place.transport.watch(
-            key, lambda _key, alive: None if alive else self._on_orphaned()
-        )
 
 
 def _programs(sliced: Sliced, rank: int) -> list[Program]:

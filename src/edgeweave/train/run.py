@@ -34,7 +34,9 @@ from edgeweave.device import (
     StateRequest,
     coding_names,
     decode_message,
+    metrics_in,
     tensor_frame,
+    told_hyperparameters,
     told_products,
     told_rates,
     told_replicas,
@@ -465,7 +467,7 @@ def _told(
     batch: Batch, hyperparameters: Mapping[str, float], snapshot: bool, replicate: bool
 ) -> dict[str, float]:
     """What devices are told of a training step."""
-    told = {f"hp:{name}": value for name, value in hyperparameters.items()}
+    told = told_hyperparameters(hyperparameters)
     told |= {"train": 1.0, "total_samples": float(batch.n_samples)}
     return told | {"snapshot": float(snapshot), "replicate": float(replicate)}
 
@@ -474,14 +476,14 @@ def _mean(results: Sequence[FrameHeader], seconds: float) -> RoundResult:
     """Means over samples from results that are means over microbatches."""
     samples = [result.scalars["samples"] for result in results]
 
-    def mean(name: str) -> float:
-        weighted = (r.scalars[name] * n for r, n in zip(results, samples, strict=True))
+    def mean(values: Iterable[float]) -> float:
+        weighted = (value * n for value, n in zip(values, samples, strict=True))
         return sum(weighted) / sum(samples)
 
-    names = [name for name in results[0].scalars if name.startswith("metric:")]
+    metrics = [metrics_in(result.scalars) for result in results]
     return RoundResult(
-        loss=mean("loss"),
-        metrics={name.removeprefix("metric:"): mean(name) for name in names},
+        loss=mean(result.scalars["loss"] for result in results),
+        metrics={name: mean(each[name] for each in metrics) for name in metrics[0]},
         n_samples=int(sum(samples)),
         seconds=seconds,
     )

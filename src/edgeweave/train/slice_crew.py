@@ -109,7 +109,8 @@ class SliceCrew:
         """The newest copy of each member's state that is here, the optimizer's part included."""
         self._absent: set[int] = set()
         self._there: set[int] = set()
-        self._tried: dict[int, int] = {}
+        self._next_try: dict[int, int] = {}
+        """The round from which on a device is tried again."""
         self._coming: set[int] = set()
         """Those that are being deployed again."""
         self._ready: set[int] = set()
@@ -154,14 +155,14 @@ class SliceCrew:
         """
         with self.changed:
             ready, self._ready = sorted(self._ready & self._there), set()
-            back = sorted((self._absent & self._there) - self._coming - set(ready))
+            back = (self._absent & self._there) - self._coming - set(ready)
+            due = sorted(rank for rank in back if self._next_try.get(rank, 0) <= next_round)
+            self._coming.update(due)
         for rank in ready:
             self._note_back(rank)
-        for rank in back:
-            if self._tried.get(rank, -_TRIED_AGAIN_AFTER) + _TRIED_AGAIN_AFTER <= next_round:
-                self._tried[rank] = next_round
-                self._coming.add(rank)
-                self._helper.submit(self._come, rank)
+        for rank in due:
+            self._next_try[rank] = next_round + _TRIED_AGAIN_AFTER
+            self._helper.submit(self._come, rank)
 
     def _come(self, rank: int) -> None:
         """Deploy again on a device that is back. On the helper's thread."""
@@ -174,7 +175,8 @@ class SliceCrew:
             with self.changed:
                 self._ready.add(rank)
         finally:
-            self._coming.discard(rank)
+            with self.changed:
+                self._coming.discard(rank)
 
     def check_groups(self) -> None:
         """``DeviceLost`` if all members of a group are away."""

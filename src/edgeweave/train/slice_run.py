@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -26,12 +27,14 @@ from edgeweave.data.batches import Batch
 from edgeweave.device import (
     COORDINATOR,
     Fault,
-    Outbox,
+    Outboxes,
     Release,
     SliceStatistics,
     StateRequest,
     decode_message,
+    metrics_in,
     tensor_frame,
+    told_hyperparameters,
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import Frame, FrameHeader, control_key, frame_key, frame_pattern
@@ -93,7 +96,7 @@ class SliceRun:
         )
         n_members = len(plan.devices)
         self._inputs = [_read_inputs(self._sliced, rank) for rank in range(n_members)]
-        self._outboxes: dict[int, Outbox] = {}
+        self._outboxes = Outboxes(stop_seconds=fleet.timeouts.stop)
         self._results: dict[int, dict[int, FrameHeader]] = {}
         self._error: EdgeweaveError | None = None
         self._flying: deque[_Round] = deque()
@@ -137,9 +140,7 @@ class SliceRun:
             )
             stack.callback(results.close)
             self._crew.deploy_all()
-            for rank, device in enumerate(self._plan.devices):
-                outbox = Outbox(device, stop_seconds=fleet.timeouts.stop)
-                self._outboxes[rank] = stack.enter_context(outbox)
+            stack.callback(self._outboxes.close)
             self._stack = stack.pop_all()
         return self
 
@@ -168,7 +169,7 @@ class SliceRun:
         """
         self._crew.step = step
         self._fleet.step_begins(step)
-        told = {f"hp:{name}": value for name, value in hyperparameters.items()}
+        told = told_hyperparameters(hyperparameters)
         is_copied = (step + 1) % self._settings.copy_every == 0
         told |= {"train": 1.0, "copy": float(is_copied), "reliable": float(reliable)}
         told["square"] = float(square)
@@ -245,7 +246,7 @@ class SliceRun:
         told = {**scalars, "step": float(self._crew.step), "samples": float(batch.n_samples)}
         told |= {f"absent:{rank}": 1.0 for rank in absent}
         self._flying.append(_Round(number, absent, batch.n_samples))
-        for rank in set(self._outboxes) - absent:
+        for rank in set(range(len(self._plan.devices))) - absent:
             names = self._inputs[rank] if batch.n_samples else ()
             tensors = {name: batch.tensors[name].contiguous() for name in names}
             self._send(rank, number, tensors, told)
@@ -270,7 +271,8 @@ class SliceRun:
         )
         key = frame_key(self._fleet.name, self._name, 0, rank, "input")
         device = self._plan.devices[rank]
-        self._outboxes[rank].post(functools.partial(transport.send, key, frame, device=device))
+        send = functools.partial(transport.send, key, frame, device=device)
+        self._outboxes.to(device).post(send)
 
     def _wait_results(self, round_: _Round) -> list[FrameHeader]:
         """Of all members that are there, in their order."""
@@ -344,13 +346,15 @@ def _mean(heard: Sequence[FrameHeader], n_samples: int, seconds: float) -> Round
     NaN where the only ones that do have vanished.
     """
     told = [header.scalars for header in heard if "loss" in header.scalars]
-    names = [name for name in told[0] if name.startswith("metric:")] if told else []
-
-    def mean(name: str) -> float:
-        return sum(scalars[name] for scalars in told) / len(told) if told else math.nan
-
-    metrics = {name.removeprefix("metric:"): mean(name) for name in names}
-    return RoundResult(mean("loss"), metrics, n_samples, seconds)
+    if not told:
+        return RoundResult(math.nan, {}, n_samples, seconds)
+    metrics = [metrics_in(scalars) for scalars in told]
+    return RoundResult(
+        fmean(scalars["loss"] for scalars in told),
+        {name: fmean(each[name] for each in metrics) for name in metrics[0]},
+        n_samples,
+        seconds,
+    )
 
 
 def _joined(results: Sequence[RoundResult]) -> RoundResult:
