@@ -329,8 +329,16 @@ def test_a_local_fleet_has_devices_with_names_of_their_own(devices: list[ew.Devi
         ew.Fleet.local(devices)
     names = [device.name for device in devices]
     assert str(refused.value) == (
-        f"a local fleet has at least one device and unique names (got {names})."
+        f"a local fleet has at least one device and unique names (got {names}). Give each one "
+        "a name of its own."
     )
+
+
+@pytest.mark.parametrize(("given", "got"), [(2, "2"), (["a", "b"], "['a', 'b']"), ("ab", "'ab'")])
+def test_a_local_fleet_is_told_its_devices(given: Any, got: str) -> None:
+    with pytest.raises(ew.ConfigError, match=r"a list of ew\.Device") as refused:
+        ew.Fleet.local(given)
+    assert f"(got {got})" in str(refused.value)
 
 
 @pytest.mark.parametrize(

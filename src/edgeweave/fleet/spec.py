@@ -46,9 +46,17 @@ class Device:
 
 def check_devices(devices: Sequence[Device]) -> None:
     """``ConfigError`` if these cannot be the devices of one emulated fleet."""
+    if not isinstance(devices, Sequence) or not all(isinstance(each, Device) for each in devices):
+        raise ConfigError(
+            f"a local fleet is a list of ew.Device (got {devices!r:.60}). Give one for each "
+            "device: ew.Device('pi-a', speed=0.5)."
+        )
     names = [device.name for device in devices]
     if not names or len(set(names)) != len(names):
-        raise ConfigError(f"a local fleet has at least one device and unique names (got {names}).")
+        raise ConfigError(
+            f"a local fleet has at least one device and unique names (got {names}). Give each one "
+            "a name of its own."
+        )
     for name in names:
         if name == COORDINATOR_NAME or name.startswith(COORDINATOR_PREFIX):
             raise ConfigError(
