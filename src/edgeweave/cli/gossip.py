@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.live import Live
 
 from edgeweave.cli.gossip_tables import peers_table, progress_line, run_lines
-from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
+from edgeweave.cli.job_parts import build_model, objective
+from edgeweave.cli.jobs import FleetOptions, open_fleet
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file, write_file
 from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError
-from edgeweave.core.evaluation import Evaluation
 from edgeweave.data import ArrayDataset, DataPair, load_source, told_split
-from edgeweave.device import Optimizer, PeerStatus, SourceData
+from edgeweave.device import PeerStatus, SourceData
 from edgeweave.fleet import Fleet
 from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer, Members
 from edgeweave.mixing import BalanceSettings, Topology, edges_in
-from edgeweave.train.job import Job, resolve_function
+from edgeweave.train.job import Job
 
 __all__ = ["GossipOptions", "admit", "gossip", "stop"]
 
@@ -141,16 +141,13 @@ def _collect(trainer: GossipTrainer, options: GossipOptions, data: DataPair) -> 
 
 
 def _trainer(job: Job, fleet: Fleet) -> GossipTrainer:
-    section = job.gossip
+    section, learnt = job.gossip, objective(job)
     return GossipTrainer(
         build_model(job),
-        resolve_function(job.loss.function, base=Path()),
-        optimizer=Optimizer(job.optimizer.name, **job.optimizer.options),
+        learnt.loss,
+        optimizer=learnt.optimizer,
         fleet=fleet,
-        metrics={
-            name: resolve_function(reference, base=Path())
-            for name, reference in job.metrics.functions.items()
-        },
+        metrics=learnt.metrics,
         topology=_topology(job, fleet),
         algorithm=section.algorithm,
         local_steps=section.local_steps,
@@ -189,12 +186,6 @@ def _show(report: GossipReport, options: GossipOptions, output: Output) -> None:
         f"from it; iteration times vary by {report.iteration_time_cv:.1%}"
     )
     if report.evaluation is not None:
-        output.say(f"mean model: {_facts(report.evaluation)}")
+        output.say(f"mean model: {report.evaluation.line()}")
     if options.save is not None:
         output.say(f"Saved the mean model: {options.save}")
-
-
-def _facts(found: Evaluation) -> str:
-    return ", ".join(
-        [f"loss {found.loss:.4f}", *(f"{k} {v:.4f}" for k, v in found.metrics.items())]
-    )

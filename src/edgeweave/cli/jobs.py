@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from edgeweave.cli.cache import cache_directory
 from edgeweave.cli.documents import explanation_document
+from edgeweave.cli.job_parts import build_model, objective
 from edgeweave.cli.network import COORDINATOR_PORT, Network, join_lines
 from edgeweave.cli.output import Output
 from edgeweave.cli.tables import explanation_table
-from edgeweave.core.errors import ConfigError, EdgeweaveError
+from edgeweave.core.errors import ConfigError
 from edgeweave.data.sources import DataPair, load_source
-from edgeweave.device import Optimizer
 from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_preset
 from edgeweave.plan import Costs, Plan, explain
-from edgeweave.train import LRSchedule, PipelineTrainer
+from edgeweave.train import PipelineTrainer
 from edgeweave.train.compression import chosen_codec
 from edgeweave.train.experience import Experience
-from edgeweave.train.job import FleetSection, Job, resolve_function
-from edgeweave.train.service_job import ServiceJob
+from edgeweave.train.job import FleetSection, Job
 
-__all__ = ["FleetOptions", "Session", "build_model", "explained", "open_fleet", "open_session"]
+__all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,45 +82,17 @@ def explained(plan: Plan, costs: Costs, output: Output) -> dict[str, object]:
     return explanation_document(explanation)
 
 
-def build_model(job: Job | ServiceJob) -> torch.nn.Module:
-    """What the job's factory builds, its weights drawn from the job's seed; ``ConfigError`` if
-    that is no module.
-    """
-    factory = resolve_function(job.model.factory, base=Path())
-    torch.manual_seed(job.train.seed)
-    try:
-        model = factory(**job.model.args)
-    except EdgeweaveError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"model.factory {job.model.factory} builds a model ({type(error).__name__}: {error}). "
-            "Correct it, or model.args."
-        ) from error
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"model.factory {job.model.factory} returns a torch.nn.Module "
-            f"(got {type(model).__name__}). Return the model."
-        )
-    return model
-
-
 def _trainer(
     job: Job, model: torch.nn.Module, fleet: Fleet, plan: Plan | None, experience: Experience
 ) -> PipelineTrainer:
-    schedule = job.lr_schedule
+    learnt = objective(job)
     return PipelineTrainer(
         model,
-        resolve_function(job.loss.function, base=Path()),
-        optimizer=Optimizer(job.optimizer.name, **job.optimizer.options),
+        learnt.loss,
+        optimizer=learnt.optimizer,
         fleet=fleet,
-        metrics={
-            name: resolve_function(reference, base=Path())
-            for name, reference in job.metrics.functions.items()
-        },
-        lr_schedule=None
-        if schedule is None
-        else LRSchedule(schedule.name, interval=schedule.interval, **schedule.options),
+        metrics=learnt.metrics,
+        lr_schedule=learnt.lr_schedule,
         clip_grad_norm=job.train.clip_grad_norm,
         schedule=job.train.schedule,
         weight_aggregation=job.train.weight_aggregation,

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 
 from edgeweave.cli.documents import serving_document
-from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
+from edgeweave.cli.job_parts import build_model
+from edgeweave.cli.jobs import FleetOptions, open_fleet
 from edgeweave.cli.network import Network
 from edgeweave.cli.output import Output, read_file
 from edgeweave.cli.tables import serving_plan_table, serving_table

@@ -9,16 +9,16 @@ import msgspec
 import safetensors.torch
 from rich.table import Table
 
-from edgeweave.cli.jobs import FleetOptions, build_model, open_fleet
+from edgeweave.cli.job_parts import build_model, objective
+from edgeweave.cli.jobs import FleetOptions, open_fleet
 from edgeweave.cli.output import Output, write_file
 from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.data import load_source
-from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
-from edgeweave.train import LRSchedule, SuperNeuronReport, SuperNeuronTrainer
-from edgeweave.train.job import Job, SuperNeuronSection, resolve_function
+from edgeweave.train import SuperNeuronReport, SuperNeuronTrainer
+from edgeweave.train.job import Job, SuperNeuronSection
 
 __all__ = ["members_table", "report_lines", "slice_document", "train_slices"]
 
@@ -122,24 +122,18 @@ def report_lines(report: SuperNeuronReport) -> Iterator[str]:
     yield from (absence.line() for absence in report.absences)
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
-        facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]
-        yield f"validation: {', '.join(facts)}"
+        yield f"validation: {last.line()}"
 
 
 def _trainer(job: Job, section: SuperNeuronSection, fleet: Fleet) -> SuperNeuronTrainer:
-    schedule = job.lr_schedule
+    learnt = objective(job)
     return SuperNeuronTrainer(
         build_model(job),
-        resolve_function(job.loss.function, base=Path()),
-        optimizer=Optimizer(job.optimizer.name, **job.optimizer.options),
+        learnt.loss,
+        optimizer=learnt.optimizer,
         fleet=fleet,
-        metrics={
-            name: resolve_function(reference, base=Path())
-            for name, reference in job.metrics.functions.items()
-        },
-        lr_schedule=None
-        if schedule is None
-        else LRSchedule(schedule.name, interval=schedule.interval, **schedule.options),
+        metrics=learnt.metrics,
+        lr_schedule=learnt.lr_schedule,
         groups=section.groups,
         mode=section.mode,
         delivery=section.delivery,

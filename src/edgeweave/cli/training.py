@@ -98,7 +98,6 @@ def _show(report: Report, options: TrainOptions, output: Output) -> None:
     output.say(report.service.line())
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
-        facts = [f"loss {last.loss:.4f}", *(f"{k} {v:.4f}" for k, v in last.metrics.items())]
-        output.say(f"validation: {', '.join(facts)}")
+        output.say(f"validation: {last.line()}")
     if options.save is not None:
         output.say(f"Saved the weights: {options.save}")

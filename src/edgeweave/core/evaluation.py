@@ -13,3 +13,12 @@ class Evaluation(msgspec.Struct, frozen=True):
     loss: float
     metrics: dict[str, float]
     n_samples: int
+
+    def line(self) -> str:
+        """For people.
+
+        >>> Evaluation(loss=0.25, metrics={"accuracy": 0.9}, n_samples=10).line()
+        'loss 0.2500, accuracy 0.9000'
+        """
+        facts = {"loss": self.loss, **self.metrics}
+        return ", ".join(f"{name} {value:.4f}" for name, value in facts.items())

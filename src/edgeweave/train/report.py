@@ -15,7 +15,15 @@ from edgeweave.plan import Decision, Plan
 from edgeweave.train.codec_watch import CodecChange
 from edgeweave.train.service import Recovery
 
-__all__ = ["DeviceReport", "EpochRecord", "Evaluation", "OpenEpoch", "Report", "device_reports"]
+__all__ = [
+    "DeviceReport",
+    "EpochRecord",
+    "Evaluation",
+    "OpenEpoch",
+    "Report",
+    "TrainingReport",
+    "device_reports",
+]
 
 
 class EpochRecord(msgspec.Struct, frozen=True):
@@ -88,10 +96,9 @@ class DeviceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The outcome of ``PipelineTrainer.fit``."""
+class TrainingReport:
+    """What training in any way reports."""
 
-    plan: Plan
     epochs: tuple[EpochRecord, ...]
     step_losses: tuple[float, ...]
     n_samples: int
@@ -100,6 +107,23 @@ class Report:
     """Wall time spent in training steps by this call."""
     step_seconds: tuple[float, ...]
     """Wall time of each full step of this call."""
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training throughput, evaluation and checkpoints left out."""
+        return self.n_samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def measured_step_seconds(self) -> float:
+        """Median wall time of a full step."""
+        return median(self.step_seconds) if self.step_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report(TrainingReport):
+    """The outcome of ``PipelineTrainer.fit``."""
+
+    plan: Plan
     devices: tuple[DeviceReport, ...]
     chaos: tuple[ChaosRecord, ...] = ()
     """What a script did to the emulated fleet during this call."""
@@ -111,16 +135,6 @@ class Report:
     """Devices that were lost, and how the run went on."""
     service: ServiceLevel = field(default_factory=ServiceLevel)
     """The same in figures, and how old copies of states were."""
-
-    @property
-    def samples_per_second(self) -> float:
-        """Training throughput, evaluation and checkpoints left out."""
-        return self.n_samples / self.seconds if self.seconds else 0.0
-
-    @property
-    def measured_step_seconds(self) -> float:
-        """Median wall time of a full step."""
-        return median(self.step_seconds) if self.step_seconds else 0.0
 
     @property
     def predicted_over_measured(self) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 
 from edgeweave.device import SliceStatistics
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import DeliveryChoice, SlicePlan
 from edgeweave.train.history import History
-from edgeweave.train.report import EpochRecord
+from edgeweave.train.report import TrainingReport
 from edgeweave.train.slice_crew import Absence
 
 __all__ = ["MemberReport", "SuperNeuronReport", "slice_report"]
@@ -27,17 +26,10 @@ class MemberReport:
 
 
 @dataclass(frozen=True, slots=True)
-class SuperNeuronReport:
+class SuperNeuronReport(TrainingReport):
     """The outcome of ``SuperNeuronTrainer.fit``."""
 
     plan: SlicePlan
-    epochs: tuple[EpochRecord, ...]
-    step_losses: tuple[float, ...]
-    n_samples: int
-    """Samples trained on by this call."""
-    seconds: float
-    """Wall time spent in training steps by this call."""
-    step_seconds: tuple[float, ...]
     members: tuple[MemberReport, ...]
     absences: tuple[Absence, ...] = ()
     """Devices that were away: masks, until they came back."""
@@ -45,16 +37,6 @@ class SuperNeuronReport:
     """How messages were to travel, whenever that was measured."""
     chaos: tuple[ChaosRecord, ...] = field(default=())
     """What a script did to the emulated fleet during this call."""
-
-    @property
-    def samples_per_second(self) -> float:
-        """Training throughput, evaluation left out."""
-        return self.n_samples / self.seconds if self.seconds else 0.0
-
-    @property
-    def measured_step_seconds(self) -> float:
-        """Median wall time of a full step."""
-        return median(self.step_seconds) if self.step_seconds else 0.0
 
     @property
     def lost_share(self) -> float:
