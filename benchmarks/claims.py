@@ -492,7 +492,7 @@ _SERVING = Claim(
             "http_wrong_replies", "bad ones without a 4xx and message, good without 200", most=0
         ),
         Metric("http_memory_growth", "the server's memory after the first tenth", most=0.05),
-        Metric("http_requests_per_second", "one after another, on one connection"),
+        Metric("http_requests_per_second", "four clients, a connection each, one after another"),
     ),
     drawn=("speedup_2", "speedup_3"),
     drawn_unit="requests a second, several equal devices / one",
