@@ -173,6 +173,7 @@ def test_a_full_queue_refuses_or_waits() -> None:
         counter.ask(), counter.ask()
         with pytest.raises(QueueFull, match=r"^2 requests are unanswered already \(queue_size: 2"):
             counter.ask()
+        assert counter.desk.statistics().turned_away == 1
         wait_sent(term, 2)
         threading.Timer(0.05, lambda: counter.answer(term)).start()
         counter.desk.accept({"x": torch.ones(1)}, 1, timeout_seconds=LONG, wait_seconds=LONG)

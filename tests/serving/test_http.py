@@ -281,6 +281,7 @@ def test_metrics_count_requests_by_outcome_and_what_devices_did(endpoint: Endpoi
     found = dict(line.rsplit(" ", 1) for line in reply.body.decode().splitlines() if line[0] != "#")
     statistics = endpoint.statistics()
     assert float(found['edgeweave_requests_total{outcome="answered"}']) == statistics.answered
+    assert float(found['edgeweave_requests_total{outcome="turned_away"}']) == 0
     assert float(found["edgeweave_request_seconds_count"]) == statistics.answered
     assert float(found["edgeweave_ready"]) == 1
     assert float(found['edgeweave_device_requests_total{device="a"}']) >= statistics.answered

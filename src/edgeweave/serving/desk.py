@@ -69,6 +69,8 @@ class DeskStatistics:
     first_seconds: float | None
     last_seconds: float | None
     """When the first request was asked, and the last answer came, on the clock."""
+    turned_away: int = 0
+    """Not accepted, because the queue was full."""
 
 
 class Desk:
@@ -101,6 +103,7 @@ class Desk:
         self._number = 0
         self._next_deadline = float("inf")
         self._answered = self._refused = self._expired = self._resent = self._duplicates = 0
+        self._turned_away = 0
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
         self._latency_seconds = 0.0
         self._first: float | None = None
@@ -148,6 +151,7 @@ class Desk:
             room = self._news.wait_for(self._may_enter, wait_seconds)
             self._check_open()
             if not room:
+                self._turned_away += 1
                 raise QueueFull(
                     f"{len(self._open)} requests are unanswered already (queue_size: "
                     f"{self._options.queue_size}). Ask again in a moment, or serve with more "
@@ -240,6 +244,7 @@ class Desk:
                 self._latency_seconds,
                 self._first,
                 self._last,
+                self._turned_away,
             )
 
     def _left(self, request: Request) -> bool:
