@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import uvicorn
 
 from edgeweave.cli.app import main
-from edgeweave.cli.serving import load_weights
+from edgeweave.cli.serving import _run, load_weights
 from edgeweave.core.errors import ConfigError
+from edgeweave.device.signals import StopSignals
 from edgeweave.train.checkpoint import latest, load
 from edgeweave.train.models import digits_cnn
 from edgeweave.train.service_job import load_service
+from tests.fleet.worlds import wait_until
 
 JOB = """
 [model]
@@ -150,6 +160,98 @@ def test_a_model_just_trained_is_served_from_its_checkpoint(tmp_path: Path) -> N
     report = json.loads(out)["report"]
     assert (report["answered"], report["expired"]) == (1, 0)
     assert all(device["cpu_seconds"] > 0 for device in report["devices"])
+
+
+class Slow:
+    """An application that answers when it is told to, and says when it was asked."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        self.asked.set()
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+@dataclass
+class Running:
+    """What is served by ``_run`` on the main thread, and one client that has asked."""
+
+    app: Slow
+    server: uvicorn.Server
+    reply: Future[bytes]
+    listener: socket.socket
+    signals: StopSignals
+
+    def run(self, *acts: Callable[[], object]) -> None:
+        """Serve, and do these in turn once the request is there."""
+
+        def then() -> None:
+            assert self.app.asked.wait(20)
+            for act in acts:
+                act()
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(then)
+            try:
+                _run(self.server, self.listener, self.signals)
+            finally:
+                done.result(20)
+
+    def wait_stopping(self) -> None:
+        """Until nobody can connect any more: the signal has been heard."""
+        wait_until(lambda: self.listener.fileno() == -1, "it stops listening")
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    app = Slow()
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=20)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def asked() -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as reply:
+            return bytes(reply.read())
+
+    with ThreadPoolExecutor(1) as pool, StopSignals() as signals, listener:
+        yield Running(app, uvicorn.Server(config), pool.submit(asked), listener, signals)
+        app.go_on.set()
+
+
+def kill(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_was_asked_be_answered_and_raises_nothing(
+    running: Running, number: int
+) -> None:
+    again = kill(signal.SIGTERM)  # some send it twice: it hurries nobody
+    running.run(kill(number), running.wait_stopping, again, again, running.app.go_on.set)
+    assert running.reply.result(20) == b"done"
+
+
+@pytest.mark.wire
+def test_a_second_ctrl_c_waits_for_nobody(running: Running) -> None:
+    ctrl_c = kill(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(ctrl_c, running.wait_stopping, ctrl_c)
+    assert not running.app.go_on.is_set()
+
+
+@pytest.mark.wire
+def test_a_server_that_fails_is_not_waited_for(running: Running) -> None:
+    def failing(sockets: list[socket.socket]) -> None:
+        raise OSError(f"{len(sockets)} sockets")
+
+    running.server.run = failing  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="1 sockets"):
+        _run(running.server, running.listener, running.signals)
 
 
 def _asked(url: str, picture: torch.Tensor) -> torch.Tensor:

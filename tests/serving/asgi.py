@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,26 @@ def ask(
     path: str,
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
+    *,
+    then: Literal["waits", "leaves", "stalls"] = "waits",
 ) -> Reply:
-    """One request, on an event loop of its own."""
-    return asyncio.run(_ask(app, method, path, body, headers or {}))
+    """One request, on an event loop of its own. Who ``leaves`` or ``stalls`` has sent a part."""
+    return asyncio.run(_ask(app, method, path, body, headers or {}, then))
 
 
-async def _ask(app: Any, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+async def _ask(
+    app: Any, method: str, path: str, body: bytes, headers: Mapping[str, str], then: str
+) -> Reply:
     parts = [body[i : i + 4096] for i in range(0, len(body), 4096)] or [b""]
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         if not parts:
+            if then == "stalls":
+                await asyncio.Event().wait()
             return {"type": "http.disconnect"}
         part = parts.pop(0)
-        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+        return {"type": "http.request", "body": part, "more_body": bool(parts) or then != "waits"}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)

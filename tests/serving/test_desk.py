@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgeweave.core.clock import SystemClock
+from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import (
     EdgeweaveError,
     FleetError,
@@ -73,11 +73,22 @@ class Counter:
         self.desk.room_changed()
 
 
+@dataclass
+class Hasty(SystemClock):
+    """A clock by which a while passes between any two looks at it."""
+
+    ahead: float = 0.0
+
+    def now(self) -> float:
+        self.ahead += 0.03
+        return super().now() + self.ahead
+
+
 @contextmanager
-def opened(**options: Any) -> Iterator[Counter]:
+def opened(*, clock: Clock | None = None, **options: Any) -> Iterator[Counter]:
     broken: list[tuple[Sending, EdgeweaveError]] = []
     desk = Desk(
-        SystemClock(),
+        clock or SystemClock(),
         ServeOptions(**options),
         build=lambda outputs: outputs["y"].tolist(),
         on_broken=lambda term, error: broken.append((term, error)),
@@ -162,6 +173,7 @@ def test_a_full_queue_refuses_or_waits() -> None:
         counter.ask(), counter.ask()
         with pytest.raises(QueueFull, match=r"^2 requests are unanswered already \(queue_size: 2"):
             counter.ask()
+        assert counter.desk.statistics().turned_away == 1
         wait_sent(term, 2)
         threading.Timer(0.05, lambda: counter.answer(term)).start()
         counter.desk.accept({"x": torch.ones(1)}, 1, timeout_seconds=LONG, wait_seconds=LONG)
@@ -291,6 +303,18 @@ def test_one_waits_for_others_to_join_it_only_so_long() -> None:
             counter.ask()
         wait_sent(term, 2)
         assert term.numbers()[1] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("join_seconds", [0.02, 0.05, 0.08, 0.11, 0.14])
+def test_a_wait_for_others_that_ends_between_two_looks_at_the_clock_ends(
+    join_seconds: float,
+) -> None:
+    """Bug: who decides to wait on, and for how long, asked the clock twice."""
+    with opened(clock=Hasty(), join_samples=3, join_seconds=join_seconds) as counter:
+        term = Term()
+        counter.desk.use(term)
+        counter.ask()
+        wait_sent(term, 1)
 
 
 def test_of_joined_requests_that_are_refused_only_the_bad_one_fails() -> None:

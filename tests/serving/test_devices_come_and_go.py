@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,11 @@ from edgeweave.core.errors import PlanError, RequestTimeout
 from edgeweave.device import Serve
 from edgeweave.device import Served as Answer
 from edgeweave.device.hosting import Hosting
+from edgeweave.device.serving_stage import ServingStage
+from edgeweave.plan import ServingPlan
+from edgeweave.serving import old_terms
+from edgeweave.serving.hands import Hands
+from edgeweave.serving.keeper import Keeper
 from edgeweave.serving.requests import Shipment
 from edgeweave.serving.term import ServingTerm
 from tests.fleet.worlds import wait_until
@@ -54,14 +61,54 @@ def test_two_devices_at_once() -> None:
         here.wait_devices("b")
 
 
-def test_a_device_that_comes_takes_part_without_a_pause() -> None:
+@pytest.mark.parametrize(
+    ("drains", "n_resent"), [pytest.param(1e9, 0, id="in time"), pytest.param(0.0, 3, id="late")]
+)
+def test_what_is_under_way_when_a_device_comes_is_answered_by_the_plan_of_before_or_sent_again(
+    monkeypatch: pytest.MonkeyPatch, drains: float, n_resent: int
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    futures: list[Future[torch.Tensor]] = []
+    forward, deploy, look_after = ServingStage._forward, Hands.deploy, Keeper._look_after
+    looked: list[Keeper] = []
+
+    def held_up(stage: ServingStage, inputs: Any) -> Any:
+        if stage._place.term == 0 and futures:
+            begun.set()
+            assert go_on.wait(20)
+        return forward(stage, inputs)
+
+    def deploy_amid_requests(hands: Hands, plan: ServingPlan, *rest: Any, **named: Any) -> Any:
+        if len(plan.devices) == 3:
+            futures.extend(here.endpoint.submit(request(number)) for number in range(3))
+            assert begun.wait(20)
+            wait_until(lambda: here.endpoint.statistics().waiting == 0, "all three are sent")
+        return deploy(hands, plan, *rest, **named)
+
+    def look(keeper: Keeper) -> None:
+        look_after(keeper)
+        looked.append(keeper)
+
+    monkeypatch.setattr(ServingStage, "_forward", held_up)
+    monkeypatch.setattr(Hands, "deploy", deploy_amid_requests)
+    monkeypatch.setattr(Keeper, "_look_after", look)
+    monkeypatch.setattr(old_terms, "_DRAINS", drains)
     with served("a", "b") as here:
-        before = here.answers(N // 2, {10: start("c")})
+        start("c")(here.troubled)
         here.wait_devices("a", "b", "c")
-        found = before + here.answers(N, {})[N // 2 :]
-        assert all(map(torch.equal, found, here.expected(N)))
-        last = here.endpoint.changes[-1]
-        assert (last.why, last.n_resent) == ("c is there", 0)
+        assert [(each.why, each.n_resent) for each in here.endpoint.changes[1:]] == [
+            ("c is there", 0)
+        ]
+        before = len(looked)
+        if n_resent:
+            wait_until(lambda: here.endpoint.statistics().resent == n_resent, "they are sent again")
+        else:
+            wait_until(lambda: len(looked) > before + 1, "it is looked after")
+        go_on.set()
+        found = [future.result(20) for future in futures]
+        assert all(map(torch.equal, found, here.expected(3)))
+        statistics = here.endpoint.statistics()
+        assert (statistics.answered, statistics.resent, statistics.open) == (3, n_resent, 0)
 
 
 @pytest.mark.slow

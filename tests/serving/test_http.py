@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -211,6 +212,26 @@ def test_a_body_that_no_request_needs_is_not_read_to_its_end(app: Any) -> None:
     assert "a request for toy has at most" in reply.error
 
 
+def test_a_client_that_leaves_amid_its_request_is_no_fault_of_ours(app: Any) -> None:
+    reply = ask(app, "POST", INFER, b"{", then="leaves")
+    assert (reply.status, "the client left after 1 bytes" in reply.error) == (408, True)
+
+
+def test_a_bug_of_ours_is_an_error_as_all_others(
+    app: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(_inputs: Any) -> Any:
+        raise ZeroDivisionError
+
+    async def survived(scope: Any, receive: Any, send: Any) -> None:
+        with suppress(ZeroDivisionError):  # whoever runs the application logs it
+            await app(scope, receive, send)
+
+    monkeypatch.setattr(endpoint, "submit", submit)
+    reply = infer(survived, document())
+    assert (reply.status, "the server failed" in reply.error) == (500, True)
+
+
 def test_more_samples_than_are_served_at_once_are_refused(app: Any) -> None:
     content = {
         "inputs": [
@@ -239,6 +260,8 @@ def test_a_full_queue_is_said_with_when_to_come_back() -> None:
         assert isinstance(waiting.exception(timeout=20), RequestTimeout)
         late = infer(app, document())
         assert (late.status, "no answer came" in late.error) == (504, True)
+        part = ask(app, "POST", INFER, b"{", then="stalls")
+        assert (part.status, "comes whole within 0.5 s (got 1 bytes)" in part.error) == (408, True)
 
 
 def test_an_endpoint_that_was_closed_does_not_call_the_request_bad() -> None:
@@ -258,6 +281,7 @@ def test_metrics_count_requests_by_outcome_and_what_devices_did(endpoint: Endpoi
     found = dict(line.rsplit(" ", 1) for line in reply.body.decode().splitlines() if line[0] != "#")
     statistics = endpoint.statistics()
     assert float(found['edgeweave_requests_total{outcome="answered"}']) == statistics.answered
+    assert float(found['edgeweave_requests_total{outcome="turned_away"}']) == 0
     assert float(found["edgeweave_request_seconds_count"]) == statistics.answered
     assert float(found["edgeweave_ready"]) == 1
     assert float(found['edgeweave_device_requests_total{device="a"}']) >= statistics.answered

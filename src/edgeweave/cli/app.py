@@ -13,6 +13,7 @@ from edgeweave.cli.fleet_commands import join, status
 from edgeweave.cli.gossip_command import gossip
 from edgeweave.cli.job_commands import demo, plan, profile, serve, train
 from edgeweave.core.version import __version__
+from edgeweave.device import memory
 
 __all__ = ["app", "main"]
 
@@ -27,7 +28,12 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code, as docs/reference-errors.md lists them."""
+    """Run one command and return its exit code, as docs/reference-errors.md lists them.
+
+    Without ``arguments`` it is the command that this process was started for, and its end.
+    """
+    if arguments is None:
+        memory.leave_at_exit()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     return guarded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgeweave.codec import parse
 from edgeweave.core.errors import ConfigError, FormatError
 from edgeweave.data.batches import example as first_samples
 from edgeweave.data.sources import load_source
+from edgeweave.device.signals import StopSignals
 from edgeweave.net.locators import Locator
 from edgeweave.observe.serving_metrics import metrics_text
 from edgeweave.program import capture_inference
@@ -56,7 +58,10 @@ class _Address:
 
 
 def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
-    """Serve the model of a job with the weights it was trained to, until SIGTERM or Ctrl-C."""
+    """Serve the model of a job with the weights it was trained to, until SIGTERM or Ctrl-C.
+
+    A second Ctrl-C gives up what was accepted and is not answered yet.
+    """
     serve = job.serve
     address = _address(serve, options.network)
     uvicorn = _uvicorn()
@@ -65,6 +70,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
     example = _example(job)
     inference = capture_inference(model, example)
     with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
         listener = stack.enter_context(_listening(address))
         fleet = stack.enter_context(open_fleet(job.fleet, options, output))
         with output.doing("measuring every device"):
@@ -75,7 +81,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
         output.show(serving_plan_table(plan))
         port = listener.getsockname()[1]
         output.say(f"{address.url(port)}/v2/models/{serve.name}/infer")
-        output.say("Stop with Ctrl-C: what was accepted is answered first.")
+        output.say("Stop with Ctrl-C: what was accepted is answered first; twice: it is given up.")
         app = application(endpoint, name=serve.name, metrics=metrics_text(endpoint))
         config = uvicorn.Config(
             app,
@@ -84,7 +90,7 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
             ssl_keyfile=address.key,
             timeout_graceful_shutdown=round(serve.timeout_seconds) + _STOP_SECONDS,
         )
-        _run(uvicorn.Server(config), listener)
+        _run(uvicorn.Server(config), listener, signals)
         report = endpoint.report()
     output.show(serving_table(report))
     for change in report.changes:
@@ -92,15 +98,21 @@ def run_serve(job: ServiceJob, options: FleetOptions, output: Output) -> None:
     output.finish({"report": serving_document(report)})
 
 
-def _run(server: Any, listener: socket.socket) -> None:
-    """Until a signal. uvicorn ends in order on it, then raises it again: not to end us here."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        return
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _run(server: Any, listener: socket.socket, signals: StopSignals) -> None:
+    """Until a signal, and then in order; a second Ctrl-C is a ``KeyboardInterrupt``.
+
+    uvicorn is on a thread, where it leaves signals alone.
+    """
+    with ThreadPoolExecutor(1, "edgeweave-http") as pool:
+        serving = pool.submit(server.run, [listener])
+        serving.add_done_callback(lambda _: signals.tell())
+        signals.wait_until_told()
+        server.should_exit = True
+        while not serving.done():
+            if signal.SIGINT in signals.wait_until_told():
+                server.force_exit = True
+                raise KeyboardInterrupt
+    serving.result()
 
 
 def _uvicorn() -> Any:

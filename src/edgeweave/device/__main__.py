@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 
+from edgeweave.device import memory
 from edgeweave.device.process import main
 
 if __name__ == "__main__":
+    memory.leave_at_exit()
     sys.exit(main(sys.argv[1:]))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import select
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
 
 import msgspec
 import psutil
@@ -23,12 +19,11 @@ from edgeweave.device import memory
 from edgeweave.device.agent import Agent
 from edgeweave.device.nursery import Nursery
 from edgeweave.device.settings import AgentSettings
+from edgeweave.device.signals import StopSignals
 from edgeweave.device.tasks import preparation, tasks
 from edgeweave.net import Links, NetSettings, ShapedTransport, ZenohTransport
 
 __all__ = ["ProcessSettings", "main", "run_agent"]
-
-_READ_BYTES = 4096
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +58,7 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
     memory.keep_freed()
     try:
         with (
-            _Signals() as signals,
+            StopSignals() as signals,
             Nursery(
                 name,
                 tasks(settings.agent),
@@ -77,52 +72,6 @@ def run_agent(settings: ProcessSettings, *, ready: Callable[[ZenohTransport], No
             signals.wait_until_told(sys.stdin.fileno() if settings.until_stdin_closes else None)
     except KeyboardInterrupt:
         logging.getLogger(__name__).info("stopped by a signal before it served")
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C as a byte in a pipe, which no moment at which they come can lose.
-
-    An exception raised by a handler is lost where Python drops exceptions: in a finalizer, or a
-    callback from another library. Until ``wait_until_told`` signals raise it all the same, because
-    starting may take long; from then on nothing interrupts an agent that is ending in order.
-    """
-
-    def __enter__(self) -> Self:
-        self._reads, self._writes = os.pipe()
-        os.set_blocking(self._writes, False)
-        self._waits = False
-        self._before = {
-            number: signal.signal(number, self._came) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self._reads)
-        os.close(self._writes)
-
-    def wait_until_told(self, stdin: int | None) -> None:
-        """Until a signal has come, or ``stdin`` is closed."""
-        self._waits = True
-        while True:
-            ready, _, _ = select.select([self._reads, *([] if stdin is None else [stdin])], [], [])
-            if self._reads in ready:
-                logging.getLogger(__name__).info("stopped by a signal")
-                return
-            if not os.read(ready[0], _READ_BYTES):
-                return
-
-    def _came(self, _number: int, _frame: FrameType | None) -> None:
-        with suppress(BlockingIOError):  # full of signals already
-            os.write(self._writes, b"!")
-        if not self._waits:
-            raise KeyboardInterrupt
 
 
 @contextmanager

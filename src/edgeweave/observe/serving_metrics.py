@@ -52,6 +52,7 @@ class _Collector:
         outcomes.add_metric(["answered"], report.answered)
         outcomes.add_metric(["refused"], report.refused)
         outcomes.add_metric(["expired"], report.expired)
+        outcomes.add_metric(["turned_away"], desk.turned_away)
         yield outcomes
         yield CounterMetricFamily(
             "edgeweave_resent_requests", "Sent again after a device was lost.", report.resent

@@ -69,6 +69,8 @@ class DeskStatistics:
     first_seconds: float | None
     last_seconds: float | None
     """When the first request was asked, and the last answer came, on the clock."""
+    turned_away: int = 0
+    """Not accepted, because the queue was full."""
 
 
 class Desk:
@@ -101,6 +103,7 @@ class Desk:
         self._number = 0
         self._next_deadline = float("inf")
         self._answered = self._refused = self._expired = self._resent = self._duplicates = 0
+        self._turned_away = 0
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
         self._latency_seconds = 0.0
         self._first: float | None = None
@@ -148,6 +151,7 @@ class Desk:
             room = self._news.wait_for(self._may_enter, wait_seconds)
             self._check_open()
             if not room:
+                self._turned_away += 1
                 raise QueueFull(
                     f"{len(self._open)} requests are unanswered already (queue_size: "
                     f"{self._options.queue_size}). Ask again in a moment, or serve with more "
@@ -240,6 +244,7 @@ class Desk:
                 self._latency_seconds,
                 self._first,
                 self._last,
+                self._turned_away,
             )
 
     def _left(self, request: Request) -> bool:
@@ -272,10 +277,11 @@ class Desk:
             with self._news:
                 if self._ended:
                     return
-                expired = self._taken_expired()
-                term, shipment = (None, None) if expired else self._next()
+                now = self._clock.now()  # one for all: what is due between two would be missed
+                expired = self._taken_expired(now)
+                term, shipment = (None, None) if expired else self._next(now)
                 if not expired and shipment is None:
-                    self._news.wait(self._idle_seconds())
+                    self._news.wait(self._idle_seconds(now))
             for request in expired:
                 request.fail(_too_late(request))
             if term is not None and shipment is not None:
@@ -299,14 +305,14 @@ class Desk:
         self.suspend(term)
         self._on_broken(term, error)
 
-    def _next(self) -> tuple[Sending | None, Shipment | None]:
+    def _next(self, now: float) -> tuple[Sending | None, Shipment | None]:
         """What to send now, if anything. Holds the lock."""
         if self._term is None or not self._waiting or not self._term.has_room:
             return None, None
         joined = self._joined()
         if not joined:
             return None, None
-        if self._may_grow(joined):
+        if self._may_grow(joined, now):
             return None, None
         for _ in joined:
             self._waiting.popleft()
@@ -329,28 +335,26 @@ class Desk:
             joined.append(request)
         return joined
 
-    def _may_grow(self, joined: list[Request]) -> bool:
+    def _may_grow(self, joined: list[Request], now: float) -> bool:
         """Whether to wait for more that could go along."""
         samples = sum(request.samples for request in joined)
         return (
             samples < self._options.join_samples
             and len(joined) == len(self._waiting)
-            and self._clock.now() < joined[0].asked_seconds + self._options.join_seconds
+            and now < joined[0].asked_seconds + self._options.join_seconds
         )
 
-    def _idle_seconds(self) -> float | None:
+    def _idle_seconds(self, now: float) -> float | None:
         """Until there may be something to do without news."""
         moments = [self._next_deadline]
         if self._waiting and self._options.join_seconds:
             moments.append(self._waiting[0].asked_seconds + self._options.join_seconds)
-        now = self._clock.now()
         ahead = [moment - now for moment in moments if moment > now]
         soonest = min(ahead, default=0.0)
         return None if soonest == float("inf") else max(soonest, 0.0)
 
-    def _taken_expired(self) -> list[Request]:
+    def _taken_expired(self, now: float) -> list[Request]:
         """Those whose deadline is over, off the books. Holds the lock."""
-        now = self._clock.now()
         if now < self._next_deadline:
             return []
         expired = [r for r in self._open.values() if r.deadline_seconds <= now]

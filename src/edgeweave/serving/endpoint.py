@@ -124,6 +124,11 @@ class Endpoint:
         return self._options.max_samples or self._most_samples
 
     @property
+    def timeout_seconds(self) -> float:
+        """How long a request may take that says nothing else."""
+        return self._options.timeout_seconds
+
+    @property
     def plan(self) -> ServingPlan | None:
         """The plan in use; None while nobody can serve."""
         return self._keeper.plan

@@ -7,8 +7,8 @@
     GET  /metrics                         where somebody makes them
 
     400  what the request holds        413  more than any request needs     429  the queue is full
-    404  another model, another path   504  no answer by the deadline
-    503  nobody can: not ready (health), closing, a device without memory
+    404  another model, another path   408  not whole by the deadline       504  no answer by then
+    503  nobody can: not ready (health), closing, a device without memory   500  a bug of ours
 
 Every error is ``{"error": "..."}``. Needs the ``serve`` extra (starlette).
 """
@@ -55,12 +55,17 @@ class _TooLarge(RequestError):
     """The body of a request is larger than any that the model can take."""
 
 
+class _Unfinished(RequestError):
+    """The body of a request did not come whole in time."""
+
+
 class _Unknown(RequestError):
     """There is no such model, or no such version of it."""
 
 
 _STATUS: dict[type[EdgeweaveError], int] = {
     _TooLarge: 413,
+    _Unfinished: 408,
     _Unknown: 404,
     QueueFull: 429,
     EndpointClosed: 503,
@@ -101,7 +106,11 @@ def application(
         ]
     return Starlette(
         routes=routes,
-        exception_handlers={EdgeweaveError: _refused, HTTPException: _http_error},
+        exception_handlers={
+            EdgeweaveError: _refused,
+            HTTPException: _http_error,
+            Exception: _failed,
+        },
     )
 
 
@@ -173,16 +182,27 @@ class _Server:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """The body, as long as it is not larger than any request needs to be."""
+        """The body, as long as it is not larger than any request needs to be, and in time."""
+        from starlette.requests import ClientDisconnect  # noqa: PLC0415
+
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._limit_bytes:
-                raise _TooLarge(
-                    f"a request for {self._name} has at most {self._limit_bytes} bytes, for "
-                    f"{self._endpoint.max_samples} samples. Send fewer at once."
-                )
-            parts.append(part)
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self._limit_bytes:
+                        raise _TooLarge(
+                            f"a request for {self._name} has at most {self._limit_bytes} bytes, "
+                            f"for {self._endpoint.max_samples} samples. Send fewer at once."
+                        )
+                    parts.append(part)
+        except TimeoutError as error:
+            raise _Unfinished(
+                f"a request comes whole within {self._endpoint.timeout_seconds:.1f} s (got {size} "
+                "bytes). Send it faster, or serve with a larger timeout_seconds."
+            ) from error
+        except ClientDisconnect as error:
+            raise _Unfinished(f"the client left after {size} bytes of its request.") from error
         return b"".join(parts)
 
 
@@ -208,6 +228,11 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     text = f"{getattr(error, 'detail', error)}. Paths begin with /v2; see /v2/models/NAME."
     return _json({"error": text}, status=status, headers=getattr(error, "headers", None))
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """Who runs the application logs what happened, with its traceback."""
+    return _json({"error": "the server failed on this request. Its log says why."}, status=500)
 
 
 def _json(

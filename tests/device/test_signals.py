@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from edgeweave.device.process import _Signals
+from edgeweave.device.signals import StopSignals
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(20)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_whose_exception_was_lost_ends_the_wait_all_the_same(number: int) -> None:
     """Bug: an agent missed a SIGTERM, which came where Python drops exceptions."""
-    with _Signals() as signals:
+    with StopSignals() as signals:
         with suppress(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         signals.wait_until_told(None)
@@ -25,7 +25,7 @@ def test_a_signal_whose_exception_was_lost_ends_the_wait_all_the_same(number: in
 
 def test_a_signal_ends_the_wait_and_raises_nothing_from_then_on() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with _Signals() as signals:
+    with StopSignals() as signals:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         signals.wait_until_told(None)
@@ -37,7 +37,7 @@ def test_a_signal_ends_the_wait_and_raises_nothing_from_then_on() -> None:
 
 def test_closing_standard_input_ends_the_wait() -> None:
     reads, writes = os.pipe()
-    with _Signals() as signals:
+    with StopSignals() as signals:
         os.write(writes, b"nobody reads this")
         os.close(writes)
         signals.wait_until_told(reads)
@@ -45,5 +45,5 @@ def test_closing_standard_input_ends_the_wait() -> None:
 
 
 def test_a_signal_before_it_waits_interrupts_what_it_does() -> None:
-    with pytest.raises(KeyboardInterrupt), _Signals():
+    with pytest.raises(KeyboardInterrupt), StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
