@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,37 @@ def test_neighbours_pass_the_begin_on_when_only_one_was_told(
         assert peer.status is not None
         assert peer.status.phase == "finished"
         assert peer.status.steps_here == peer.status.steps == 12
+
+
+def test_a_device_that_is_out_of_sight_for_a_moment_is_asked_again_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bug: a link that was lost for three seconds just then ended the run before it began."""
+    monkeypatch.setattr("edgeweave.gossip.members._LOOK_SECONDS", 0.02)
+    with memory_fleet("a", "b") as world:
+        world.fabric.kill("b")
+        looked = threading.Event()
+        sleep = world.fleet.clock.sleep
+
+        def looking(seconds: float) -> None:
+            looked.set()
+            sleep(seconds)
+
+        monkeypatch.setattr(world.fleet.clock, "sleep", looking)
+        back = threading.Thread(target=lambda: (wait_for(looked), world.start("b")))
+        back.start()
+        run = start(world.fleet)
+        back.join(20.0)
+        assert {name: s.run for name, s in running(world.fleet).items()} == {"a": run, "b": run}
+        Members.of_run(world.fleet, run).release()
+
+
+def test_a_device_that_has_gone_for_good_is_told_and_the_others_are_free() -> None:
+    with memory_fleet("a", "b", timeouts=replace(QUICK, connect=0.2)) as world:
+        world.fabric.kill("b")
+        with pytest.raises(FleetError, match="device 'b' does not answer"):
+            start(world.fleet)
+        assert running(world.fleet) == {}
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, math.inf, math.nan])

@@ -101,9 +101,7 @@ class Members:
         try:
             answers = self._fleet.for_each(
                 self.devices,
-                lambda device: self._fleet.ask(
-                    device, "enrol", messages[device], timeout_seconds=seconds
-                ),
+                lambda device: self._ask(device, "enrol", messages[device], seconds),
                 one_at_a_time=False,
             )
         except BaseException:
@@ -119,7 +117,7 @@ class Members:
         seconds = self._fleet.timeouts.request
         self._fleet.for_each(
             self.devices,
-            lambda device: self._fleet.ask(device, "begin", message, timeout_seconds=seconds),
+            lambda device: self._ask(device, "begin", message, seconds),
             one_at_a_time=False,
         )
 
@@ -224,6 +222,24 @@ class Members:
             return b""
 
         self._fleet.for_each(self.devices, let_go, one_at_a_time=False)
+
+    def _ask(self, device: str, verb: str, message: Enrol | BeginGossip, seconds: float) -> bytes:
+        """Ask for what may be asked twice. A device that a bad link has lost is asked again when
+        it is seen again, within ``Timeouts.connect``.
+        """
+        fleet = self._fleet
+        deadline = fleet.clock.now() + fleet.timeouts.connect
+        while True:
+            try:
+                return fleet.ask(device, verb, message, timeout_seconds=seconds)
+            except FleetError as error:
+                if device in fleet.present():
+                    raise
+                _log.info("%s is not there just now: %s", device, error)
+                while device not in fleet.present():
+                    if fleet.clock.now() >= deadline:
+                        raise
+                    fleet.clock.sleep(_LOOK_SECONDS)
 
     def _check_any_done(self, found: Mapping[str, PeerStatus]) -> None:
         errors = {device: status.error for device, status in found.items() if status.error}
