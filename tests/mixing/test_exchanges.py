@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeweave.codec import Codec, blockfloat, none, uniform
@@ -68,6 +68,9 @@ def test_what_is_said_in_few_bits_differs_from_the_model(codec: Codec) -> None:
     st.sampled_from([none(), *LOSSY]),
     st.integers(0, 99),
 )
+@example("ring", 6, "d-psgd", blockfloat(4), 0)
+@example("ring", 6, "gossip-sgd", blockfloat(4), 0)
+@example("ring", 6, "ad-psgd", blockfloat(4), 0)
 def test_mixing_changes_no_mean(
     name: str, n: int, algorithm: Algorithm, codec: Codec, seed: int
 ) -> None:
@@ -207,7 +210,7 @@ def test_push_sum_is_unbiased_under_loss(n: int, seed: int, loss: float) -> None
     torch.testing.assert_close(world.values(), before.expand(n, -1), atol=2e-3, rtol=0.0)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(4, 8), st.integers(0, 99), st.floats(0.0, 0.5))
 def test_push_sum_is_unbiased_under_churn(n: int, seed: int, loss: float) -> None:
     """Peers leave and come back as new processes, edges are cut and heal, messages are lost: the
@@ -219,14 +222,14 @@ def test_push_sum_is_unbiased_under_churn(n: int, seed: int, loss: float) -> Non
     away: list[str] = []
     lives = dict.fromkeys(map(frozenset, world.graph.edges), 1)
     """Of an edge: a new one where one of its processes is."""
-    for turn in range(300):
+    for turn in range(220):
         here = [name for name in world.peers if name not in away]
         for name in here:
             if random.random() < 0.7 and world.peers[name].can_begin():
                 world.post(name, world.peers[name].begin())
         world.deliver(loses=lambda _a, _b: bool(random.random() < loss))
         one, other = random.choice(here, 2, replace=False)
-        event = random.random() if turn < 200 else 1.0
+        event = random.random() if turn < 120 else 1.0
         if event < 0.1 and len(here) > 3:
             _leave(world, one, here)
             away.append(one)
