@@ -244,6 +244,7 @@ def test_who_has_just_come_waits_until_all_peers_of_a_run_are_seen(
         members.release()
 
 
+@pytest.mark.slow
 def test_peers_that_have_died_are_waited_for_a_few_seconds_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -96,6 +96,7 @@ def test_pictures_whose_folders_number_classes_differently_are_refused(
     assert [peer.there for peer in report.peers] == [True, True]
 
 
+@pytest.mark.slow
 def test_numbered_folders_need_not_be_the_same(world: MemoryFleet, tmp_path: Path) -> None:
     files = {
         "a": pictures(tmp_path / "a", ["0", "1"]),
