@@ -46,7 +46,7 @@ PUBLIC = {
     """,
     "edgeweave.gossip": """
         DeviceCosts DeviceFiles GossipReport GossipTrainer Members PeerReport VirtualGossip
-        consensus_distance mean_state running
+        consensus_distance mean_state running wait_members
     """,
     "edgeweave.mixing": """
         ALGORITHMS Algorithm Balance BalanceSettings CHOOSINGS Choosing Chosen Effect Exchange

@@ -12,18 +12,18 @@ from edgeweave.mixing import Exchange, GossipSettings, Send, exchange_of, graph_
 WIDTH = 7
 
 
-def models(n: int, seed: int = 0) -> list[torch.Tensor]:
+def models(n: int, seed: int = 0, width: int = WIDTH) -> list[torch.Tensor]:
     """A different model for each peer."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(WIDTH, generator=generator) for _ in range(n)]
+    return [torch.randn(width, generator=generator) for _ in range(n)]
 
 
 class World:
     """The exchanges of a run, with all edges of the algorithm's graph open."""
 
-    def __init__(self, settings: GossipSettings, *, seed: int = 0) -> None:
+    def __init__(self, settings: GossipSettings, *, seed: int = 0, width: int = WIDTH) -> None:
         self.graph = graph_of(settings)
-        first = models(len(self.graph.peers), seed)
+        first = models(len(self.graph.peers), seed, width)
         self.peers: dict[str, Exchange] = {
             name: exchange_of(settings, name, model)
             for name, model in zip(self.graph.peers, first, strict=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeweave.cli.job_commands import load
-from edgeweave.cli.options import Debug, JobOptions, Json, NetworkOptions, spread
+from edgeweave.cli.options import Debug, JobOptions, Json, NetworkOptions, overrides, spread
 from edgeweave.cli.output import Output
 from edgeweave.core.errors import ConfigError
 
@@ -56,23 +58,51 @@ def gossip(
     from edgeweave.cli import gossip as command  # noqa: PLC0415
 
     output = Output("gossip", as_json=json)
+    modes = {"--attach": attach, "--detach": detach, "--admit": admit is not None}
+    asks = [name for name, is_given in modes.items() if is_given]
     if stop is not None:
-        _check_stops_only(job, attach or detach or admit is not None)
-        command.stop(network.network(), stop, output)
+        _check_stops_only(job, asks)
+        command.stop(network.network(_fleet_name(options)), stop, output)
         return
     if job is None:
         raise ConfigError("gossip needs a job (none is given). Name its file: edgeweave gossip JOB")
+    _check_one_thing(asks, run=run, save=save)
     loaded, fleet = load(job, options, network)
-    asked = command.GossipOptions(fleet, attach=attach, detach=detach, run=run, save=save)
+    asked = command.GossipOptions(fleet, detach=detach, run=run, save=save)
     if admit is not None:
         command.admit(loaded, asked, admit, output)
-        return
-    command.gossip(loaded, asked, output)
+    elif attach:
+        command.attach(loaded, asked, output)
+    else:
+        command.gossip(loaded, asked, output)
 
 
-def _check_stops_only(job: Path | None, does_more: bool) -> None:
-    if job is not None or does_more:
+def _fleet_name(options: JobOptions) -> str:
+    """Of the fleet to look in, where no job says it."""
+    told = overrides(options.settings).get("fleet.namespace")
+    return told or os.environ.get("EDGEWEAVE_FLEET_NAMESPACE", "default")
+
+
+def _check_stops_only(job: Path | None, asks: Sequence[str]) -> None:
+    if job is not None or asks:
         raise ConfigError(
             "--stop NAME stops a run and does nothing else (a job, --attach or --detach is given). "
             "Leave it out; fetch the models with --attach afterwards."
+        )
+
+
+def _check_one_thing(asks: Sequence[str], *, run: str | None, save: Path | None) -> None:
+    if len(asks) > 1:
+        raise ConfigError(
+            f"gossip does one thing at a time ({' and '.join(asks)} are given). Leave one out."
+        )
+    if run is not None and not {"--attach", "--admit"} & {*asks}:
+        raise ConfigError(
+            f"--run says which run to go on with (got {run}, and nothing to do with it). "
+            "Add --attach or --admit."
+        )
+    if save is not None and {"--detach", "--admit"} & {*asks}:
+        raise ConfigError(
+            f"--save writes the model of a run that has ended ({asks[0]} does not wait for it). "
+            "Save with --attach afterwards."
         )

@@ -8,7 +8,7 @@ devices with folders of their own agree on them if all have the same folders; on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from edgeweave.data._formats import UNREADABLE, Bytes, check_size
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Pictures", "class_numbers", "class_paths", "read_pictures"]
+__all__ = ["Pictures", "class_numbers", "class_paths", "is_numbered", "read_pictures"]
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".ppm": "PPM"}
 _FORMATS |= {".pgm": "PPM"}
@@ -66,9 +66,14 @@ def class_numbers(names: Sequence[str]) -> dict[str, int]:
     >>> class_numbers(["7", "10"])
     {'7': 7, '10': 10}
     """
-    if all(name.isascii() and name.isdigit() for name in names):
+    if is_numbered(names):
         return {name: int(name) for name in names}
     return {name: number for number, name in enumerate(sorted(names))}
+
+
+def is_numbered(names: Iterable[str]) -> bool:
+    """Whether folders are called by the numbers of their classes."""
+    return all(name.isascii() and name.isdigit() for name in names)
 
 
 def read_pictures(paths: Sequence[Path]) -> Bytes:

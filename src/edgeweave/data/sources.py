@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,7 +23,13 @@ import torch
 
 from edgeweave.core.errors import ConfigError
 from edgeweave.data._formats import Array, Bytes, read_cifar, read_idx, read_npz
-from edgeweave.data._pictures import Pictures, class_numbers, class_paths, read_pictures
+from edgeweave.data._pictures import (
+    Pictures,
+    class_numbers,
+    class_paths,
+    is_numbered,
+    read_pictures,
+)
 from edgeweave.data._tables import Windows, are_classes, most_frequent, read_tables
 from edgeweave.data.dataset import ArrayDataset, Normalisation
 
@@ -56,6 +62,8 @@ class DataPair:
     n_classes: int
     """0 where targets are real numbers."""
     description: str
+    class_names: tuple[str, ...] = ()
+    """By number, where the files name classes by words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class _Arrays:
     y_train: Array
     x_test: Array
     y_test: Array
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 def load_source(name: str, *, path: Path | None, normalise: bool = False) -> DataPair:
@@ -172,10 +181,14 @@ def _images(path: Path | None) -> _Arrays:
     numbers = class_numbers(sorted({name for each in found for name in each}))
     inputs = read_pictures([path for each in found for paths in each.values() for path in paths])
     targets = [_classes(each, numbers) for each in found]
-    if not has_parts:
-        return _split(inputs, targets[0])
     n_train = len(targets[0])
-    return _Arrays(inputs[:n_train], targets[0], inputs[n_train:], targets[1])
+    whole = (
+        _Arrays(inputs[:n_train], targets[0], inputs[n_train:], targets[1])
+        if has_parts
+        else _split(inputs, targets[0])
+    )
+    names = () if is_numbered(numbers) else tuple(numbers)
+    return replace(whole, class_names=names)
 
 
 def _classes(pictures: Pictures, numbers: Mapping[str, int]) -> Array:
@@ -275,6 +288,7 @@ def _pair(name: str, arrays: _Arrays, normalisation: Normalisation | None) -> Da
         n_classes,
         f"{name}: {len(arrays.x_train)} samples to train, {len(arrays.x_test)} to test, of "
         f"{_shape(arrays.x_train)}, {f'{n_classes} classes' if n_classes else 'real targets'}",
+        arrays.class_names,
     )
 
 

@@ -49,6 +49,8 @@ class Enrolled(msgspec.Struct, frozen=True):
     grouping_seconds: float = 0.0
     grouping_bytes: int = 0
     """Memory that aggregated points take."""
+    class_names: tuple[str, ...] = ()
+    """By number, where the device's own files name them."""
 
 
 class BeginGossip(msgspec.Struct, frozen=True):
@@ -111,3 +113,5 @@ class PeerStatus(msgspec.Struct, frozen=True):
     """From its begin here until it had done its steps, or until now."""
     error: str | None = None
     """Why it cannot go on, if it cannot."""
+    peers: tuple[str, ...] = ()
+    """All that the run began with, itself among them."""

@@ -5,12 +5,18 @@
 
 A device is busy until its peer has done all steps, or was stopped, and free from then on; the model
 is kept, and can be fetched, until another run of gossip wants the device, or this one is released.
+
+A release may come before the request that it takes back, which is longer on its way, or while that
+is being done: runs that were released are remembered, and nobody is enrolled in them any more. One
+who enrols a device and never lets it begin, nor releases it, has gone or cannot reach it: the
+device is free again after a while.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import psutil
@@ -33,6 +39,8 @@ __all__ = ["PeerPlace"]
 
 _log = logging.getLogger(__name__)
 
+_REMEMBERED_RELEASES = 64
+
 Verbs = dict[str, tuple[Callable[[bytes], bytes], int]]
 
 
@@ -50,7 +58,9 @@ class PeerPlace:
         self._peer: PeerRun | None = None
         self._is_busy = False
         self._coming: str | None = None
-        """The run that is being enrolled; None again if it is released meanwhile."""
+        """The run that is being enrolled."""
+        self._released: deque[str] = deque(maxlen=_REMEMBERED_RELEASES)
+        self._expiry: threading.Timer | None = None
 
     def verbs(self) -> Verbs:
         """Verb -> handler, and the largest request it takes."""
@@ -72,15 +82,17 @@ class PeerPlace:
 
     def release(self, run: str | None = None) -> None:
         """End a run here, whichever it is or only this one. One that is being enrolled ends once
-        it is.
+        it is, and one that is still to come never begins.
         """
         with self._changing:
-            if run in (None, self._coming):
-                self._coming = None
+            released = self._coming if run is None else run
+            if released is not None:
+                self._released.append(released)
             peer = self._peer
             if peer is None or run not in (None, peer.run):
                 return
             self._peer = None
+            self._stay()
         # Without the lock: its threads may be telling that they are done, and are waited for.
         peer.close()
         self._become_free()
@@ -96,32 +108,57 @@ class PeerPlace:
 
     def _new_peer(self, message: Enrol) -> PeerRun:
         """A peer of another run than before."""
+        run = message.run
         if not self._is_busy:
             self.release()
-        self._take(message.run)
+        self._take(run)
         with self._changing:
             self._is_busy = True
-            self._coming = message.run
+            self._coming = run
+        peer: PeerRun | None = None
         try:
+            self._check_wanted(run)
             peer = PeerRun(message, self._place, on_finished=self._become_free)
+            with self._changing:
+                self._check_wanted(run)
+                self._coming, self._peer = None, peer
+                self._expire_unless_begun(peer)
         except BaseException:
             with self._changing:
                 self._coming = None
+            if peer is not None:
+                peer.close()
             self._become_free()
             raise
-        with self._changing:
-            is_wanted, self._coming = self._coming == message.run, None
-            if is_wanted:
-                self._peer = peer
-        if not is_wanted:
-            peer.close()
-            self._become_free()
-            raise FleetError(f"run {message.run} was released before it was enrolled.")
         return peer
+
+    def _check_wanted(self, run: str) -> None:
+        if run in self._released:
+            raise FleetError(f"run {run} was released before it was enrolled. Start it again.")
+
+    def _expire_unless_begun(self, peer: PeerRun) -> None:
+        """Whoever enrols has as long for the slowest device of a run, and then lets all begin."""
+        seconds = self._place.timeouts.work + self._place.timeouts.request
+
+        def expire() -> None:
+            if peer.end_unless_begun():
+                _log.warning("gossip run %s: nobody let it begin for %.0f s", peer.run, seconds)
+                self.release(peer.run)
+
+        self._expiry = threading.Timer(seconds, expire)
+        self._expiry.start()
+
+    def _stay(self) -> None:
+        """Do not end by itself any more."""
+        timer, self._expiry = self._expiry, None
+        if timer is not None:
+            timer.cancel()
 
     def _begin(self, payload: bytes) -> bytes:
         message = decode_message(payload, BeginGossip)
         self._required(message.run).begin(message)
+        with self._changing:
+            self._stay()
         return b""
 
     def _stop(self, payload: bytes) -> bytes:

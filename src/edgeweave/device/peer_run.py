@@ -21,18 +21,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import torch
-
-from edgeweave.core.errors import FleetError, PlanError, WireError
-from edgeweave.core.units import format_bytes
+from edgeweave.core.errors import FleetError, WireError
 from edgeweave.device import memory
 from edgeweave.device.gossip_messages import Admit, BeginGossip, Enrol, Enrolled, PeerStatus
-from edgeweave.device.learner import Learner
-from edgeweave.device.messages import Weigh, encode_message
 from edgeweave.device.outbox import Outboxes
 from edgeweave.device.peer_frames import check_header, frame_of, message_of
+from edgeweave.device.preparing import prepare
 from edgeweave.device.returns import admit, enrol_again, wait_until_without
-from edgeweave.device.rows import load_rows
 from edgeweave.device.running import Workplace
 from edgeweave.device.threads import adopt_torch_threads
 from edgeweave.mixing import (
@@ -43,7 +38,6 @@ from edgeweave.mixing import (
     Train,
     Trained,
     Wake,
-    graph_of,
 )
 from edgeweave.net import (
     Frame,
@@ -52,7 +46,7 @@ from edgeweave.net import (
     frame_key,
     frame_pattern,
 )
-from edgeweave.program import Program, decode, encode_state, state_bytes
+from edgeweave.program import encode_state
 
 __all__ = ["PeerRun"]
 
@@ -75,24 +69,12 @@ class PeerRun:
         self._message = message
         self._place = place
         self._on_finished = on_finished
-        captured = decode(message.graph, message.tensors, examine=self._examine)
-        self._check_memory(captured.program)
-        torch.set_num_threads(place.n_threads)
         peers = message.settings.graph.peers
         self._ranks = {name: rank for rank, name in enumerate(peers)}
         if message.rank is not None:
             self._ranks[message.name] = message.rank
-        self._learner = Learner(
-            captured,
-            message.optimizer,
-            load_rows(message.data),
-            message.settings,
-            number=self._ranks[message.name],
-            now=place.clock.now,
-            throttle=place.throttle.on_another_thread(),
-            device=place.torch_device,
-        )
-        self._first = self._learner.layout.flat(captured.state)
+        self._ready = prepare(message, place, number=self._ranks[message.name])
+        self._learner, self._first = self._ready.learner, self._ready.first
         self._limit_bytes = self._first.nbytes + 4096
         self._throttle = place.throttle.on_another_thread()
         self._events: queue.Queue[_Event | None] = queue.Queue(_MOST_EVENTS)
@@ -110,14 +92,7 @@ class PeerRun:
 
     def enrolled(self) -> Enrolled:
         """What the device brings."""
-        selection = self._learner.selection
-        return Enrolled(
-            self._learner.n_samples,
-            self._first.nbytes,
-            selection.n_groups,
-            selection.grouping_seconds,
-            selection.n_bytes,
-        )
+        return self._ready.enrolled()
 
     def begin(self, message: BeginGossip) -> None:
         """Start to work. A second time changes nothing."""
@@ -160,12 +135,19 @@ class PeerRun:
                 stack.callback(watch.close)
                 self._stack = stack.pop_all()
 
+    def end_unless_begun(self) -> bool:
+        """Let it not begin any more; False if it has begun."""
+        with self._beginning:
+            self._closed = self._closed or self._peer is None
+            return self._closed
+
     def status(self) -> PeerStatus:
         """How the peer is doing."""
         peer = self._peer
+        peers = self._message.settings.graph.peers
         error = None if self._error is None else f"{type(self._error).__name__}: {self._error}"
         if peer is None:
-            return PeerStatus(self.run, "enrolled", error=error)
+            return PeerStatus(self.run, "enrolled", error=error, peers=peers)
         told = peer.statistics
         losses, busy = told.losses[-_RECENT:], told.busy_seconds[-_RECENT:]
         counts = told.n_samples[-_RECENT:]
@@ -187,6 +169,7 @@ class PeerRun:
             steps_here=len(told.losses),
             seconds=self._seconds(),
             error=error,
+            peers=peers,
         )
 
     def _seconds(self) -> float:
@@ -331,8 +314,9 @@ class PeerRun:
         peer = self._peer
         if peer is None or peer.phase == "finished":
             return
-        if enrol_again(self._message, other, peer.steps, self._place):
-            _log.info("run %s: %s is back, and was enrolled again", self.run, other)
+        done = enrol_again(self._message, other, peer.steps, self._place)
+        if done:
+            _log.info("run %s: %s is there, and was %s", self.run, other, done)
 
     # All threads.
 
@@ -372,23 +356,3 @@ class PeerRun:
             self._error = error
             _log.error("run %s: this peer cannot go on: %s", self.run, error, exc_info=error)
             self._on_finished()
-
-    def _examine(self, program: Program) -> None:
-        self._place.run_task("check", encode_message(program))
-
-    def _check_memory(self, program: Program) -> None:
-        """The model with its gradients and activations, and the copies that are mixed."""
-        limit, settings = self._place.settings.memory_limit_bytes, self._message.settings
-        if limit is None:
-            return
-        weigh = Weigh(program, settings.batch_size, 1, self._message.optimizer, 3)
-        needed = int.from_bytes(self._place.run_task("weigh", encode_message(weigh)), "big")
-        degree = len(graph_of(settings).neighbours(self._message.name))
-        copies = degree * (1 if settings.codec.name == "none" else 3)
-        needed += copies * sum(state_bytes(spec) for spec in program.trainable)
-        if needed > limit:
-            name = self._message.name
-            raise PlanError(
-                f"a peer on {name} needs {format_bytes(needed)} (limit: {format_bytes(limit)}). "
-                "Lower batch_size, or leave the device out."
-            )

@@ -1,5 +1,8 @@
 """Who comes to a run and who goes. It is given on by its peers: to a neighbour that has died and
 come back, by whoever sees it first, and to a device that nobody knew, by the peer that is asked to.
+
+So is its begin: whoever begins lets its neighbours begin too. A coordinator that is killed while it
+tells one after the other leaves no run of which only some are at work.
 """
 
 from __future__ import annotations
@@ -28,16 +31,21 @@ _OPEN = ("d-psgd", "push-sum")
 _FIRST_RANK = 1 << 20
 
 
-def enrol_again(own: Enrol, other: str, steps: int, place: Workplace) -> bool:
-    """Give ``other`` the run of ``own``, if it is in none and its data are files on it.
+def enrol_again(own: Enrol, other: str, steps: int, place: Workplace) -> str:
+    """Give ``other`` the run of ``own``, if it is in none and its data are files on it; let it
+    begin, if it only waits for that.
 
-    Whether it was. ``EdgeweaveError`` if it cannot be asked.
+    What was done, in a word; empty if nothing was. ``EdgeweaveError`` if it cannot be asked.
     """
+    status = decode_message(_ask(place, other, "peer", b""), PeerStatus)
+    if status.run == own.run and status.phase == "enrolled" and status.error is None:
+        _ask(place, other, "begin", encode_message(BeginGossip(own.run, steps)))
+        return "begun"
     data = own.others.get(other)
-    if data is None or decode_message(_ask(place, other, "peer", b""), PeerStatus).run is not None:
-        return False
+    if data is None or status.run is not None:
+        return ""
     _give(msgspec.structs.replace(own, name=other, data=data), steps, place)
-    return True
+    return "enrolled"
 
 
 def admit(own: Enrol, message: Admit, steps: int, place: Workplace) -> None:

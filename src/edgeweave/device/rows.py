@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from edgeweave.core.errors import ConfigError, WireError
-from edgeweave.data import ArrayDataset, Split, deal, load_source
+from edgeweave.data import DataPair, Split, deal, load_source
 from edgeweave.program import flatten_inputs
 
 __all__ = ["Data", "Rows", "SentData", "SourceData", "load_rows"]
@@ -50,6 +50,9 @@ Data = SourceData | SentData
 class Rows(Protocol):
     """Samples by number."""
 
+    class_names: tuple[str, ...]
+    """By number, where the files name them."""
+
     def __len__(self) -> int: ...
 
     def take(self, indices: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -59,8 +62,9 @@ class Rows(Protocol):
 class _ArrayRows:
     """A share of an array data set."""
 
-    def __init__(self, dataset: ArrayDataset, indices: torch.Tensor) -> None:
-        self._dataset = dataset
+    def __init__(self, data: DataPair, indices: torch.Tensor) -> None:
+        self.class_names = data.class_names
+        self._dataset = data.train
         self._indices = indices
 
     def __len__(self) -> int:
@@ -83,6 +87,7 @@ class TensorRows:
                 f"{sorted(sizes)}). Correct the shard."
             )
         self._length = sizes.pop()
+        self.class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self._length
@@ -99,11 +104,12 @@ def load_rows(data: Data) -> Rows:
         except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise WireError(f"the samples are not safetensors ({error}).") from error
     path = None if data.path is None else Path(data.path).expanduser()
-    dataset = load_source(data.source, path=path, normalise=data.normalise).train
+    pair = load_source(data.source, path=path, normalise=data.normalise)
+    dataset = pair.train
     whole = torch.arange(len(dataset))
     if data.n_parts == 1:
-        return _ArrayRows(dataset, whole)
+        return _ArrayRows(pair, whole)
     _, targets = dataset.batch(whole)
     labels = targets if targets.ndim == 1 and not targets.is_floating_point() else whole * 0
     parts = deal(labels.numpy(), data.n_parts, data.split)
-    return _ArrayRows(dataset, torch.from_numpy(parts[data.part]))
+    return _ArrayRows(pair, torch.from_numpy(parts[data.part]))

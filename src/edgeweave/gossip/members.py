@@ -22,17 +22,18 @@ from edgeweave.device import (
     SourceData,
     StopGossip,
     decode_message,
-    encode_message,
     received_state,
 )
 from edgeweave.fleet import Fleet
 from edgeweave.net import control_key
 
-__all__ = ["Members", "running"]
+__all__ = ["Members", "running", "wait_members"]
 
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_LATE_SECONDS = 5.0
+"""How long the first device that is seen is ahead of the last, where the network is new to us."""
 _NEIGHBOURS = 2
 """Of a device that joins later."""
 
@@ -51,6 +52,26 @@ def running(fleet: Fleet) -> dict[str, PeerStatus]:
         if status.run is not None:
             found[device] = status
     return found
+
+
+def wait_members(fleet: Fleet, run: str | None, *, seconds: float) -> Members:
+    """The devices of a run, as ``Members.of_run``, for whoever has just come to the network.
+
+    Waits until all of its peers are seen: for ``seconds`` where nobody is, and a few seconds longer
+    than for the first device where some are, because those that have died are seen never.
+    """
+    clock = fleet.clock
+    deadline = clock.now() + seconds
+    somebody_came = False
+    while True:
+        found = running(fleet)
+        own = {name: each for name, each in found.items() if run in (None, each.run)}
+        peers = {peer for each in own.values() for peer in each.peers}
+        if not somebody_came and fleet.present():
+            somebody_came, deadline = True, clock.now() + _LATE_SECONDS
+        if (own and own.keys() >= peers) or clock.now() >= deadline:
+            return Members.of_run(fleet, run)
+        clock.sleep(_LOOK_SECONDS)
 
 
 class Members:
@@ -80,9 +101,7 @@ class Members:
         try:
             answers = self._fleet.for_each(
                 self.devices,
-                lambda device: self._fleet.ask(
-                    device, "enrol", messages[device], timeout_seconds=seconds
-                ),
+                lambda device: self._ask(device, "enrol", messages[device], seconds),
                 one_at_a_time=False,
             )
         except BaseException:
@@ -98,7 +117,7 @@ class Members:
         seconds = self._fleet.timeouts.request
         self._fleet.for_each(
             self.devices,
-            lambda device: self._fleet.ask(device, "begin", message, timeout_seconds=seconds),
+            lambda device: self._ask(device, "begin", message, seconds),
             one_at_a_time=False,
         )
 
@@ -193,16 +212,34 @@ class Members:
 
     def release(self) -> None:
         """End the run on every device that is there; a model not fetched before is gone."""
-        for device in self.devices:
+
+        def let_go(device: str) -> bytes:
+            seconds = self._fleet.timeouts.request
             try:
-                self._fleet.transport.request(
-                    control_key(self._fleet.name, device, "release"),
-                    encode_message(Release(self.run)),
-                    device=device,
-                    timeout_seconds=self._fleet.timeouts.request,
-                )
+                self._fleet.ask(device, "release", Release(self.run), timeout_seconds=seconds)
             except EdgeweaveError as error:
                 _log.info("%s could not be released: %s", device, error)
+            return b""
+
+        self._fleet.for_each(self.devices, let_go, one_at_a_time=False)
+
+    def _ask(self, device: str, verb: str, message: Enrol | BeginGossip, seconds: float) -> bytes:
+        """Ask for what may be asked twice. A device that a bad link has lost is asked again when
+        it is seen again, within ``Timeouts.connect``.
+        """
+        fleet = self._fleet
+        deadline = fleet.clock.now() + fleet.timeouts.connect
+        while True:
+            try:
+                return fleet.ask(device, verb, message, timeout_seconds=seconds)
+            except FleetError as error:
+                if device in fleet.present():
+                    raise
+                _log.info("%s is not there just now: %s", device, error)
+                while device not in fleet.present():
+                    if fleet.clock.now() >= deadline:
+                        raise
+                    fleet.clock.sleep(_LOOK_SECONDS)
 
     def _check_any_done(self, found: Mapping[str, PeerStatus]) -> None:
         errors = {device: status.error for device, status in found.items() if status.error}

@@ -165,6 +165,8 @@ class GossipTrainer:
 
         ``example``: samples to capture the model with, where ``train_set`` is on the devices.
         """
+        if not 0 < epochs < math.inf:
+            raise ConfigError(f"epochs are above 0 (got {epochs}). Train for 1, say.")
         devices = self._fleet.devices
         graph = self._graph(devices)
         settings = GossipSettings(graph, batch_size=batch_size, **self._options)
@@ -190,10 +192,10 @@ class GossipTrainer:
                 for name in devices
             }
         )
-        mean = fmean(each.n_samples for each in self._enrolled.values())
-        steps = math.ceil(epochs * mean / batch_size)
         try:
-            members.begin(steps)
+            _check_classes(self._enrolled)
+            mean = fmean(each.n_samples for each in self._enrolled.values())
+            members.begin(math.ceil(epochs * mean / batch_size))
         except BaseException:
             members.release()
             raise
@@ -302,6 +304,18 @@ def _that_learnt(done: Mapping[str, PeerStatus]) -> list[str]:
     """
     able = {device: status for device, status in done.items() if status.error is None}
     return [device for device, status in able.items() if status.steps_here] or list(able)
+
+
+def _check_classes(enrolled: Mapping[str, Enrolled]) -> None:
+    """A class has one number on all devices, or each would learn what another one unlearns."""
+    named = {device: each.class_names for device, each in enrolled.items() if each.class_names}
+    for device, names in named.items():
+        one, others = next(iter(named.items()))
+        if names != others:
+            raise ConfigError(
+                f"devices have the same classes ({one}: {', '.join(others)}; {device}: "
+                f"{', '.join(names)}). Make the folders that one lacks; they may be empty."
+            )
 
 
 def _first(
