@@ -105,13 +105,13 @@ def test_a_burst_is_lost_where_the_link_is_down() -> None:
 
 
 def test_a_row_of_more_than_a_datagram_is_refused() -> None:
-    with world_of(Links(LinkShape(1e6))) as world:
-        with pytest.raises(ConfigError, match=r"^each row of a row-tolerant frame is one datagram"):
-            sent(world, burst(width=300))
+    refused = pytest.raises(ConfigError, match=r"^each row of a row-tolerant frame is one datagram")
+    with world_of(Links(LinkShape(1e6))) as world, refused:
+        sent(world, burst(width=300))
 
 
 def test_tensors_with_different_numbers_of_rows_are_refused() -> None:
     frame = make_frame(row=torch.zeros(2), x=torch.zeros(3, 4))
-    with world_of(Links(LinkShape(1e6))) as world:
-        with pytest.raises(ConfigError, match=r"^the tensors of a frame that may lose rows have"):
-            sent(world, frame)
+    refused = pytest.raises(ConfigError, match=r"^the tensors of a frame that may lose rows have")
+    with world_of(Links(LinkShape(1e6))) as world, refused:
+        sent(world, frame)

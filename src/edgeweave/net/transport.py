@@ -141,8 +141,8 @@ class Transport(Protocol):
         Safe from several threads. The frame's tensors must not change any more. Waits as
         ``wait_for_listener`` does, and raises what it raises; also ``FleetError`` when the link
         took no piece for ``Timeouts.send``, and ``ConfigError`` for a loss-tolerant frame of more
-        than 1200 bytes, or a row-tolerant one with such rows. A frame that was handed over when its receiver died is lost without
-        an error: liveliness and deadlines tell.
+        than 1200 bytes, or a row-tolerant one with such rows. A frame that was handed over when its
+        receiver died is lost without an error: liveliness and deadlines tell.
         """
 
     def wait_for_listener(
