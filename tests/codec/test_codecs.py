@@ -26,6 +26,7 @@ def test_public_names_are_these() -> None:
         "none",
         "parse",
         "put_together",
+        "row_length",
         "truncate",
         "uniform",
     ]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeweave.codec import PAYLOAD_BYTES, dealt, kept, n_datagrams, put_together
+from edgeweave.codec import PAYLOAD_BYTES, dealt, kept, n_datagrams, put_together, row_length
 
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
 
@@ -21,10 +21,9 @@ def test_what_is_put_together_is_what_the_mask_keeps(
 ) -> None:
     tensor = torch.arange(1.0, 1.0 + math.prod(shape)).reshape(shape)
     arrived = torch.tensor([bool(fates >> i & 1) for i in range(count)])
-    parts = [
-        part if here else None for part, here in zip(dealt(tensor, count), arrived, strict=True)
-    ]
-    found = put_together(shape, tensor.dtype, parts)
+    rows = dealt(tensor, count)
+    assert rows.shape == (count, row_length(tensor.numel(), count))
+    found = put_together(shape, tensor.dtype, count, arrived.nonzero()[:, 0], rows[arrived])
     assert torch.equal(found, tensor * kept(shape, arrived))
 
 

@@ -20,50 +20,57 @@ def parcels(clock: Any = None, *, first: float = 50.0, least: float = 0.25) -> P
     return Parcels(clock or VirtualClock(), first_seconds=first, least_seconds=least)
 
 
-def part(value: float) -> torch.Tensor:
-    return torch.full((2,), value)
+def put(box: Parcels, key: ParcelId, count: int, *numbers: int) -> None:
+    """Of ``count`` datagrams these arrive, each with its number in it."""
+    arrived = torch.tensor(numbers, dtype=torch.int32)
+    box.put(key, SENDER, count, arrived, arrived[:, None].expand(-1, 2).float())
 
 
 def waited(box: Parcels, key: ParcelId = KEY, **options: Any) -> Parcel:
     return box.wait({key: SENDER}, **options)[key]
 
 
-def values(parcel: Parcel) -> list[float | None]:
-    return [None if each is None else float(each[0]) for each in parcel.parts]
+def numbers(parcel: Parcel) -> list[int]:
+    assert parcel.rows.tolist() == [[number, number] for number in parcel.numbers.tolist()]
+    return parcel.numbers.tolist()
 
 
-def test_a_message_is_there_with_its_last_datagram_in_any_order() -> None:
+def test_a_message_is_whole_or_says_which_of_its_datagrams_are_lost() -> None:
     box = parcels()
-    for index in (2, 0, 1):
-        box.put(KEY, SENDER, index, 3, part(index))
+    put(box, KEY, 3, 0, 1, 2)
     found = waited(box)
-    assert (values(found), found.outcome) == ([0.0, 1.0, 2.0], "whole")
+    assert (numbers(found), found.outcome) == ([0, 1, 2], "whole")
+    put(box, KEY, 3, 0, 2)
+    found = waited(box)
+    assert (numbers(found), found.outcome) == ([0, 2], "ended")
+    assert found.arrived.tolist() == [True, False, True]
 
 
-def test_an_end_tells_what_is_lost_at_once() -> None:
+def test_a_message_whose_datagrams_are_all_lost_is_waited_for_no_longer() -> None:
     box = parcels()
-    box.put(KEY, SENDER, 0, 3, part(5))
-    box.end(KEY, SENDER, 3)
+    put(box, KEY, 3)
     found = waited(box)
-    assert (values(found), found.outcome) == ([5.0, None, None], "ended")
+    assert (numbers(found), found.count, found.outcome) == ([], 3, "ended")
 
 
-def test_an_end_of_nothing_is_no_loss() -> None:
+def test_nothing_is_no_loss() -> None:
     box = parcels()
-    box.end(KEY, SENDER, 0)
+    put(box, KEY, 0)
     found = waited(box)
-    assert (found.parts, found.outcome) == ((), "nothing")
+    assert (found.count, found.outcome) == (0, "nothing")
 
 
 def test_nobody_waits_for_a_device_that_is_gone_or_goes() -> None:
     box = parcels()
-    box.put(KEY, SENDER, 0, 2, part(1))
     leaving = threading.Timer(0.05, box.set_gone, (SENDER, True))
     leaving.start()
     found = waited(box)
     leaving.join()
-    assert (values(found), found.outcome) == ([1.0, None], "gone")
-    assert waited(box, ParcelId("values", 8, 0)).outcome == "gone"
+    assert (found.n_arrived, found.outcome) == (0, "gone")
+    later = ParcelId("values", 8, 0)
+    assert waited(box, later).outcome == "gone"
+    put(box, later, 2, 1)
+    assert waited(box, later).outcome == "ended"  # it was on its way
 
 
 def test_deadlines_are_learnt_by_sender_and_way() -> None:
@@ -71,12 +78,12 @@ def test_deadlines_are_learnt_by_sender_and_way() -> None:
     box = parcels(clock)
     for number in range(60):
         key = ParcelId("values", number, 0)
-        box.put(key, SENDER, 0, 1, part(0))
+        put(box, key, 1, 0)
         waited(box, key)
     for way, seconds in (("values", 0.25), ("gradients", 50.0)):
         key = ParcelId(way, 99, 0)  # type: ignore[arg-type]
-        at, outcome = box._closes(key, SENDER, clock.now(), None)
-        assert (at - clock.now(), outcome) == (pytest.approx(seconds), "overdue")
+        at, found = box._closes(key, SENDER, clock.now(), None)
+        assert (at - clock.now(), found.outcome) == (pytest.approx(seconds), "overdue")
     at, _ = box._closes(ParcelId("values", 99, 0), SENDER + 1, clock.now(), None)
     assert at - clock.now() == pytest.approx(50.0)
 
@@ -90,33 +97,18 @@ def test_what_is_overdue_is_given_up_and_coming_later_it_makes_waits_longer() ->
     clock.sleep(2.0)
     before = box._closes(KEY, SENDER, 0.0, None)[0]
     assert waited(box, seconds=0.0).outcome == "overdue"
-    box.put(KEY, SENDER, 0, 2, part(0))
-    box.put(KEY, SENDER, 1, 2, part(0))
+    put(box, KEY, 2, 0, 1)
     assert box.late == {SENDER: 2}
     after = box._closes(ParcelId("values", 8, 0), SENDER, 0.0, None)[0]
     assert after == 2 * before  # once a message, however many datagrams
 
 
-def test_a_datagram_behind_its_end_teaches_how_long_to_wait_after_ends() -> None:
-    clock = VirtualClock()
-    box = parcels(clock)
-    box.end(KEY, SENDER, 1)
-    assert waited(box).outcome == "ended"
-    clock.sleep(0.02)
-    box.put(KEY, SENDER, 0, 1, part(0))
-    later = ParcelId("values", 8, 0)
-    box.end(later, SENDER, 1)
-    at, outcome = box._closes(later, SENDER, clock.now(), None)
-    assert (at - clock.now(), outcome) == (pytest.approx(0.02), "ended")
-
-
 def test_messages_of_rounds_that_are_over_are_kept_nowhere() -> None:
     box = parcels()
-    box.put(KEY, SENDER, 0, 2, part(0))
+    put(box, KEY, 2, 0)
     box.forget_before(8)
-    box.put(KEY, SENDER, 1, 2, part(0))
-    box.end(KEY, SENDER, 2)
-    assert box._boxes == {}
+    put(box, KEY, 2, 1)
+    assert box._arrived == {}
     assert box.late == {SENDER: 1}
 
 

@@ -16,10 +16,12 @@ from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import COORDINATOR, Optimizer, SliceAssignment
 from edgeweave.device.parcels import ParcelId
 from edgeweave.device.slice_exchange import SliceExchange
-from edgeweave.net import FrameHeader, MemoryFabric, TensorSpec
+from edgeweave.net import Frame, FrameHeader, MemoryFabric, TensorSpec, frame_key
 from edgeweave.program import Group, Sliced, capture, slice_program, without_outputs
 
 BATCH = 16
+COUNT, WIDTH = 5, 154
+"""Datagrams of a message of 16 samples of 48 neurons, and elements of each."""
 TIMEOUTS = Timeouts(send=2.0, stop=2.0)
 
 
@@ -69,12 +71,17 @@ def incoming(member: SliceExchange) -> int:
     return next(m.transfer for m in member.messages if (m.sender, m.receiver) == (1, 0))
 
 
+def rows(n_rows: int, width: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+    """What a message of so many datagrams of so many elements looks like."""
+    numbers = TensorSpec("row", "int32", (n_rows,))
+    return numbers, TensorSpec("x", dtype, (n_rows, width))
+
+
 def header(member: SliceExchange, **changes: Any) -> FrameHeader:
-    """A datagram as ``b`` sends it, but for the changes."""
+    """A message as ``b`` sends it, but for the changes."""
     number = incoming(member)
-    message = member.messages[number]
-    count = message.n_datagrams(BATCH)
-    told = {"of": float(count), "part": 0.0, "samples": float(BATCH), **changes.pop("told", {})}
+    assert member.messages[number].n_datagrams(BATCH) == COUNT
+    told = {"of": float(COUNT), "samples": float(BATCH), **changes.pop("told", {})}
     fields = {
         "kind": "values",
         "device": "b",
@@ -82,7 +89,7 @@ def header(member: SliceExchange, **changes: Any) -> FrameHeader:
         "term": 0,
         "step": 0,
         "microbatch": number,
-        "tensors": (message.part(0, count, BATCH),),
+        "tensors": rows(COUNT, WIDTH),
         "scalars": told,
         **changes,
     }
@@ -91,7 +98,9 @@ def header(member: SliceExchange, **changes: Any) -> FrameHeader:
 
 def test_what_a_member_may_hear_is_accepted(member: SliceExchange) -> None:
     member._checks.expect(header(member))
-    member._checks.expect(header(member, tensors=()))
+    member._checks.expect(header(member, tensors=(), told={"of": 0.0}))
+    member._checks.expect(header(member, tensors=rows(0, WIDTH)))
+    member._checks.expect(header(member, tensors=rows(1, 48 * BATCH), told={"of": 1.0}))
     number = next(m.transfer for m in member.messages if (m.sender, m.receiver) == (0, 1))
     member._checks.expect(header(member, kind="gradients", microbatch=number))
 
@@ -108,19 +117,40 @@ def test_what_a_member_may_hear_is_accepted(member: SliceExchange) -> None:
         {"device": "c"},
         {"told": {"of": 3.0}},
         {"told": {"of": 0.5}},
-        {"told": {"part": 99.0}},
-        {"told": {"part": float("nan")}},
+        {"told": {"of": 0.0}},
+        {"tensors": ()},
         {"told": {"samples": 17.0}},
         {"told": {"samples": 1.5}},
-        {"tensors": (TensorSpec("x", "float32", (1 << 30,)),)},
-        {"tensors": (TensorSpec("x", "int8", (4,)),)},
-        {"tensors": (TensorSpec("y", "float32", (4,)),)},
+        {"tensors": rows(1 << 30, 1)},
+        {"tensors": rows(1, 1 << 30)},
+        {"tensors": rows(2, WIDTH)[:1]},
+        {"tensors": rows(2, WIDTH)[1:]},
+        {"tensors": rows(2, WIDTH, "int8")},
+        {"tensors": (rows(1, WIDTH)[0], rows(2, WIDTH)[1])},
+        {"tensors": (TensorSpec("row", "int64", (2,)), rows(2, WIDTH)[1])},
+        {"tensors": (rows(2, WIDTH)[0], TensorSpec("y", "float32", (2, WIDTH)))},
         {"kind": "input", "told": {"train": 1.0, "step": 0.0}},
     ],
 )
 def test_anything_else_is_refused_by_name(member: SliceExchange, changes: dict[str, Any]) -> None:
     with pytest.raises(WireError, match=r"stage 0 on a "):
         member._checks.expect(header(member, **changes))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rule"),
+    [([0, 5], "rows are numbered from 0 to 4"), ([-1, 2], "rows are"), ([2, 2], "numbers of rows")],
+)
+def test_rows_of_another_message_end_the_run_by_name(numbers: list[int], rule: str) -> None:
+    with MemoryFabric(timeouts=TIMEOUTS) as fabric:
+        member = exchange(fabric, 0, ("a", "b", "c"))
+        sender, key = fabric.join("b"), frame_key("default", "r", 0, 0, "values")
+        tensors = torch.tensor(numbers, dtype=torch.int32), torch.zeros(2, WIDTH)
+        with member:
+            sender.send(key, Frame(header(member, tensors=rows(2, WIDTH)), tensors), device="a")
+            wanted = {ParcelId("values", 0, incoming(member)): 1}
+            with pytest.raises(WireError, match=rf"^stage 0 on a refuses a frame: .* b: {rule}"):
+                member.parcels.wait(wanted, seconds=10.0)
 
 
 def test_an_input_of_the_coordinator_has_the_programs_tensors(member: SliceExchange) -> None:
@@ -150,11 +180,11 @@ def test_what_one_member_sends_another_opens(codec: Any, reliable: bool) -> None
             key = ParcelId("values", 3, message.transfer)
             parcel = other.parcels.wait({key: 0}, seconds=10.0)[key]
     assert parcel.outcome == "whole"
-    assert len(parcel.parts) == (1 if reliable else message.n_datagrams(BATCH))
+    assert parcel.n_arrived == parcel.count == (1 if reliable else message.n_datagrams(BATCH))
     flat = torch.empty(tensor.numel())
-    for index, part in enumerate(parcel.parts):
-        assert part is not None
-        flat[index :: len(parcel.parts)] = part
+    for index, row in enumerate(parcel.rows):
+        part = flat[index :: parcel.count]
+        part[:] = row[: len(part)]
     torch.testing.assert_close(
         flat.reshape(tensor.shape), tensor, atol=0.0 if codec is None else 0.05, rtol=0.0
     )

@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_times(
 def test_seed_and_both_names_decide_what_is_lost() -> None:
     def fates(seed: int, ends: tuple[str, str]) -> list[bool]:
         model = LinkModel(LinkShape(loss=0.5), ends, seed=seed)
-        return [model.lose_datagram() for _ in range(64)]
+        return list(model.lose_datagrams(64))
 
     assert fates(0, ENDS) == fates(0, ENDS)
     assert len({tuple(fates(s, e)) for s in (0, 1) for e in (ENDS, ("b", "a"), ("a", "c"))}) == 6
@@ -195,25 +195,25 @@ def test_seed_and_both_names_decide_what_is_lost() -> None:
 def test_what_else_travels_changes_no_fate_of_loss_tolerant_messages() -> None:
     shape = LinkShape(1e6, loss=GilbertElliott(0.1, 0.3))
     alone, busy = LinkModel(shape, ENDS), LinkModel(shape, ENDS)
-    lonely = [alone.lose_datagram() for _ in range(200)]
+    lonely = [bool(alone.lose_datagrams()) for _ in range(200)]
     crowded = []
     for number in range(200):
         busy.carry(0.0, 1000 * (number % 7))
-        crowded.append(busy.lose_datagram())
+        crowded.append(bool(busy.lose_datagrams()))
     assert crowded == lonely
 
 
 def test_a_loss_tolerant_message_takes_its_place_on_the_link() -> None:
     model = LinkModel(LinkShape(1e6, 0.1), ENDS)
     first = model.carry(0.0, 500_000)
-    passage = model.carry_datagram(0.0, 1000)
+    passage = model.carry_datagrams(0.0, 1000)
     assert passage.left_at == pytest.approx(first.left_at + (1000 + HEADER_BYTES) / 1e6)
     assert passage.arrives_at == pytest.approx(passage.left_at + 0.1)
 
 
 def test_a_loss_tolerant_message_may_overtake_another_on_its_way() -> None:
     model = LinkModel(LinkShape(delay_seconds=1.0, jitter_seconds=0.5), ENDS)
-    found = [model.carry_datagram(0.0, 100).arrives_at for _ in range(50)]
+    found = [model.carry_datagrams(0.0, 100).arrives_at for _ in range(50)]
     assert found != sorted(found)
 
 

@@ -245,6 +245,36 @@ def test_a_loss_tolerant_frame_arrives_whole(pair: Pair) -> None:
     assert torch.equal(received.tensors[0], sent.tensors[0])
 
 
+def test_over_links_that_lose_nothing_bursts_arrive_whole_however_many_there_are(
+    pair: Pair,
+) -> None:
+    """Zenoh drops best effort where its queue is full: runs stalled when that was the end of a
+    message. The receiver is held up until much has been sent.
+    """
+    rows, n_bursts, held_until = 150, 100, 20
+    numbers = torch.arange(rows, dtype=torch.int32)
+    many_sent, inbox = threading.Event(), Inbox()
+
+    def take(frame: Frame) -> None:
+        assert many_sent.wait(DEADLINE_SECONDS)
+        inbox.frames.put(frame)
+
+    pair.b.subscribe(
+        KEY, take, on_error=inbox.errors.put, expect=lambda header: None, limit_bytes=1 << 20
+    )
+    for step in range(n_bursts):
+        sent = make_frame(step=step, row=numbers, x=torch.full((rows, 250), float(step)))
+        pair.a.send(KEY, sent, device="b", reliability=Reliability.ROW_TOLERANT)
+        if step == held_until:
+            many_sent.set()
+    for step in range(n_bursts):
+        received = inbox.next_frame()
+        assert received.header.step == step
+        assert torch.equal(received.tensors[0], numbers)
+        assert bool((received.tensors[1] == step).all())
+    assert inbox.errors.empty()
+
+
 def test_a_loss_tolerant_frame_of_more_than_a_datagram_is_refused(pair: Pair) -> None:
     inbox = Inbox()
     inbox.subscribe(pair.b, KEY)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgeweave.core.errors import CaptureError, PlanError
+from edgeweave.core.units import format_seconds
 from edgeweave.plan import (
     Costs,
     Cut,
@@ -20,6 +21,7 @@ from edgeweave.plan import (
     SlicePlan,
     UnitFacts,
     choose_slices,
+    explain_slices,
     group_choices,
     layer_units,
     slice_search,
@@ -182,6 +184,57 @@ def test_members_seconds_are_their_share_of_the_layers() -> None:
     found = model.costs(("a", "b"), reliable=False)
     layer = 2 * 1e-3 / 0.5 / 2  # forward and backward of half a layer at half speed
     assert found.step_seconds == pytest.approx(2 * layer, rel=0.02)
+
+
+def test_what_units_take_whatever_their_samples_no_slice_shares() -> None:
+    program = network(n_layers=2)
+    known = costs(program, {"a": 1.0, "b": 1.0}, default=Link(1e15, 0.0))
+    fixed = {
+        each.device: dataclasses.replace(
+            each,
+            forward_seconds=tuple(0.4 * s for s in each.forward_seconds),
+            backward_seconds=tuple(0.4 * s for s in each.backward_seconds),
+        )
+        for each in known.devices
+    }
+    groups = [Group(0, len(known.units), 2)]
+    model = SliceModel(slice_program(program, groups), known, BATCH, fixed)
+    found = model.costs(("a", "b"), reliable=False).step_seconds
+    assert found == pytest.approx(2 * 2 * 1e-3 * (0.4 + 0.6 / 2), rel=0.05)
+
+
+def test_every_message_takes_its_time_of_both_of_its_ends() -> None:
+    """Two whole layers on two devices: one message forward and one back."""
+    program = network(n_layers=2)
+    known = costs(program, {"a": 1.0, "b": 1.0}, default=Link(1e15, 0.0))
+    slow = dataclasses.replace(
+        known, devices=tuple(dataclasses.replace(d, message_seconds=0.5) for d in known.devices)
+    )
+    split, stop = layer_units(program)[1], program.unit_numbers[-1] + 1
+    sliced = slice_program(program, [Group(0, split, 1), Group(split, stop, 1)])
+    before, after = (
+        SliceModel(sliced, each, BATCH).costs(("a", "b"), reliable=False) for each in (known, slow)
+    )
+    assert after.step_seconds - before.step_seconds == pytest.approx(2 * 0.5, rel=1e-3)
+
+
+def test_a_plan_is_compared_with_one_device_alone() -> None:
+    program = network()
+    known = costs(program, {"a": 1.0, "b": 0.5}, default=Link(1e6, 0.1, 0.25))
+    plan = choose_slices(program, known, BATCH)
+    found = explain_slices(program, plan, known, BATCH)
+    alone = 2 * sum(known.devices[0].forward_seconds)
+    assert (found.best_single_device, found.best_single_seconds) == ("a", pytest.approx(alone))
+    assert found.predicted == plan.predicted
+    assert found.predicted.lost_share == pytest.approx(0.25)
+    assert sum(each.weights_share for each in found.members) == pytest.approx(1.0)
+    assert sum(each.n_layers for each in found.members) == 2 * 3
+    first, sent, lost = found.lines()
+    assert f" times as long as on a alone, {format_seconds(alone)}." in first
+    assert sent.endswith("in a step.")
+    assert lost.startswith("Of that 25.0% is expected to be lost, which leaves ")
+    reliable = explain_slices(program, plan, known, BATCH, reliable=True)
+    assert (reliable.predicted.lost_share, reliable.predicted.kept) == (0.0, 1.0)
 
 
 def test_what_fits_nobody_is_refused_with_the_device_named() -> None:

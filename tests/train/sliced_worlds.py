@@ -17,6 +17,7 @@ from edgeweave.core.timeouts import Timeouts
 from edgeweave.data.batches import Batch
 from edgeweave.device import Optimizer
 from edgeweave.net import Links, LinkShape, ShapedTransport
+from edgeweave.net.bursts import N_ENDS
 from edgeweave.net.link_model import LinkModel
 from edgeweave.plan import SlicePlan
 from edgeweave.program import (
@@ -38,7 +39,6 @@ BATCH = 32
 RATE = 0.1
 HYBRID = (Group(0, 2, 2), Group(2, 6, 2))
 HORIZONTAL = (Group(0, 6, 3),)
-N_ENDS = 3
 
 Samples = tuple[torch.Tensor, torch.Tensor]
 
@@ -154,10 +154,7 @@ class EmulatedLosses:
         self._model = LinkModel(shape, (source, target), seed=links.seed)
 
     def draw(self, n_packets: int) -> npt.NDArray[np.bool_]:
-        lost = [self._model.lose_datagram() for _ in range(n_packets)]
-        for _ in range(N_ENDS):
-            self._model.lose_datagram()
-        return np.array(lost)
+        return self._model.lose_datagrams(n_packets + N_ENDS)[:n_packets]
 
 
 def rehearsed(

@@ -164,6 +164,52 @@ def test_the_section_is_read_and_its_absence_means_stages(tmp_path: Path) -> Non
     assert again.super_neurons.mode == "grouped"
 
 
+def test_a_plan_is_explained_by_what_devices_and_links_were_measured_to_take() -> None:
+    with lossy_fleet(*DEVICES) as world:
+        used = trainer(world.fleet)
+        found = used.explain(samples(64, 1), batch_size=32)
+        assert used.plan == found.plan
+        with pytest.raises(ConfigError, match=r"^a plan is explained when it is made \(this"):
+            used.explain(samples(64, 1), batch_size=32)
+    assert [group.n_members for group in found.plan.groups] == [2, 2]
+    assert found.plan.predicted == found.predicted
+    assert [each.device for each in found.members] == list(found.plan.devices)
+    assert [each.n_layers for each in found.members] == [1, 1, 2, 2]
+    assert sum(each.weights_share for each in found.members) == pytest.approx(1.0)
+    assert found.predicted.step_seconds >= max(each.compute_seconds for each in found.members[:2])
+    assert 0 < found.predicted.lost_share + found.predicted.kept <= 1.0 + 1e-9
+
+
+def test_plans_of_super_neurons_are_neither_saved_nor_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    assert main(["plan", str(tmp_path / "job.toml"), "--save", str(tmp_path / "plan.json")]) != 0
+    assert "a plan of super neurons is made anew by each training" in capsys.readouterr().err
+
+
+@pytest.mark.wire
+@pytest.mark.slow
+def test_edgeweave_plan_shows_slices_and_what_is_predicted_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "fleet.toml").write_text(FLEET)
+    assert main(["plan", str(tmp_path / "job.toml"), "--json"]) == 0
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    assert document["command"] == "plan"
+    assert [group["n_members"] for group in document["plan"]["groups"]] == [2, 1]
+    assert sorted(document["plan"]["devices"]) == ["pi-a", "pi-b", "pi-c"]
+    explanation = document["explanation"]
+    assert explanation["predicted"] == document["plan"]["predicted"]
+    assert 0.02 < explanation["predicted"]["lost_share"] < 0.3
+    assert [each["n_layers"] for each in explanation["members"]] == [2, 2, 1]
+    assert "Plan: super neurons, mode exchange, 2 groups" in told.err
+    for line in explanation["lines"]:
+        assert line in told.err
+
+
 @pytest.mark.wire
 @pytest.mark.slow
 def test_edgeweave_train_trains_in_slices_over_processes_whose_links_lose(

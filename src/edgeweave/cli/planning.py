@@ -15,8 +15,9 @@ from edgeweave.cli.documents import (
 )
 from edgeweave.cli.jobs import FleetOptions, Session, explained, open_fleet, open_session
 from edgeweave.cli.output import Output, write_file
+from edgeweave.cli.super_neurons import plan_slices
 from edgeweave.cli.tables import accuracies_table, costs_table, probes_table, tried_line
-from edgeweave.core.errors import PlanError
+from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.observe import draw_plan
 from edgeweave.plan import Costs, Plan, to_json
 from edgeweave.train import device_latencies, predict_units, probe_devices
@@ -65,6 +66,15 @@ def probe(job: Job, options: FleetOptions, output: Output) -> None:
 
 def make_plan(job: Job, options: FleetOptions, output: Output, files: PlanFiles) -> None:
     """Show the plan and why it is so; keep it in a file for ``train --plan``, draw it."""
+    if job.super_neurons is not None:
+        if files != PlanFiles():
+            raise ConfigError(
+                "a plan of super neurons is made anew by each training, and has no steps to draw "
+                "([super_neurons] is in the job, and --save or --plot given). Leave one of them "
+                "out."
+            )
+        plan_slices(job, options, output)
+        return
     with open_session(job, options, output) as session:
         plan, costs = measured(session, output)
     explanation = explained(plan, costs, output)

@@ -1,4 +1,6 @@
-"""``edgeweave train`` of a job with ``[super_neurons]``: in slices, over links that lose."""
+"""``edgeweave plan`` and ``train`` of a job with ``[super_neurons]``: in slices, over links that
+lose.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,76 @@ from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import format_bytes, format_seconds
 from edgeweave.data import load_source
 from edgeweave.fleet import Fleet
+from edgeweave.plan import SliceExplanation
 from edgeweave.train import SuperNeuronReport, SuperNeuronTrainer
 from edgeweave.train.job import Job, SuperNeuronSection
 
-__all__ = ["members_table", "report_lines", "slice_document", "train_slices"]
+__all__ = [
+    "members_table",
+    "plan_slices",
+    "report_lines",
+    "slice_document",
+    "slice_plan_document",
+    "slices_table",
+    "train_slices",
+]
+
+
+def plan_slices(job: Job, fleet: FleetOptions, output: Output) -> None:
+    """Measure devices and links, show who would have which slices and what comes of it; train
+    nothing.
+    """
+    section = job.super_neurons
+    assert section is not None, "whoever calls has looked"
+    _check(job)
+    data = load_source(job.data.source, path=job.data.path, normalise=job.data.normalise)
+    output.say(data.description)
+    with open_fleet(job.fleet, fleet, output) as devices:
+        trainer = _trainer(job, section, devices)
+        with output.doing("measuring devices and links"):
+            found = trainer.explain(data.train, batch_size=job.train.batch_size)
+    output.show(slices_table(found))
+    output.say("")
+    for line in found.lines():
+        output.say(line)
+    output.finish(slice_plan_document(found))
+
+
+def slice_plan_document(found: SliceExplanation) -> dict[str, object]:
+    """The plan and what is predicted of it, as ``--json`` has it."""
+    plain: dict[str, object] = msgspec.to_builtins(found)
+    plan = plain.pop("plan")
+    explanation = {**plain, "speedup": found.speedup, "lines": list(found.lines())}
+    return {"plan": plan, "explanation": explanation}
+
+
+def slices_table(found: SliceExplanation) -> Table:
+    """Every device: its group, its layers, its share of their weights, and its work in a step."""
+    table = Table(
+        title=f"Plan: super neurons, mode {found.plan.mode}, {len(found.plan.groups)} groups",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("group", justify="right")
+    table.add_column("device")
+    table.add_column("units")
+    for name in ("layers", "of all weights", "computes"):
+        table.add_column(name, justify="right")
+    for each in found.members:
+        table.add_row(
+            str(each.group),
+            each.device,
+            f"{each.first_unit} to {each.stop_unit - 1}",
+            str(each.n_layers),
+            f"{each.weights_share:.0%}",
+            format_seconds(each.compute_seconds),
+        )
+    table.caption = (
+        "devices of a group have some neurons of each of its layers; computes: in a step, messages "
+        "included"
+    )
+    return table
 
 
 def train_slices(

@@ -2,7 +2,14 @@
 
 from edgeweave.codec.codecs import Codec, CodecName, blockfloat, none, parse, truncate, uniform
 from edgeweave.codec.coded import decode, encode
-from edgeweave.codec.datagrams import PAYLOAD_BYTES, dealt, kept, n_datagrams, put_together
+from edgeweave.codec.datagrams import (
+    PAYLOAD_BYTES,
+    dealt,
+    kept,
+    n_datagrams,
+    put_together,
+    row_length,
+)
 from edgeweave.codec.feedback import encode_with_feedback
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "none",
     "parse",
     "put_together",
+    "row_length",
     "truncate",
     "uniform",
 ]

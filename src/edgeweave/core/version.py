@@ -4,5 +4,5 @@ __all__ = ["PROTOCOL_VERSION", "__version__"]
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Grows with every incompatible change of a message, a frame or the program format."""

@@ -46,11 +46,10 @@ class Hearing:
     ) -> tuple[torch.Tensor | None, Factor]:
         """A message's tensor, scaled, and by what. None: its sender has no part in this round."""
         heard = self._heard.setdefault(sender, _Heard())
-        if parcel is None or (parcel.outcome in ("nothing", "gone") and not parcel.parts):
+        if parcel is None or (parcel.outcome in ("nothing", "gone") and not parcel.n_arrived):
             heard.masked += 1
             return None, 0.0
-        arrived = [part is not None for part in parcel.parts]
-        n_arrived, n_sent = sum(arrived), len(arrived) or message.n_datagrams(samples)
+        n_arrived, n_sent = parcel.n_arrived, parcel.count or message.n_datagrams(samples)
         scale = 1.0
         if not reliable:
             heard.datagrams += n_sent
@@ -61,11 +60,11 @@ class Hearing:
             heard.masked += 1
             return None, 0.0
         shape, dtype = message.shape(samples), DTYPES[message.value.dtype]
-        tensor = put_together(shape, dtype, parcel.parts)
+        tensor = put_together(shape, dtype, parcel.count, parcel.numbers, parcel.rows)
         tensor = tensor if scale == 1.0 else tensor * scale
         if n_arrived == n_sent:
             return tensor, scale
-        return tensor, kept(shape, torch.tensor(arrived)).to(dtype) * scale
+        return tensor, kept(shape, parcel.arrived).to(dtype) * scale
 
     def statistics(self) -> tuple[SenderStatistics, ...]:
         """What came of each other member so far."""

@@ -6,16 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
 from edgeweave.codec import PAYLOAD_BYTES, Codec, n_datagrams
-from edgeweave.net import TensorSpec
 from edgeweave.program import DTYPES, Routes, Shard, Sliced, Transfer, Value
 
-__all__ = ["FLAT", "Message", "Wire", "Wiring", "messages"]
-
-FLAT: Final = "x"
-"""The name of the tensor of a datagram: elements in a row."""
+__all__ = ["Message", "Wire", "Wiring", "messages"]
 
 _CODED_HEADER_BYTES: Final = 64
 _BLOCK_BYTES: Final = 9
@@ -52,11 +46,6 @@ class Message:
 
     def n_datagrams(self, samples: int) -> int:
         return n_datagrams(self.shape(samples), self.item_bytes)
-
-    def part(self, index: int, count: int, samples: int) -> TensorSpec:
-        """What one of ``count`` datagrams carries, before coding."""
-        n_elements = torch.Size(self.shape(samples)).numel()
-        return TensorSpec(FLAT, self.value.dtype, (len(range(index, n_elements, count)),))
 
 
 def messages(sliced: Sliced, codec: Codec | None) -> tuple[Message, ...]:

@@ -293,11 +293,15 @@ class Emulate(msgspec.Struct, frozen=True):
 
 
 class UnitTimings(msgspec.Struct, frozen=True):
-    """Seconds per unit and microbatch as this device takes them, and per byte of an update."""
+    """Seconds per unit and microbatch as this device takes them, and per byte of an update.
+
+    ``message_seconds`` is what a small message takes of one end, which nothing holds back.
+    """
 
     forward_seconds: tuple[float, ...]
     backward_seconds: tuple[float, ...]
     update_seconds_per_byte: float
+    message_seconds: float = 0.0
 
     def stretched(self, factor: float) -> UnitTimings:
         """The timings of a device that takes ``factor`` times as long."""
@@ -305,6 +309,7 @@ class UnitTimings(msgspec.Struct, frozen=True):
             tuple(factor * seconds for seconds in self.forward_seconds),
             tuple(factor * seconds for seconds in self.backward_seconds),
             factor * self.update_seconds_per_byte,
+            self.message_seconds,
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgeweave.core.errors import WireError
+from edgeweave.device.member_frames import check_rows
 from edgeweave.device.member_messages import Message
 from edgeweave.device.place import COORDINATOR
 from edgeweave.device.slice_messages import SliceAssignment
@@ -42,26 +43,18 @@ class SliceChecks:
             self._expect_input(header, int(samples))
             return
         message = self._message(header)
-        if not header.tensors:
-            self._check_number(header, "of")
-            return
-        count, index = self._check_number(header, "of"), self._check_number(header, "part")
-        if count not in (1, message.n_datagrams(int(samples))) or index >= count:
+        count = self._check_number(header, "of")
+        known = message.n_datagrams(int(samples))
+        if count not in ((1, known) if header.tensors else (0,)):
             raise WireError(
-                f"{self._me} expects {message.value.name} in 1 or "
-                f"{message.n_datagrams(int(samples))} parts (got part {index} of {count} from "
-                f"{header.device})."
+                f"{self._me} expects {message.value.name} in 1 or {known} parts, or none "
+                f"(got {len(header.tensors)} tensors and {count} from {header.device})."
             )
-        expected = message.part(index, count, int(samples))
-        sent = header.tensors[0]
-        is_coded = message.codec is not None and header.codec != "none"
-        if is_coded and sent.dtype == "uint8" and len(sent.shape) == 1:
-            expected = sent  # what it is of is checked when it is decoded
-        if header.tensors != (expected,):
-            raise WireError(
-                f"{self._me} expects {expected} of {message.value.name} (got {header.tensors} "
-                f"from {header.device})."
-            )
+        if header.tensors:
+            try:
+                check_rows(header, message, count, int(samples))
+            except WireError as error:
+                raise WireError(f"{self._me} refuses a frame: {error}") from error
 
     def _message(self, header: FrameHeader) -> Message:
         """The one that a header is of; ``WireError`` if its sender has none such for me."""

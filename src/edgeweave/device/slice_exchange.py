@@ -2,7 +2,7 @@
 coordinator sends, which is not.
 
     input         coordinator -> member     reliable: the tensors of a round and what to do
-    values        member -> member          datagrams of 1 KB, and ends; or one reliable frame
+    values        member -> member          a burst of datagrams of 1 KB; or a reliable frame
     gradients     member -> member          the same, back
     result        member -> coordinator     reliable: a forward is done, and its loss if any
 
@@ -20,7 +20,7 @@ from typing import Final, Self, cast
 
 import torch
 
-from edgeweave.codec import PAYLOAD_BYTES, dealt
+from edgeweave.codec import PAYLOAD_BYTES
 from edgeweave.core.clock import Clock
 from edgeweave.core.errors import (
     ConfigError,
@@ -31,15 +31,10 @@ from edgeweave.core.errors import (
 )
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.exchange import tensor_frame
-from edgeweave.device.frame_codec import (
-    MOST_OVERHEAD_BYTES,
-    FrameCoding,
-    decoded_frame,
-    encoded_frame,
-    message_seed,
-)
+from edgeweave.device.frame_codec import MOST_OVERHEAD_BYTES, message_seed
 from edgeweave.device.inbox import FrameId, Inbox
-from edgeweave.device.member_messages import FLAT, Message, messages
+from edgeweave.device.member_frames import MOST_ROW_BYTES, rows_in, rows_of
+from edgeweave.device.member_messages import Message, messages
 from edgeweave.device.outbox import Outboxes
 from edgeweave.device.parcels import ParcelId, Parcels, Way
 from edgeweave.device.place import COORDINATOR
@@ -57,20 +52,19 @@ from edgeweave.net import (
     frame_pattern,
     payload_bytes,
 )
-from edgeweave.net.transport import check_datagram
+from edgeweave.net.bursts import check_datagrams
 from edgeweave.program import Sliced, is_external
 
 __all__ = ["SliceExchange"]
 
-_N_ENDS: Final = 3
-"""Of a message: at 20 % of packets lost, 8 of 1000 lose all, and are waited for to a deadline."""
 _MOST_WAITING: Final = 256
 _FIRST_SECONDS: Final = 2.0
 """The deadline of a sender and way before anything is learnt of them."""
 _TRY_SECONDS: Final = 0.05
 _TRIED_SECONDS: Final = 5.0
 """How long a receiver that does not listen is tried, where nothing may be lost."""
-_MOST_PARTS: Final = 1 << 20
+_MOST_ROWS: Final = 1 << 20
+_NONE: Final = torch.zeros(0)
 
 
 class SliceExchange:
@@ -115,11 +109,13 @@ class SliceExchange:
 
     def _check_fits(self) -> None:
         """``ConfigError`` if a datagram's header, with the device's name in it, leaves no room."""
-        told = {"of": 1.0, "samples": 1.0, "part": 1.0}
-        full = torch.zeros(PAYLOAD_BYTES // 4)
-        largest = self._frame("gradients", 2**31, 2**31, full, told)
+        told = {"of": 1.0, "samples": 1.0}
+        names = ("row", "x", "size")
+        row = {name: torch.zeros((1, 1), dtype=torch.int32) for name in names}
+        row["x"] = torch.zeros((1, PAYLOAD_BYTES), dtype=torch.uint8)
+        largest = self._frame("gradients", 2**31, 2**31, row, told)
         try:
-            check_datagram(encode(largest), Reliability.LOSS_TOLERANT)
+            check_datagrams(largest, encode(largest), Reliability.ROW_TOLERANT)
         except ConfigError as error:
             raise ConfigError(
                 f"a device's name travels in every datagram of {PAYLOAD_BYTES} bytes, and is short "
@@ -188,12 +184,12 @@ class SliceExchange:
         """Queue a message, or the news that there is none."""
         receiver = message.receiver if way == "values" else message.sender
         if reliable or not self.parcels.is_gone(receiver):
-            reliability = Reliability.RELIABLE if reliable else Reliability.LOSS_TOLERANT
+            reliability = Reliability.RELIABLE if reliable else Reliability.ROW_TOLERANT
             key, device = self._key(way, receiver), self._assignment.device_of(receiver)
 
             def hand_over() -> None:
-                for frame in self._frames(way, message, round, tensor, samples, reliable=reliable):
-                    self._hand_over(key, frame, device, reliability)
+                frame = self._message(way, message, round, tensor, samples, reliable=reliable)
+                self._hand_over(key, frame, device, reliability)
 
             self._outboxes.to(device).post(hand_over)
 
@@ -206,7 +202,7 @@ class SliceExchange:
             try:
                 self._transport.send(key, frame, device=device, reliability=reliability)
             except FleetError:
-                tolerant = reliability is Reliability.LOSS_TOLERANT
+                tolerant = reliability is not Reliability.RELIABLE
                 if tolerant or self._clock.now() > deadline or self._closing.wait(_TRY_SECONDS):
                     raise
             else:
@@ -214,11 +210,11 @@ class SliceExchange:
 
     def tell(self, round: int, scalars: Mapping[str, float]) -> None:  # noqa: A002
         """Queue a result for the coordinator."""
-        frame = self._frame("result", round, 0, None, scalars)
+        frame = self._frame("result", round, 0, {}, scalars)
         key, device = self._key("result", COORDINATOR), self._assignment.coordinator
         self._outboxes.to(device).post(lambda: self._transport.send(key, frame, device=device))
 
-    def _frames(
+    def _message(
         self,
         way: Way,
         message: Message,
@@ -227,31 +223,28 @@ class SliceExchange:
         samples: int,
         *,
         reliable: bool,
-    ) -> list[Frame]:
-        number = message.transfer
-        if tensor is None:
-            count, parts = 0, []
-        else:
-            count = 1 if reliable else message.n_datagrams(samples)
-            parts = dealt(tensor.contiguous(), count)
+    ) -> Frame:
+        """Values are rounded to nearest, gradients at random: their errors would add up."""
+        number, tensors = message.transfer, {}
+        count = 0 if tensor is None else 1 if reliable else message.n_datagrams(samples)
+        ends = message.receiver, message.sender
+
+        def seed_of(row: int) -> int | None:
+            if way == "values":
+                return None
+            return message_seed(self._assignment.seed, round, number * _MOST_ROWS + row, *ends)
+
+        if tensor is not None:
+            tensors = rows_of(message, tensor, count, seed_of, reliable=reliable)
         told = {"of": float(count), "samples": float(samples)}
-        frames = [
-            self._coded(frame, way, message)
-            for index, part in enumerate(parts)
-            for frame in [self._frame(way, round, number, part, {**told, "part": float(index)})]
-        ]
-        if not reliable:
-            # What did not become small enough (not finite, or too large) is as good as lost.
-            frames = [f for f in frames if payload_bytes(f.header.tensors) <= PAYLOAD_BYTES]
-        ends = 0 if reliable and count else 1 if reliable else _N_ENDS
-        return frames + [self._frame(way, round, number, None, told) for _ in range(ends)]
+        return self._frame(way, round, number, tensors, told)
 
     def _frame(
         self,
         kind: str,
         round: int,  # noqa: A002
         number: int,
-        tensor: torch.Tensor | None,
+        tensors: Mapping[str, torch.Tensor],
         scalars: Mapping[str, float],
     ) -> Frame:
         assignment = self._assignment
@@ -262,21 +255,9 @@ class SliceExchange:
             assignment.term,
             round=round,
             microbatch=number,
-            tensors={} if tensor is None else {FLAT: tensor},
+            tensors=tensors,
             scalars=scalars,
         )
-
-    def _coded(self, frame: Frame, way: Way, message: Message) -> Frame:
-        """Values are rounded to nearest, gradients at random: their errors would add up."""
-        codec, header = message.codec, frame.header
-        if codec is None:
-            return frame
-        seed = None
-        if way == "gradients":
-            ends = message.receiver, message.sender
-            part = header.microbatch * _MOST_PARTS + int(header.scalars["part"])
-            seed = message_seed(self._assignment.seed, header.step, part, *ends)
-        return encoded_frame(frame, FrameCoding(codec, seed))
 
     def _key(self, kind: str, receiver: int) -> str:
         assignment = self._assignment
@@ -297,18 +278,14 @@ class SliceExchange:
             return
         way = cast(Way, header.kind)  # the checks saw to it
         key = ParcelId(way, header.step, header.microbatch)
-        count = int(header.scalars["of"])
-        if not frame.tensors:
-            self.parcels.end(key, header.stage, count)
-            return
-        index = int(header.scalars["part"])
+        message = self.messages[header.microbatch]
+        count, samples = int(header.scalars["of"]), int(header.scalars["samples"])
         try:
-            if header.codec != "none":
-                message, samples = self.messages[header.microbatch], int(header.scalars["samples"])
-                frame = decoded_frame(frame, [message.part(index, count, samples)])
-            self.parcels.put(key, header.stage, index, count, frame.tensors[0])
+            numbers, rows = rows_in(frame, message, count, samples) if count else (_NONE, _NONE)
         except WireError as error:
             self._refuse(error)
+        else:
+            self.parcels.put(key, header.stage, count, numbers, rows)
 
     def _noticed(self, key: str, alive: bool) -> None:
         rank = self._ranks.get(device_of(key))
@@ -325,9 +302,11 @@ class SliceExchange:
             TensorSpec(v.name, v.dtype, v.shape_at(size)) for v in self._external.values()
         )
         parts = (
-            payload_bytes([TensorSpec(FLAT, m.value.dtype, m.shape(size))]) for m in self.messages
+            payload_bytes([TensorSpec(m.value.name, m.value.dtype, m.shape(size))])
+            + m.n_datagrams(size) * MOST_ROW_BYTES
+            for m in self.messages
         )
-        return max(inputs, PAYLOAD_BYTES, *parts) + MOST_OVERHEAD_BYTES
+        return max(inputs, *parts) + MOST_OVERHEAD_BYTES
 
     def _late(self, key: FrameId) -> EdgeweaveError:
         return DeviceTimeout(

@@ -7,7 +7,6 @@ working --released, coordinator gone--> nothing
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -41,10 +40,6 @@ from edgeweave.program import (
 __all__ = ["Slicing"]
 
 _log = logging.getLogger(__name__)
-
-_SWITCH_SECONDS = 5e-4
-"""Between threads of Python, while a member works: each of hundreds of datagrams a step changes
-threads several times, and waits for its turn each time."""
 
 _SCHEDULE = "async-1f1b"
 """The order of groups: what a member holds in flight follows from it."""
@@ -173,8 +168,6 @@ class Slicing:
             ),
         )
         with ExitStack() as stack:
-            stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(_SWITCH_SECONDS)
             stack.enter_context(executor)
             self._stack = stack.pop_all()
         self._executor = executor

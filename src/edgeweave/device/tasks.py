@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
 import torch
 
 from edgeweave.core.clock import SystemClock
+from edgeweave.device.handling import handling_seconds
 from edgeweave.device.messages import ProbeWork, Profile, Weigh, decode_message, encode_message
 from edgeweave.device.nursery import Task
 from edgeweave.device.optimizer import state_bytes_per_trainable_byte
@@ -89,7 +91,8 @@ def _profile(settings: AgentSettings, data: bytes) -> bytes:
         device=settings.torch_device(),
         memory_limit_bytes=settings.memory_limit_bytes,
     )
-    return encode_message(timings)
+    handling = handling_seconds(SystemClock().now)
+    return encode_message(msgspec.structs.replace(timings, message_seconds=handling))
 
 
 def _probe(settings: AgentSettings, data: bytes) -> bytes:

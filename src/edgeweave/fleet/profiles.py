@@ -57,6 +57,7 @@ def profile_devices(
             backward_seconds=timings[name].backward_seconds,
             memory_limit_bytes=None,
             update_seconds_per_byte=timings[name].update_seconds_per_byte,
+            message_seconds=timings[name].message_seconds,
         )
         for name in names
     }

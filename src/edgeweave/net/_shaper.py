@@ -90,9 +90,8 @@ class Shaper:
             if failure is not None:
                 raise failure
             self._wait_for_room(queue, device, key, message)
-            if message.reliability is Reliability.LOSS_TOLERANT:
-                if queue.model.lose_datagram():
-                    message.deliver = None
+            if message.reliability is not Reliability.RELIABLE:
+                message.lose(queue.model.lose_datagrams(message.n_datagrams))
                 if not queue.model.shape.up:
                     return
             queue.offer(self._clock.now(), message)

@@ -190,11 +190,11 @@ class Publisher:
     ) -> None:
         self._key = key
         self._one_frame = threading.Lock()
-        reliable = reliability is Reliability.RELIABLE
+        # Zenoh drops what is best effort a millisecond after its queue is full, whatever the
+        # congestion control. A burst, which is in pieces here, is therefore none of it.
+        reliable = reliability is not Reliability.LOSS_TOLERANT
         self._publisher = session.declare_publisher(
             key,
-            # Loss-tolerant ones too: 300 datagrams in a row overflow Zenoh's queue of 16 batches,
-            # which is no loss of the link. Who sends them waits on a thread for each receiver.
             congestion_control=zenoh.CongestionControl.BLOCK,
             priority=_PRIORITY[priority],
             reliability=(zenoh.Reliability.RELIABLE if reliable else zenoh.Reliability.BEST_EFFORT),

@@ -112,26 +112,28 @@ class LinkModel:
         self._last_arrival = arrives
         return Passage(self.free_at, arrives)
 
-    def carry_datagram(self, now: float, size_bytes: int) -> Passage:
-        """Carry a loss-tolerant message; if it is lost, ``arrives_at`` means nothing.
+    def carry_datagrams(self, now: float, size_bytes: int, n_datagrams: int = 1) -> Passage:
+        """Carry loss-tolerant datagrams of so many bytes together, one behind the other, which
+        arrive with the last of them; if all are lost, ``arrives_at`` means nothing.
 
-        It does not wait for those before it to arrive.
+        They do not wait for those before them to arrive.
         """
         start = max(now, self.free_at)
         if self._capacity is None:
             self.free_at = start
         else:
             base = self._owed.begin(self._capacity, start)
-            end = np.array([size_bytes + HEADER_BYTES], dtype=np.float64)
+            wire_bytes = size_bytes + n_datagrams * HEADER_BYTES
+            end = np.array([wire_bytes], dtype=np.float64)
             self.free_at = float(self._capacity.when_each(base + self._owed.push_back(end))[0])
         return Passage(self.free_at, self.free_at + self._travel_seconds())
 
-    def lose_datagram(self) -> bool:
-        """Whether the next loss-tolerant message is lost. Ask once per message, in their order.
+    def lose_datagrams(self, n_datagrams: int = 1) -> npt.NDArray[np.bool_]:
+        """Which of the next loss-tolerant datagrams are lost. Ask once for each, in their order.
 
-        The fates of these messages are a sequence of their own: what else travels changes none.
+        Their fates are a sequence of their own: what else travels changes none.
         """
-        return bool(self._datagram_losses.draw(1)[0])
+        return self._datagram_losses.draw(n_datagrams)
 
     def _set(self, shape: LinkShape, return_seconds: float | None) -> None:
         back = shape.delay_seconds if return_seconds is None else return_seconds

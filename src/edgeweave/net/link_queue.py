@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from edgeweave.core.loss import PACKET_BYTES
 from edgeweave.net.link_model import LinkModel
 from edgeweave.net.transport import Priority, Reliability
@@ -28,9 +31,11 @@ class Message:
     """Something on its way over one link. ``deliver`` is called when it arrives."""
 
     __slots__ = (
+        "_deliver_left",
         "deliver",
         "key",
         "left_bytes",
+        "n_datagrams",
         "offered_at",
         "priority",
         "reliability",
@@ -45,15 +50,30 @@ class Message:
         key: str = "",
         priority: Priority = Priority.DATA,
         reliability: Reliability = Reliability.RELIABLE,
+        n_datagrams: int = 1,
+        deliver_left: Callable[[npt.NDArray[np.bool_]], None] | None = None,
     ) -> None:
-        """``deliver=None``: it takes its place on the link and gets lost there."""
+        """``deliver=None``: it takes its place on the link and gets lost there. What may be lost
+        travels in ``n_datagrams``; ``deliver_left`` is called with those that are, instead of
+        ``deliver``, where some arrive.
+        """
         self.key = key
         self.size_bytes = size_bytes
         self.left_bytes = size_bytes
         self.deliver = deliver
         self.priority = priority
         self.reliability = reliability
+        self.n_datagrams = n_datagrams
         self.offered_at = -math.inf
+        self._deliver_left = deliver_left
+
+    def lose(self, lost: npt.NDArray[np.bool_]) -> None:
+        """These of its datagrams do not arrive."""
+        left = self._deliver_left
+        if lost.all():
+            self.deliver = None
+        elif left is not None:
+            self.deliver = lambda: left(lost)
 
 
 class LinkQueue:
@@ -102,13 +122,14 @@ class LinkQueue:
         while (lane := self._next_lane()) and self.next_at() <= now:
             message = lane[0]
             start = max(self.model.free_at, self._up_since, message.offered_at)
-            if message.reliability is Reliability.LOSS_TOLERANT:
-                turn_bytes = message.left_bytes
-                passage = self.model.carry_datagram(start, turn_bytes)
-            else:
-                soon_bytes = self.model.bytes_between(start, start + _AHEAD_SECONDS)
-                turn_bytes = int(min(message.left_bytes, max(soon_bytes, _TURN_BYTES)))
+            soon_bytes = self.model.bytes_between(start, start + _AHEAD_SECONDS)
+            turn_bytes = int(min(message.left_bytes, max(soon_bytes, _TURN_BYTES)))
+            if message.reliability is Reliability.RELIABLE:
                 passage = self.model.carry(start, turn_bytes)
+            else:
+                share = turn_bytes / message.size_bytes
+                n_datagrams = math.ceil(message.n_datagrams * share)
+                passage = self.model.carry_datagrams(start, turn_bytes, n_datagrams)
             message.left_bytes -= turn_bytes
             self.waiting_bytes[message.priority] -= turn_bytes
             self.begun_bytes += turn_bytes

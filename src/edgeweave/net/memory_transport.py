@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from edgeweave.core.errors import EdgeweaveError, WireError
 from edgeweave.net._ears import Ear, Role
 from edgeweave.net._sink import Receiver, Sink, guarded
+from edgeweave.net.bursts import check_datagrams
 from edgeweave.net.frame import Frame, FrameHeader, encode
 from edgeweave.net.keys import check_key
 from edgeweave.net.pieces import split
@@ -32,7 +33,6 @@ from edgeweave.net.transport import (
     Subscription,
     Tally,
     TransportStatistics,
-    check_datagram,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class MemoryTransport:
         priority: Priority = Priority.DATA,
     ) -> None:
         encoded = encode(frame)
-        check_datagram(encoded, reliability)
+        check_datagrams(frame, encoded, reliability)
         ears = self._wait_for_listeners(check_key(self.fabric.fleet, key), device)
         pieces = list(
             split(encoded.header, encoded.views, sender=id(self), number=next(self._numbers))

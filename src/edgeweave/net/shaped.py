@@ -24,6 +24,7 @@ from edgeweave.net._shaper import Shaper
 from edgeweave.net._signed import MOST_SIGNATURE_BYTES, Signature, sign, unsign
 from edgeweave.net._sink import guarded
 from edgeweave.net._watch import Silences, Watch
+from edgeweave.net.bursts import N_ENDS, check_datagrams, left_of, n_rows
 from edgeweave.net.frame import Frame, FrameHeader, encode, payload_bytes
 from edgeweave.net.link import Links
 from edgeweave.net.link_queue import Message
@@ -38,7 +39,6 @@ from edgeweave.net.transport import (
     Tally,
     Transport,
     TransportStatistics,
-    check_datagram,
 )
 
 __all__ = ["ShapedTransport"]
@@ -110,24 +110,28 @@ class ShapedTransport:
         reliability: Reliability = Reliability.RELIABLE,
         priority: Priority = Priority.DATA,
     ) -> None:
-        def hand_over() -> None:
-            self._inner.send(key, frame, device=device, reliability=reliability, priority=priority)
+        def hand_over(left: Frame = frame) -> None:
+            self._inner.send(key, left, device=device, reliability=reliability, priority=priority)
 
         size_bytes = payload_bytes(frame.header.tensors)
         if self._shaper.is_plain(device):
             hand_over()
         else:
             encoded = encode(frame)
-            check_datagram(encoded, reliability)
+            check_datagrams(frame, encoded, reliability)
             self._inner.wait_for_listener(
                 key, device=device, reliability=reliability, priority=priority
             )
+            by_row = reliability is Reliability.ROW_TOLERANT
+            n_datagrams = n_rows(frame) + N_ENDS if by_row else 1
             message = Message(
-                len(encoded.header) + size_bytes,
+                n_datagrams * len(encoded.header) + size_bytes,
                 hand_over,
                 key=key,
                 priority=priority,
                 reliability=reliability,
+                n_datagrams=n_datagrams,
+                deliver_left=(lambda lost: hand_over(left_of(frame, lost))) if by_row else None,
             )
             self._shaper.post(device, key, message)
         self._tally.add(frames_sent=1, bytes_sent=size_bytes)

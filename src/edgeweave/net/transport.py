@@ -14,10 +14,11 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from edgeweave.core.errors import ConfigError, WireError
-from edgeweave.net.frame import EncodedFrame, Frame, FrameHeader
+from edgeweave.core.errors import WireError
+from edgeweave.net.frame import Frame, FrameHeader
 
 __all__ = [
+    "DATAGRAM_BYTES",
     "FIRST_SERVER_SECONDS",
     "REQUEST_BYTES",
     "Buffer",
@@ -27,13 +28,12 @@ __all__ = [
     "Tally",
     "Transport",
     "TransportStatistics",
-    "check_datagram",
 ]
 
 FIRST_SERVER_SECONDS: Final = 1.0
 """How long a request waits for news that its key is served at all."""
 
-_DATAGRAM_BYTES: Final = 1200
+DATAGRAM_BYTES: Final = 1200
 """The most that a loss-tolerant frame holds with its header: one datagram, so that the loss of any
 packet is the loss of this frame alone."""
 
@@ -61,18 +61,9 @@ class Reliability(enum.Enum):
     """It is sent again: every frame arrives, in order, and late if it must."""
     LOSS_TOLERANT = enum.auto()
     """Nothing: it arrives soon or never. At most 1200 bytes."""
-
-
-def check_datagram(encoded: EncodedFrame, reliability: Reliability) -> None:
-    """Refuse a loss-tolerant frame that one datagram cannot hold."""
-    if reliability is Reliability.RELIABLE:
-        return
-    size_bytes = len(encoded.header) + sum(len(view) for view in encoded.views)
-    if size_bytes > _DATAGRAM_BYTES:
-        raise ConfigError(
-            f"a loss-tolerant frame is one datagram of at most {_DATAGRAM_BYTES} bytes, header "
-            f"included (got {size_bytes}). Send less per frame, or send it reliably."
-        )
+    ROW_TOLERANT = enum.auto()
+    """Nothing, row by row: it is a burst of datagrams (``net.bursts``), and what is left of its
+    tensors' rows arrives as one frame. A link that loses nothing carries it as a reliable one."""
 
 
 class Subscription(Protocol):
@@ -150,8 +141,8 @@ class Transport(Protocol):
         Safe from several threads. The frame's tensors must not change any more. Waits as
         ``wait_for_listener`` does, and raises what it raises; also ``FleetError`` when the link
         took no piece for ``Timeouts.send``, and ``ConfigError`` for a loss-tolerant frame of more
-        than 1200 bytes. A frame that was handed over when its receiver died is lost without
-        an error: liveliness and deadlines tell.
+        than 1200 bytes, or a row-tolerant one with such rows. A frame that was handed over when its
+        receiver died is lost without an error: liveliness and deadlines tell.
         """
 
     def wait_for_listener(

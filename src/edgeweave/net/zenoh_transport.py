@@ -25,6 +25,7 @@ from edgeweave.net._requests import Asker, Question, Served, answer
 from edgeweave.net._session import open_session
 from edgeweave.net._sink import Receiver, Sink, guarded
 from edgeweave.net._zenoh import Entity, Publisher, Recent, close
+from edgeweave.net.bursts import check_datagrams
 from edgeweave.net.frame import Frame, FrameHeader, encode
 from edgeweave.net.keys import check_device_name, check_key
 from edgeweave.net.locators import reachable
@@ -39,7 +40,6 @@ from edgeweave.net.transport import (
     Subscription,
     Tally,
     TransportStatistics,
-    check_datagram,
 )
 
 __all__ = ["ZenohTransport"]
@@ -101,7 +101,7 @@ class ZenohTransport:
     ) -> None:
         check_key(self.fleet, key)
         encoded = encode(frame)
-        check_datagram(encoded, reliability)
+        check_datagrams(frame, encoded, reliability)
         pieces = split(
             encoded.header, encoded.views, sender=self._sender, number=next(self._numbers)
         )

@@ -68,6 +68,7 @@ from edgeweave.plan.serving_watch import ServingWatch
 from edgeweave.plan.simulate import Event, Timeline, simulate
 from edgeweave.plan.sizes import Sizes
 from edgeweave.plan.slice_costs import SliceCosts, SliceModel
+from edgeweave.plan.slice_explanation import SliceExplanation, SliceShare, explain_slices
 from edgeweave.plan.slice_plan import SlicePlan
 from edgeweave.plan.slice_search import choose_slices, group_choices, layer_units
 from edgeweave.plan.stages import Plan, Stage, from_json, to_json
@@ -121,8 +122,10 @@ __all__ = [
     "Sizes",
     "Skip",
     "SliceCosts",
+    "SliceExplanation",
     "SliceModel",
     "SlicePlan",
+    "SliceShare",
     "Stage",
     "StageSeconds",
     "StepSeen",
@@ -142,6 +145,7 @@ __all__ = [
     "choose_slices",
     "drawn_costs",
     "explain",
+    "explain_slices",
     "fitness",
     "from_json",
     "group_choices",

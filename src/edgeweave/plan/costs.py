@@ -142,9 +142,11 @@ class DeviceCosts:
     deviation: Deviation | None = None
     encode_seconds_per_byte: float = 0.0
     decode_seconds_per_byte: float = 0.0
+    message_seconds: float = 0.0
+    """What a message takes of the device that sends or receives it, whatever its size."""
 
     def __post_init__(self) -> None:
-        for name in ("encode_seconds_per_byte", "decode_seconds_per_byte"):
+        for name in ("encode_seconds_per_byte", "decode_seconds_per_byte", "message_seconds"):
             _require_not_negative(getattr(self, name), f"{name} of device {self.device!r}")
         for seconds in self.forward_seconds:
             _require_not_negative(seconds, f"forward_seconds of device {self.device!r}")

@@ -6,9 +6,13 @@ and losses count too::
 
     turn(group)     = sum over its segments of the slowest member's seconds, and of the exchanges
                       between them, forward and backward, and the update
+    member          = sum over units of ( fixed + share * ( whole - fixed ) ), and its messages
     step            = max( longest turn, busiest link )          groups overlap, as in a pipeline
     kept            = 1 / product over exchanges, both ways, of ( 1 + share * p / (1 - p) )
     progress        = kept / step                                what a plan is chosen by
+
+``fixed`` is what a unit takes however few samples it is given, which slices do not share: Python's
+dispatch. Every message takes ``message_seconds`` of both of its ends, whatever its size.
 
 ``p`` is the loss of a link and ``share`` what comes over it of all that a member reads: scaled by
 ``1 / (1 - p)``, what arrives has the relative variance ``p / (1 - p)``, which layers pass on. A
@@ -20,17 +24,21 @@ nothing is lost, and messages wait for what is sent again (``core.loss``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
 from edgeweave.core.errors import PlanError
-from edgeweave.plan.costs import Costs
+from edgeweave.plan.costs import Costs, DeviceCosts
 from edgeweave.plan.links import Link
 from edgeweave.plan.reception import LEAST_SHARE
 from edgeweave.plan.schedule import most_in_flight
 from edgeweave.program import Program, Sliced, Value, value_bytes
 
 __all__ = ["SliceCosts", "SliceModel"]
+
+_Way = Literal["forward_seconds", "backward_seconds"]
+_WAYS: Final[tuple[_Way, ...]] = get_args(_Way)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class SliceCosts:
     """Of what a step teaches, the share that losses leave."""
     transfer_bytes: float
     """Between devices, for each step."""
+    lost_share: float = 0.0
+    """Of these bytes, what is expected not to arrive."""
 
     @property
     def progress(self) -> float:
@@ -66,16 +76,28 @@ class _Work:
 
     shares: dict[int, float]
 
-    def seconds(self, per_unit: Sequence[float]) -> float:
-        return sum(share * per_unit[unit] for unit, share in self.shares.items())
+    def seconds(self, whole: Sequence[float], fixed: Sequence[float] | None) -> float:
+        """``fixed`` is what units take that no slice shares, None: nothing."""
+        found = 0.0
+        for unit, share in self.shares.items():
+            alone = 0.0 if fixed is None else min(fixed[unit], whole[unit])
+            found += alone + share * (whole[unit] - alone)
+        return found
 
 
 class SliceModel:
     """A program in slices, and what they take on whom. ``costs`` are for microbatches of ``batch``
-    samples, and of the same program.
+    samples, and of the same program; ``fixed`` are for one sample, by device, where that is known.
     """
 
-    def __init__(self, sliced: Sliced, costs: Costs, batch: int) -> None:
+    def __init__(
+        self,
+        sliced: Sliced,
+        costs: Costs,
+        batch: int,
+        fixed: Mapping[str, DeviceCosts] | None = None,
+    ) -> None:
+        self._fixed = fixed or {}
         self._sliced = sliced
         self._costs = costs
         self._devices = {each.device: each for each in costs.devices}
@@ -95,6 +117,11 @@ class SliceModel:
                     self._work[ranks[segment.group, member]][number] = _Work(shares)
         messages = _messages(sliced, batch)
         self._remote = [each for each in messages if each.sender != each.receiver]
+        self._handled: dict[tuple[int, int], int] = {}
+        """Messages that a member receives or sends at a segment, by segment and rank."""
+        for each in self._remote:
+            for end in ((each.target, each.receiver), (each.source, each.sender)):
+                self._handled[end] = self._handled.get(end, 0) + 1
         self._reads: dict[tuple[int, int], list[_Message]] = {}
         """What members read at the beginning of each segment, by segment and rank."""
         for each in messages:
@@ -115,7 +142,20 @@ class SliceModel:
             step_seconds=max(*turns, self._busiest(devices)),
             kept=1.0 if reliable else self._kept(devices),
             transfer_bytes=sent,
+            lost_share=0.0 if reliable or not sent else self._lost_bytes(devices) / sent,
         )
+
+    def member_seconds(self, rank: int, device: str) -> float:
+        """What a member computes and handles in a step, the update included."""
+        seconds = self._update_seconds(rank, device)
+        for segment in range(len(self._sliced.segments)):
+            seconds += sum(self._segment_seconds(segment, rank, device, way) for way in _WAYS)
+        return seconds
+
+    def weights_share(self, rank: int) -> float:
+        """Of all trainable bytes, what a member holds."""
+        whole = sum(unit.trainable_bytes for unit in self._costs.units)
+        return self._trainable_bytes(rank) / whole if whole else 0.0
 
     def check_memory(self, devices: Sequence[str]) -> None:
         """``PlanError`` if a member does not fit its device."""
@@ -150,11 +190,9 @@ class SliceModel:
         members = [r for r, who in enumerate(self._sliced.members) if who[0] == group]
         seconds = max(self._update_seconds(rank, devices[rank]) for rank in members)
         for segment in segments:
-            for way in ("forward_seconds", "backward_seconds"):
+            for way in _WAYS:
                 seconds += max(
-                    work.seconds(getattr(self._devices[devices[rank]], way))
-                    for rank in members
-                    for work in [self._work[rank].get(segment, _Work({}))]
+                    self._segment_seconds(segment, rank, devices[rank], way) for rank in members
                 )
             inside = [
                 each for each in self._remote if each.target == segment and each.source in segments
@@ -167,13 +205,22 @@ class SliceModel:
             )
         return seconds
 
+    def _segment_seconds(self, segment: int, rank: int, device: str, way: _Way) -> float:
+        """A member's, of a segment forward or backward, messages included."""
+        costs, fixed = self._devices[device], self._fixed.get(device)
+        work = self._work[rank].get(segment, _Work({}))
+        seconds = work.seconds(getattr(costs, way), None if fixed is None else getattr(fixed, way))
+        return seconds + self._handled.get((segment, rank), 0) * costs.message_seconds
+
     def _update_seconds(self, rank: int, device: str) -> float:
-        trainable = sum(
+        return self._trainable_bytes(rank) * self._devices[device].update_seconds_per_byte
+
+    def _trainable_bytes(self, rank: int) -> float:
+        return sum(
             share * self._costs.units[unit].trainable_bytes
             for work in self._work[rank].values()
             for unit, share in work.shares.items()
         )
-        return trainable * self._devices[device].update_seconds_per_byte
 
     def _arrival(self, each: _Message, devices: Sequence[str], *, reliable: bool) -> float:
         link = self._link(devices[each.sender], devices[each.receiver])
@@ -193,6 +240,14 @@ class SliceModel:
         return max(
             (n_bytes / self._link(*ends).goodput for ends, n_bytes in carried.items()), default=0.0
         )
+
+    def _lost_bytes(self, devices: Sequence[str]) -> float:
+        lost = 0.0
+        for each in self._remote:
+            ends = devices[each.sender], devices[each.receiver]
+            lost += each.forward_bytes * self._link(*ends).loss
+            lost += each.backward_bytes * self._link(*ends[::-1]).loss
+        return lost
 
     def _kept(self, devices: Sequence[str]) -> float:
         """One over the growth of a gradient's square, exchange by exchange."""

@@ -9,18 +9,18 @@ all orders of few, and else by EdgePipe's mapping and swaps as long as they help
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 from random import Random
 from typing import Final
 
 from edgeweave.core.errors import CaptureError, PlanError
-from edgeweave.plan.costs import Costs
+from edgeweave.plan.costs import Costs, DeviceCosts
 from edgeweave.plan.mapping import map_members, traffic
 from edgeweave.plan.slice_costs import SliceCosts, SliceModel
 from edgeweave.plan.slice_plan import SlicePlan
-from edgeweave.program import Group, Mode, Program, slice_program
+from edgeweave.program import Group, Mode, Program, Sliced, slice_program
 
 __all__ = ["choose_slices", "group_choices", "layer_units"]
 
@@ -41,8 +41,10 @@ def choose_slices(
     reliable: bool = False,
     least_members: int = 2,
     seed: int = 0,
+    fixed: Mapping[str, DeviceCosts] | None = None,
 ) -> SlicePlan:
-    """The best plan for all devices of ``costs``, with what it is predicted to take.
+    """The best plan for all devices of ``costs``, with what it is predicted to take. ``fixed`` as
+    ``SliceModel`` has it.
 
     ``program`` is without outputs, as ``costs`` are. A group has ``least_members`` or more, as far
     as there are devices: with two, the loss of one is a mask, and never the end. Raises
@@ -58,7 +60,9 @@ def choose_slices(
     failure: CaptureError | PlanError | None = None
     for groups in candidates:
         try:
-            found = _placed(program, costs, batch, groups, mode, reliable=reliable, seed=seed)
+            sliced = slice_program(program, groups, mode)
+            model = SliceModel(sliced, costs, batch, fixed)
+            found = _placed(model, sliced, costs, batch, mode, reliable=reliable, seed=seed)
         except (CaptureError, PlanError) as error:
             failure = failure or error
             continue
@@ -169,18 +173,16 @@ class _Rough:
 
 
 def _placed(
-    program: Program,
+    model: SliceModel,
+    sliced: Sliced,
     costs: Costs,
     batch: int,
-    groups: tuple[Group, ...],
     mode: Mode,
     *,
     reliable: bool,
     seed: int,
 ) -> tuple[SliceCosts, SlicePlan]:
     """Groups with the best devices for their members that are found."""
-    sliced = slice_program(program, groups, mode)
-    model = SliceModel(sliced, costs, batch)
     names = tuple(each.device for each in costs.devices)
 
     def judged(order: Sequence[str]) -> float:
@@ -193,7 +195,7 @@ def _placed(
         start = map_members(traffic(sliced, batch), names, reception, Random(seed))
         best = _swapped(start, judged)
     model.check_memory(best)
-    return model.costs(best, reliable=reliable), SlicePlan(groups, tuple(best), mode)
+    return model.costs(best, reliable=reliable), SlicePlan(sliced.groups, tuple(best), mode)
 
 
 def _swapped(order: Sequence[str], judged: Callable[[Sequence[str]], float]) -> tuple[str, ...]:

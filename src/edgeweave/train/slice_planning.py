@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 from typing import Literal
@@ -12,66 +13,107 @@ from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
 from edgeweave.fleet.links import measure_links
 from edgeweave.plan import (
+    Link,
+    SliceExplanation,
     SlicePlan,
     choose_slices,
+    explain_slices,
     layer_units,
     map_members,
     super_neurons,
     traffic,
 )
 from edgeweave.program import Captured, Group, Mode, Program, slice_program, without_outputs
-from edgeweave.train.measurements import Measure, measure_costs
+from edgeweave.train.measurements import Measure, Measurements
 
-__all__ = ["Groups", "plan_slices"]
+__all__ = ["Groups", "SlicePlanner"]
 
 Groups = Literal["auto", "edgepipe"] | Sequence[tuple[int, int]]
 """How layers and devices make groups: by our cost model, by EdgePipe's formulas, or as pairs of
 numbers of layers and devices."""
 
 
-def plan_slices(
-    fleet: Fleet,
-    captured: Captured,
-    optimizer: Optimizer,
-    *,
-    batch_size: int,
-    groups: Groups = "auto",
-    mode: Mode = "exchange",
-    reliable: bool = False,
-    measure: Measure = "profile",
-    seed: int = 0,
-) -> SlicePlan:
-    """Groups, and the devices of their members: those of the fleet, as many as are named.
+@dataclass(frozen=True, slots=True)
+class SlicePlanner:
+    """How the slices of a model are to be planned for a fleet."""
 
-    ``"auto"`` lets devices measure the model and links; the others measure links alone, to give
-    members that say much to each other the links that lose least.
-    """
-    program = without_outputs(captured.program)
-    if groups == "auto":
-        costs = measure_costs(
-            fleet, captured, microbatch_size=batch_size, optimizer=optimizer, measure=measure
+    fleet: Fleet
+    optimizer: Optimizer
+    batch_size: int
+    groups: Groups = "auto"
+    mode: Mode = "exchange"
+    reliable: bool = False
+    measure: Measure = "profile"
+    seed: int = 0
+
+    def plan(self, captured: Captured) -> SlicePlan:
+        """Groups, and the devices of their members: those of the fleet, as many as are named.
+
+        ``"auto"`` lets devices measure the model and links; the others measure links alone, to give
+        members that say much to each other the links that lose least.
+        """
+        if self.groups == "auto":
+            return self.explain(captured).plan
+        links = measure_links(self.fleet, self.fleet.devices)
+        return self._mapped(without_outputs(captured.program), self.groups, links)
+
+    def explain(self, captured: Captured) -> SliceExplanation:
+        """The same plan with what it is predicted to take, for which devices always measure."""
+        program = without_outputs(captured.program)
+        measurements = Measurements(
+            self.fleet, captured, optimizer=self.optimizer, measure=self.measure
         )
-        return choose_slices(program, costs, batch_size, mode=mode, reliable=reliable, seed=seed)
-    chosen = _groups(program, _shares(program, groups, len(fleet.devices)))
-    sliced = slice_program(program, chosen, mode)
-    n_members = len(sliced.members)
-    if n_members > len(fleet.devices):
-        raise PlanError(
-            f"{n_members} slices need as many devices (the fleet has {len(fleet.devices)}). "
-            "Name fewer in groups."
+        for size in {1, self.batch_size}:
+            measurements.measure(size)
+        costs, fixed = measurements.costs_at(self.batch_size), measurements.measured[1]
+        if self.groups == "auto":
+            plan = choose_slices(
+                program,
+                costs,
+                self.batch_size,
+                mode=self.mode,
+                reliable=self.reliable,
+                seed=self.seed,
+                fixed=fixed,
+            )
+        else:
+            plan = self._mapped(program, self.groups, costs.links)
+        found = explain_slices(
+            program, plan, costs, self.batch_size, reliable=self.reliable, fixed=fixed
         )
-    links = measure_links(fleet, fleet.devices)
-    reception = {
-        (source, target): 1 - link.loss
-        for source in fleet.devices
-        for target, link in links[source].items()
-        if target in fleet.devices
-    }
-    names = map_members(traffic(sliced, batch_size), fleet.devices, reception, Random(seed))
-    return SlicePlan(chosen, names, mode)
+        return replace(found, plan=replace(plan, predicted=found.predicted))
+
+    def _mapped(
+        self,
+        program: Program,
+        groups: Literal["edgepipe"] | Sequence[tuple[int, int]],
+        links: Mapping[str, Mapping[str, Link]],
+    ) -> SlicePlan:
+        """Given groups, with members that say much to each other on the links that lose least."""
+        devices = self.fleet.devices
+        chosen = _groups(program, _shares(program, groups, len(devices)))
+        sliced = slice_program(program, chosen, self.mode)
+        n_members = len(sliced.members)
+        if n_members > len(devices):
+            raise PlanError(
+                f"{n_members} slices need as many devices (the fleet has {len(devices)}). "
+                "Name fewer in groups."
+            )
+        reception = {
+            (source, target): 1 - link.loss
+            for source in devices
+            for target, link in links[source].items()
+            if target in devices
+        }
+        said = traffic(sliced, self.batch_size)
+        return SlicePlan(
+            chosen, map_members(said, devices, reception, Random(self.seed)), self.mode
+        )
 
 
-def _shares(program: Program, groups: Groups, n_devices: int) -> tuple[super_neurons.Share, ...]:
+def _shares(
+    program: Program, groups: Literal["edgepipe"] | Sequence[tuple[int, int]], n_devices: int
+) -> tuple[super_neurons.Share, ...]:
     if groups == "edgepipe":
         return super_neurons.paper_hybrid(len(layer_units(program)), n_devices)
     return tuple(super_neurons.Share(*pair) for pair in groups)

@@ -27,14 +27,14 @@ from edgeweave.data.batches import (
 )
 from edgeweave.device import Optimizer
 from edgeweave.fleet import Fleet
-from edgeweave.plan import Delivery, DeliveryTrial, SlicePlan, StepSeen
+from edgeweave.plan import Delivery, DeliveryTrial, SliceExplanation, SlicePlan, StepSeen
 from edgeweave.program import Captured, LossFunction, Mode, capture, encode_state
 from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.measurements import Measure
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.slice_crew import SliceSettings
-from edgeweave.train.slice_planning import Groups, plan_slices
+from edgeweave.train.slice_planning import Groups, SlicePlanner
 from edgeweave.train.slice_report import SuperNeuronReport, slice_report
 from edgeweave.train.slice_run import SliceRun
 from edgeweave.train.weights import Weights
@@ -123,18 +123,34 @@ class SuperNeuronTrainer:
         """Capture the model, measure devices and links, and plan, without training anything."""
         captured = self._capture(dataset)
         if self._plan is None:
-            self._plan = plan_slices(
-                self._fleet,
-                captured,
-                self._optimizer,
-                batch_size=batch_size,
-                groups=self._groups,
-                mode=self._mode,
-                reliable=self._delivery == "reliable",
-                measure=self._measure,
-                seed=self._seed,
-            )
+            self._plan = self._planner(batch_size).plan(captured)
         return self._plan
+
+    def explain(self, dataset: Dataset[Any], *, batch_size: int) -> SliceExplanation:
+        """The plan that ``prepare`` makes with what it is predicted to take, to send and to lose:
+        devices measure the model for that, whatever ``groups`` are.
+
+        Not for a trainer that was given its plan, or has one: ``ConfigError``.
+        """
+        if self._plan is not None:
+            raise ConfigError(
+                "a plan is explained when it is made (this trainer has one). Ask a new trainer."
+            )
+        found = self._planner(batch_size).explain(self._capture(dataset))
+        self._plan = found.plan
+        return found
+
+    def _planner(self, batch_size: int) -> SlicePlanner:
+        return SlicePlanner(
+            self._fleet,
+            self._optimizer,
+            batch_size,
+            groups=self._groups,
+            mode=self._mode,
+            reliable=self._delivery == "reliable",
+            measure=self._measure,
+            seed=self._seed,
+        )
 
     def fit(
         self,
