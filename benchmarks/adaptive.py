@@ -46,7 +46,7 @@ from edgeweave.plan.coding import EXACT_BITS, with_link_rates
 from edgeweave.program import Captured, capture
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
-from edgeweave.train.measurements import measure_costs
+from edgeweave.train.measuring.measurements import measure_costs
 from edgeweave.train.run import PipelineRun, RunSettings
 
 __all__ = ["LEAST_RATE", "TRACES", "run"]

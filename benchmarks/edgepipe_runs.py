@@ -1,7 +1,8 @@
 """One training of `benchmarks/edgepipe.py`: a task, an arm, links, deaths, a seed -> accuracies.
 
-Devices are rehearsed (``edgeweave.train.rehearsal``): segments and weights are real, links and time
-are not. The data owner hands inputs and targets to members without loss in every arm.
+Devices are rehearsed (``edgeweave.train.slices.rehearsal``): segments and weights are real,
+links and time are not. The data owner hands inputs and targets to members without loss in every
+arm.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from benchmarks.small_data import fashion_mnist, mnist, movements
 from edgeweave.net import GilbertElliott
 from edgeweave.plan import map_members, super_neurons, traffic
 from edgeweave.program import Captured, Group, Sliced, capture, slice_program, without_outputs
-from edgeweave.train.link_fates import Fates, LossSource, RecordedLosses, losses_on_all_links
-from edgeweave.train.rehearsal import Delivery, Rehearsal, RehearsalSetup
+from edgeweave.train.slices.link_fates import Fates, LossSource, RecordedLosses, losses_on_all_links
+from edgeweave.train.slices.rehearsal import Delivery, Rehearsal, RehearsalSetup
 
 __all__ = [
     "ARMS",

@@ -49,7 +49,7 @@ from benchmarks.harness import Result
 from benchmarks.keeping import kept_or_made
 from edgeweave.data import Split, deal
 from edgeweave.device import Learner, Optimizer
-from edgeweave.device.rows import TensorRows
+from edgeweave.device.peers.rows import TensorRows
 from edgeweave.gossip import DeviceCosts, VirtualGossip
 from edgeweave.mixing import Algorithm, GossipSettings, topology
 from edgeweave.program import capture, flatten_inputs

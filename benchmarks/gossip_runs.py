@@ -16,7 +16,7 @@ from torch.nn import functional
 from benchmarks.data import DATA, cifar10
 from edgeweave.data import Split, deal, load_source
 from edgeweave.device import Learner, Optimizer
-from edgeweave.device.rows import TensorRows
+from edgeweave.device.peers.rows import TensorRows
 from edgeweave.gossip import DeviceCosts, VirtualGossip
 from edgeweave.mixing import (
     Algorithm,

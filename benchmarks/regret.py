@@ -45,8 +45,8 @@ from edgeweave.plan.splits import Microbatching, Split
 from edgeweave.predict import DeviceLatency, LatencyModel
 from edgeweave.predict.features import Floats
 from edgeweave.program import Captured, capture
-from edgeweave.train.costs import Sizes, costs_of
-from edgeweave.train.predictions import predict_devices
+from edgeweave.train.measuring.costs import Sizes, costs_of
+from edgeweave.train.measuring.predictions import predict_devices
 
 __all__ = [
     "BOARD",

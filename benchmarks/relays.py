@@ -31,7 +31,7 @@ from edgeweave.fleet import PRESETS, FleetDescription, load_preset
 from edgeweave.net import GilbertElliott, LinkShape, RateTrace
 from edgeweave.plan import Costs, DeviceCosts, Link, partition
 from edgeweave.program import Captured, StageProgram, capture, cut, without_outputs
-from edgeweave.train.costs import Sizes, costs_of
+from edgeweave.train.measuring.costs import Sizes, costs_of
 
 __all__ = ["UNet", "costs_on", "run", "unit_seconds"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.coded_stages import Batch
-from edgeweave.device.aggregation import Aggregation
+from edgeweave.device.stages.aggregation import Aggregation
 from edgeweave.plan import Backward, Due, Forward, Learn, Stream
 from edgeweave.program import Moment, Program, VersionedStage, flatten_inputs
 

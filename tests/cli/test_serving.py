@@ -28,8 +28,8 @@ from edgeweave.cli.serving import _run, load_weights
 from edgeweave.core.errors import ConfigError
 from edgeweave.device.signals import StopSignals
 from edgeweave.train.checkpoint import latest, load
+from edgeweave.train.jobs.service_job import load_service
 from edgeweave.train.models import digits_cnn
-from edgeweave.train.service_job import load_service
 from tests.fleet.worlds import wait_until
 
 JOB = """

@@ -7,7 +7,7 @@ import pytest
 from edgeweave.core.clock import VirtualClock
 from edgeweave.device import COORDINATOR, FrameId, Pulse
 from edgeweave.device.activity import Activity
-from tests.device.stages import assignment
+from tests.device.stages.examples import assignment
 
 
 class Thread:

@@ -61,7 +61,7 @@ from edgeweave.program import (
     encode_state,
     without_outputs,
 )
-from tests.device.stages import LONG, assignment, begin, captured_mlp, frame, mlp_stages
+from tests.device.stages.examples import LONG, assignment, begin, captured_mlp, frame, mlp_stages
 from tests.fleet.worlds import wait_until
 
 TIMEOUTS = Timeouts(request=5.0, work=10.0, frame=10.0, send=0.5, idle=20.0, stop=3.0)

@@ -15,10 +15,10 @@ from edgeweave.device import (
     decode_message,
     encode_message,
 )
-from edgeweave.device.messages import ProbeWork
+from edgeweave.device.probes.messages import ProbeWork
 from edgeweave.net import control_key
 from edgeweave.predict.probe import Probe
-from tests.device.stages import LONG
+from tests.device.stages.examples import LONG
 from tests.device.test_agent import Bench, bench_of, no_task
 from tests.predict.probes import made_up_probe
 

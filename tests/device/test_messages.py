@@ -38,7 +38,8 @@ from edgeweave.device import (
     decode_message,
     encode_message,
 )
-from edgeweave.device.messages import COORDINATOR, ProbeWork
+from edgeweave.device.messages import COORDINATOR
+from edgeweave.device.probes.messages import ProbeWork
 from edgeweave.net import Links, LinkShape, hello_of
 from tests.predict.probes import FACTS, made_up_probe
 

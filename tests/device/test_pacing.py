@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from edgeweave.core.errors import WireError
-from edgeweave.device.messages import UnitTimings
 from edgeweave.device.pacing import UnitMemory
+from edgeweave.device.probes.messages import UnitTimings
 from edgeweave.program import Program, capture, cut, without_outputs
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 import edgeweave as ew
 from edgeweave.net import ZenohTransport, frame_key
 from edgeweave.train.checkpoint import latest, load
-from tests.device.stages import frame
+from tests.device.stages.examples import frame
 from tests.fleet.worlds import assert_gone, family_of, plan_of
 from tests.train.interrupted import Interrupted
 from tests.train.trained_models import MLP, TIED, n_units

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgeweave.data import Split, deal, load_source
 from edgeweave.device import Learner, Optimizer
-from edgeweave.device.rows import TensorRows
+from edgeweave.device.peers.rows import TensorRows
 from edgeweave.gossip.virtual import DeviceCosts, VirtualGossip
 from edgeweave.mixing import GossipSettings, topology
 from edgeweave.program import Captured, capture, flatten_inputs

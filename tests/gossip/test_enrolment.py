@@ -17,7 +17,7 @@ import edgeweave as ew
 from edgeweave.core.errors import ConfigError, FleetError
 from edgeweave.data import load_source
 from edgeweave.device import BeginGossip, PeerStatus
-from edgeweave.device.peer_place import PeerPlace
+from edgeweave.device.peers.place import PeerPlace
 from edgeweave.fleet import Fleet
 from edgeweave.gossip import DeviceFiles, GossipTrainer, Members, running, wait_members
 from edgeweave.train.models import mlp
@@ -71,7 +71,7 @@ class Alarms:
 @pytest.fixture
 def alarms(monkeypatch: pytest.MonkeyPatch) -> Alarms:
     found = Alarms()
-    monkeypatch.setattr("edgeweave.device.peer_place.threading.Timer", found)
+    monkeypatch.setattr("edgeweave.device.peers.place.threading.Timer", found)
     return found
 
 

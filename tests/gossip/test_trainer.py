@@ -241,7 +241,7 @@ def test_a_run_released_while_it_is_enrolled_leaves_nobody_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bug: its threads and the request waited for each other; then nobody released the device."""
-    from edgeweave.device import peer_place  # noqa: PLC0415
+    from edgeweave.device.peers import place as peer_place  # noqa: PLC0415
 
     with memory_fleet("a", "b") as world:
         reading, go_on = threading.Event(), threading.Event()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from edgeweave.codec import uniform
 from edgeweave.data import Split, deal
 from edgeweave.device import Optimizer
-from edgeweave.device.sampler import Sampler
+from edgeweave.device.peers.sampler import Sampler
 from edgeweave.mixing import Algorithm, BalanceSettings, mixing_matrix
 from edgeweave.net import Links, LinkShape
 from edgeweave.train.models import mlp

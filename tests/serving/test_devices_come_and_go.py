@@ -13,8 +13,8 @@ import torch
 from edgeweave.core.errors import PlanError, RequestTimeout
 from edgeweave.device import Serve
 from edgeweave.device import Served as Answer
-from edgeweave.device.hosting import Hosting
-from edgeweave.device.serving_stage import ServingStage
+from edgeweave.device.serving.hosting import Hosting
+from edgeweave.device.serving.stage import ServingStage
 from edgeweave.plan import ServingPlan
 from edgeweave.serving import old_terms
 from edgeweave.serving.hands import Hands

@@ -13,8 +13,8 @@ import torch
 
 from edgeweave.core.errors import ConfigError, DeviceFailed, PlanError
 from edgeweave.device import Place, Serve, Served
-from edgeweave.device.hosting import Hosting
-from edgeweave.device.serving_stage import ServingStage
+from edgeweave.device.serving.hosting import Hosting
+from edgeweave.device.serving.stage import ServingStage
 from edgeweave.fleet import Fleet
 from edgeweave.serving import ServeOptions, serve
 from edgeweave.serving.http import application

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgeweave.core.errors import WireError
-from edgeweave.device.serving_stage import ServingStage
+from edgeweave.device.serving.stage import ServingStage
 from edgeweave.device.timings import forward_scalars, told_forwards
 from edgeweave.plan import Costs
 from edgeweave.serving import serve

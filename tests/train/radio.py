@@ -20,8 +20,8 @@ import numpy as np
 from edgeweave.device import Pulse
 from edgeweave.net import GilbertElliott, LinkShape
 from edgeweave.net.link_model import LinkModel
-from edgeweave.train.deadlines import Deadline, Deadlines
-from edgeweave.train.suspicion import Ask, Suspicion, Verdict
+from edgeweave.train.failures.deadlines import Deadline, Deadlines
+from edgeweave.train.failures.suspicion import Ask, Suspicion, Verdict
 
 N_STAGES, N_MICROBATCHES = 3, 4
 STAGES = ("a", "b", "c")

@@ -29,10 +29,10 @@ from edgeweave.program import (
     slice_program,
     without_outputs,
 )
-from edgeweave.train.link_fates import Fates
-from edgeweave.train.rehearsal import Rehearsal, RehearsalSetup
-from edgeweave.train.slice_crew import SliceSettings
-from edgeweave.train.slice_run import SliceRun
+from edgeweave.train.slices.crew import SliceSettings
+from edgeweave.train.slices.link_fates import Fates
+from edgeweave.train.slices.rehearsal import Rehearsal, RehearsalSetup
+from edgeweave.train.slices.run import SliceRun
 from tests.fleet.worlds import QUICK, MemoryFleet, memory_fleet
 
 BATCH = 32

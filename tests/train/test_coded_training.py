@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 
 import edgeweave as ew
 from edgeweave.codec import Codec, blockfloat, decode, encode, none, uniform
-from edgeweave.device import deflating
-from edgeweave.device.frame_codec import FrameCoding, encoded_frame, message_seed
+from edgeweave.device.frames import deflating
+from edgeweave.device.frames.codec import FrameCoding, encoded_frame, message_seed
 from edgeweave.net import Frame
 from edgeweave.plan import LinkCodec, Plan
 from edgeweave.program import (

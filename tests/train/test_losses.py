@@ -11,8 +11,8 @@ import pytest
 
 import edgeweave as ew
 from edgeweave.device import Deploy, Halt, StateRequest
-from edgeweave.device.running import Running
-from edgeweave.device.snapshots import Snapshots, State
+from edgeweave.device.stages.running import Running
+from edgeweave.device.stages.snapshots import Snapshots, State
 from edgeweave.plan import Replication
 from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of, wait_until
 from tests.models import Example

@@ -16,8 +16,8 @@ from torch.utils.data import TensorDataset
 import edgeweave as ew
 from edgeweave.plan import DeviceCosts, from_json, to_json
 from edgeweave.program import Captured, capture, cut
-from edgeweave.train import measurements
-from edgeweave.train.measurements import Measurements
+from edgeweave.train.measuring import measurements
+from edgeweave.train.measuring.measurements import Measurements
 from edgeweave.train.microbatches import choose_microbatches
 from tests.fleet.worlds import memory_fleet, plan_of
 from tests.models import Example

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import edgeweave as ew
-from edgeweave.device.snapshots import Snapshots
+from edgeweave.device.stages.snapshots import Snapshots
 from edgeweave.fleet import Fleet
 from edgeweave.net import NetSettings
 from edgeweave.plan import Replication

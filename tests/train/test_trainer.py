@@ -16,7 +16,7 @@ from edgeweave.net import frame_key
 from edgeweave.net._ears import Role
 from edgeweave.program import capture
 from edgeweave.train import measure_costs
-from tests.device.stages import frame
+from tests.device.stages.examples import frame
 from tests.fleet.worlds import MemoryFleet, memory_fleet, plan_of, wait_until
 from tests.models import Example
 from tests.train.interrupted import Interrupted

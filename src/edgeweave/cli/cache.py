@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgeweave.device.probe_cache import user_cache_directory
+from edgeweave.device.probes.cache import user_cache_directory
 
 __all__ = ["cache_directory"]
 

@@ -24,7 +24,7 @@ from edgeweave.device import PeerStatus, SourceData
 from edgeweave.fleet import Fleet
 from edgeweave.gossip import DeviceFiles, GossipReport, GossipTrainer, Members, wait_members
 from edgeweave.mixing import BalanceSettings, Topology, edges_in
-from edgeweave.train.job import Job
+from edgeweave.train.jobs.job import Job
 
 __all__ = ["GossipOptions", "admit", "attach", "gossip", "stop"]
 

@@ -31,7 +31,7 @@ from edgeweave.cli.output import Output
 
 if TYPE_CHECKING:
     from edgeweave.cli.jobs import FleetOptions
-    from edgeweave.train.job import Job
+    from edgeweave.train.jobs.job import Job
 
 __all__ = ["demo", "load", "plan", "profile", "serve", "train"]
 
@@ -179,7 +179,7 @@ def serve(
 ) -> None:
     """Serve a trained model over HTTP by all devices together, until Ctrl-C."""
     from edgeweave.cli.serving import run_serve  # noqa: PLC0415
-    from edgeweave.train.service_job import load_service  # noqa: PLC0415
+    from edgeweave.train.jobs.service_job import load_service  # noqa: PLC0415
 
     given = {"serve.weights": weights, "serve.host": host, "serve.port": port}
     told = {name: str(value) for name, value in given.items() if value is not None}
@@ -205,7 +205,7 @@ def load(
     told_beside: Mapping[str, str] | None = None,
 ) -> tuple[Job, FleetOptions]:
     """The job file under the environment under the command line, and on whom it runs."""
-    from edgeweave.train.job import load_job  # noqa: PLC0415
+    from edgeweave.train.jobs.job import load_job  # noqa: PLC0415
 
     told, fleet = _read(options, network, told_beside or {})
     return load_job(path, environment=os.environ, overrides=told), fleet

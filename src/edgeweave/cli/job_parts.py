@@ -12,8 +12,8 @@ import torch
 from edgeweave.core.errors import ConfigError, EdgeweaveError
 from edgeweave.device import Optimizer
 from edgeweave.train import LRSchedule
-from edgeweave.train.job import Job, resolve_function
-from edgeweave.train.service_job import ServiceJob
+from edgeweave.train.jobs.job import Job, resolve_function
+from edgeweave.train.jobs.service_job import ServiceJob
 
 __all__ = ["Objective", "build_model", "objective"]
 

@@ -20,8 +20,8 @@ from edgeweave.fleet import Device, Fleet, FleetDescription, load_fleet, load_pr
 from edgeweave.plan import Costs, Plan, explain
 from edgeweave.train import PipelineTrainer
 from edgeweave.train.compression import chosen_codec
-from edgeweave.train.experience import Experience
-from edgeweave.train.job import FleetSection, Job
+from edgeweave.train.jobs.job import FleetSection, Job
+from edgeweave.train.measuring.experience import Experience
 
 __all__ = ["FleetOptions", "Session", "explained", "open_fleet", "open_session"]
 

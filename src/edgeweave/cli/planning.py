@@ -21,7 +21,7 @@ from edgeweave.core.errors import ConfigError, PlanError
 from edgeweave.observe import draw_plan
 from edgeweave.plan import Costs, Plan, to_json
 from edgeweave.train import device_latencies, predict_units, probe_devices
-from edgeweave.train.job import Job
+from edgeweave.train.jobs.job import Job
 
 __all__ = ["PlanFiles", "make_plan", "measured", "probe", "profile"]
 

@@ -33,8 +33,8 @@ from edgeweave.serving import Endpoint, ServeOptions
 from edgeweave.serving.http import application
 from edgeweave.serving.signature import DATATYPES
 from edgeweave.train.checkpoint import latest, load
-from edgeweave.train.serve_section import ExampleEntry, ServeSection
-from edgeweave.train.service_job import ServiceJob
+from edgeweave.train.jobs.serve_section import ExampleEntry, ServeSection
+from edgeweave.train.jobs.service_job import ServiceJob
 
 __all__ = ["load_weights", "run_serve"]
 

@@ -21,7 +21,7 @@ from edgeweave.data import load_source
 from edgeweave.fleet import Fleet
 from edgeweave.plan import SliceExplanation
 from edgeweave.train import SuperNeuronReport, SuperNeuronTrainer
-from edgeweave.train.job import Job, SuperNeuronSection
+from edgeweave.train.jobs.job import Job, SuperNeuronSection
 
 __all__ = [
     "members_table",

@@ -16,7 +16,7 @@ from edgeweave.cli.tables import devices_table, plan_table, step_line
 from edgeweave.core.errors import ConfigError
 from edgeweave.plan import from_json
 from edgeweave.train import Report
-from edgeweave.train.job import Job
+from edgeweave.train.jobs.job import Job
 
 __all__ = ["TrainOptions", "train"]
 

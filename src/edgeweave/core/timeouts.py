@@ -25,7 +25,8 @@ class Timeouts:
     """The next activation, gradient or result that a run is waiting for."""
     silence: float = 1.0
     """What a device that answers no pulse gets beside three steps, before it is lost. Steps are
-    learnt; see ``edgeweave.train.deadlines``. Longer, it outlives longer holes in a bad link."""
+    learnt; see ``edgeweave.train.failures.deadlines``. Longer, it outlives longer holes in a bad
+    link."""
     send: float = 10.0
     """Handing one piece of a frame to the network before the link counts as stuck."""
     idle: float = 3600.0

@@ -1,50 +1,21 @@
 """The agent: inbox, executor, throttle. The only code that runs on a device."""
 
 from edgeweave.device.agent import Agent
-from edgeweave.device.comparison import Agreement, told_products
-from edgeweave.device.exchange import as_mapping, coding_names, tensor_frame
-from edgeweave.device.gossip_messages import (
-    Admit,
-    BeginGossip,
-    Enrol,
-    Enrolled,
-    ModelRequest,
-    PeerStatus,
-    StopGossip,
-)
-from edgeweave.device.inbox import FrameId, Inbox
-from edgeweave.device.learner import Layout, Learner, SelectionCosts, layout_of
+from edgeweave.device.frames.inbox import FrameId, Inbox
+from edgeweave.device.frames.outbox import Outboxes
+from edgeweave.device.frames.scalars import metrics_in, told_hyperparameters
 from edgeweave.device.messages import (
     COORDINATOR,
-    Assignment,
-    CodingProbe,
-    CodingSeconds,
-    Deploy,
     Emulate,
     Fault,
-    Fetch,
     Greeting,
-    Halt,
-    Holdings,
-    LinkProbe,
-    LinkTimings,
     Place,
-    ProbeRequest,
-    Profile,
     Pulse,
     Relay,
     Release,
-    Replicate,
-    Retire,
     RunStatus,
-    Serve,
-    Served,
     ServiceLevel,
-    ServingStatistics,
-    StageStatistics,
     StateRequest,
-    TraceEvent,
-    UnitTimings,
     decode_message,
     encode_message,
 )
@@ -54,18 +25,48 @@ from edgeweave.device.optimizer import (
     state_bytes_per_trainable_byte,
     step_bytes_per_trainable_byte,
 )
-from edgeweave.device.outbox import Outboxes
-from edgeweave.device.probing import probe_link
-from edgeweave.device.rows import Data, Rows, SentData, SourceData, load_rows
-from edgeweave.device.scalars import metrics_in, told_hyperparameters
+from edgeweave.device.peers.learner import Layout, Learner, SelectionCosts, layout_of
+from edgeweave.device.peers.messages import (
+    Admit,
+    BeginGossip,
+    Enrol,
+    Enrolled,
+    ModelRequest,
+    PeerStatus,
+    StopGossip,
+)
+from edgeweave.device.peers.rows import Data, Rows, SentData, SourceData, load_rows
+from edgeweave.device.probes.links import probe_link
+from edgeweave.device.probes.messages import (
+    CodingProbe,
+    CodingSeconds,
+    LinkProbe,
+    LinkTimings,
+    ProbeRequest,
+    Profile,
+    UnitTimings,
+)
+from edgeweave.device.serving.messages import Retire, Serve, Served, ServingStatistics
 from edgeweave.device.settings import AgentSettings
-from edgeweave.device.slice_messages import (
+from edgeweave.device.slices.messages import (
     DeploySlice,
     SenderStatistics,
     SliceAssignment,
     SliceStatistics,
 )
-from edgeweave.device.snapshots import received_state
+from edgeweave.device.stages.comparison import Agreement, told_products
+from edgeweave.device.stages.exchange import as_mapping, coding_names, tensor_frame
+from edgeweave.device.stages.messages import (
+    Assignment,
+    Deploy,
+    Fetch,
+    Halt,
+    Holdings,
+    Replicate,
+    StageStatistics,
+    TraceEvent,
+)
+from edgeweave.device.stages.snapshots import received_state
 from edgeweave.device.timings import StageTiming, told_rates, told_replicas, told_timings
 from edgeweave.device.whole_files import write_whole
 

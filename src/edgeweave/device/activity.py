@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple
 
 from edgeweave.core.clock import Clock
-from edgeweave.device.inbox import FrameId
+from edgeweave.device.frames.inbox import FrameId
 from edgeweave.device.messages import Pulse
 from edgeweave.device.place import Place
 

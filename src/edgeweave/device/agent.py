@@ -30,36 +30,31 @@ from edgeweave.core.clock import Clock, SystemClock
 from edgeweave.core.errors import ConfigError, DeviceBusy, FleetError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device.facts import read_facts
-from edgeweave.device.hosting import Hosting
 from edgeweave.device.inquiries import inquiries
-from edgeweave.device.membership import Membership
 from edgeweave.device.messages import (
-    Deploy,
     Emulate,
     Greeting,
-    Halt,
-    Holdings,
-    ProbeRequest,
-    ProbeWork,
-    Profile,
     Pulse,
     Release,
-    Serve,
-    UnitTimings,
     decode_message,
     encode_message,
 )
 from edgeweave.device.pacing import UnitMemory
-from edgeweave.device.peer_place import PeerPlace
+from edgeweave.device.peers.place import PeerPlace
 from edgeweave.device.place import Place
-from edgeweave.device.probe_cache import ProbeCache
+from edgeweave.device.probes.cache import ProbeCache
+from edgeweave.device.probes.messages import ProbeRequest, ProbeWork, Profile, UnitTimings
 from edgeweave.device.run_requests import requests_of_runs
-from edgeweave.device.running import Workplace
+from edgeweave.device.serving.hosting import Hosting
+from edgeweave.device.serving.messages import Serve
 from edgeweave.device.settings import AgentSettings
-from edgeweave.device.slice_messages import DeploySlice
-from edgeweave.device.slicing import Slicing
+from edgeweave.device.slices.messages import DeploySlice
+from edgeweave.device.slices.slicing import Slicing
+from edgeweave.device.stages.membership import Membership
+from edgeweave.device.stages.messages import Deploy, Halt, Holdings
 from edgeweave.device.tasks import tasks
 from edgeweave.device.throttle import Throttle
+from edgeweave.device.workplace import Workplace
 from edgeweave.net import Links, Transport, control_key, hello_of
 from edgeweave.net.transport import REQUEST_BYTES
 from edgeweave.predict.probe import Probe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeweave.device.running import Workplace
+from edgeweave.device.workplace import Workplace
 from edgeweave.net import Subscription, control_key
 
 __all__ = ["CoordinatorWatch"]

@@ -6,17 +6,11 @@ import functools
 from collections.abc import Callable, Mapping
 
 from edgeweave.core.errors import WireError
-from edgeweave.device.coding_speed import coding_seconds
-from edgeweave.device.messages import (
-    CodingProbe,
-    CodingSeconds,
-    LinkProbe,
-    Relay,
-    decode_message,
-    encode_message,
-)
-from edgeweave.device.probing import BASES_BYTES, probe_link
-from edgeweave.device.running import Workplace
+from edgeweave.device.messages import Relay, decode_message, encode_message
+from edgeweave.device.probes.coding_speed import coding_seconds
+from edgeweave.device.probes.links import BASES_BYTES, probe_link
+from edgeweave.device.probes.messages import CodingProbe, CodingSeconds, LinkProbe
+from edgeweave.device.workplace import Workplace
 from edgeweave.net import Priority, control_key
 from edgeweave.net.transport import REQUEST_BYTES
 

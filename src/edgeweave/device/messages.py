@@ -7,47 +7,25 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from edgeweave.codec import Codec
 from edgeweave.core.errors import ConfigError, WireError
 from edgeweave.device.optimizer import Optimizer
 from edgeweave.device.place import COORDINATOR, Place
 from edgeweave.net import Hello, Links
 from edgeweave.predict.facts import DeviceFacts
-from edgeweave.predict.probe import Probe
 from edgeweave.program import Program
 
 __all__ = [
     "COORDINATOR",
-    "Assignment",
-    "CodingProbe",
-    "CodingSeconds",
-    "Deploy",
     "Emulate",
     "Fault",
-    "Fetch",
     "Greeting",
-    "Halt",
-    "Holdings",
-    "LinkProbe",
-    "LinkTimings",
     "Place",
-    "ProbeRequest",
-    "ProbeWork",
-    "Profile",
     "Pulse",
     "Relay",
     "Release",
-    "Replicate",
-    "Retire",
     "RunStatus",
     "ServiceLevel",
-    "Serve",
-    "Served",
-    "ServingStatistics",
-    "StageStatistics",
     "StateRequest",
-    "TraceEvent",
-    "UnitTimings",
     "Weigh",
     "decode_message",
     "encode_message",
@@ -83,161 +61,6 @@ class Greeting(msgspec.Struct, frozen=True):
     """What measurements of it hold for; those of the host on an emulated device."""
 
 
-class Assignment(Place, frozen=True, kw_only=True):
-    """One stage's place in training: everything but the program and its weights."""
-
-    schedule: str
-    seed: int
-    optimizer: Optimizer
-    clip_grad_norm: float | None
-    parameter_order: tuple[str, ...]
-    """Trainable parameters of the whole model, in its order, in which norms are summed."""
-    codec: Codec | None = None
-    """Its bits are said for every round, link by link; None: nothing is ever coded."""
-    weight_aggregation: int | None = None
-    """After every so many updates weights become the mean of their last versions; None: never."""
-
-
-class Deploy(msgspec.Struct, frozen=True):
-    """Put a stage on a device. Answered when it is ready to compute.
-
-    In a later term of a run most of the state is on devices already, as it was after ``step``
-    steps: in ``own`` snapshots, or to be fetched from those of others.
-    """
-
-    assignment: Assignment
-    graph: bytes
-    tensors: memoryview
-    """Safetensors; a view of the message, which may be as large as the stage."""
-    optimizer_state: memoryview | None
-    step: int = 0
-    own: tuple[str, ...] = ()
-    """Parameters, buffers and constants that the device has and that do not come along."""
-    elsewhere: dict[str, tuple[str, ...]] = {}
-    """Others' devices -> the parameters and buffers to be fetched there."""
-
-
-class Halt(msgspec.Struct, frozen=True):
-    """Stop computing for a run, and keep what there is of it. Answered with ``Holdings``.
-
-    With ``rounds`` the stage finishes them first, and keeps its state as that after ``step`` steps.
-    """
-
-    run: str
-    coordinator: str
-    rounds: int | None = None
-    step: int = 0
-
-
-class Holdings(msgspec.Struct, frozen=True):
-    """What a device keeps of a run: parameters and buffers by step, and what never changes."""
-
-    steps: dict[int, tuple[str, ...]]
-    fixed: tuple[str, ...]
-    term: int = 0
-    """The newest one of the run that it had a part in."""
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """Ask for the state of parameters and buffers after ``step`` steps, with what the optimizer
-    keeps of them. Answered as safetensors, at once.
-    """
-
-    run: str
-    step: int
-    names: tuple[str, ...]
-
-
-class Replicate(msgspec.Struct, frozen=True):
-    """Ask for the state of a whole stage after ``step`` steps of a term. Answered as safetensors,
-    once the stage has come so far.
-    """
-
-    run: str
-    term: int
-    step: int
-
-
-class Serve(msgspec.Struct, frozen=True):
-    """Put a stage that answers requests on a device, beside those of earlier terms of its run.
-
-    Answered by ``Served`` when it is ready to compute. The program is the whole model's: a device
-    checks it once and cuts its stages itself, so that it has another stage at once when somebody is
-    lost.
-    """
-
-    place: Place
-    first_units: tuple[int, ...]
-    """Where the program is cut: the first units of all stages but the first."""
-    graph: bytes | None
-    """The whole program; None where the device has it."""
-    tensors: memoryview
-    """Safetensors; a view of the message, which may be as large as the stage."""
-    usual_samples: int
-    """In one request, as far as it is known: what pacing and warming up are done for."""
-    own: tuple[str, ...] = ()
-    """What the device has of the term before, and does not come along."""
-    codec: Codec | None = None
-    """What the stage sends to the next one travels in; None: as it is."""
-    makes_room: bool = False
-    """Whether stages of earlier terms may end for it, where memory does not hold it beside them."""
-    direct: bool = False
-    """Whether the program is cut so that values go past stages that do not use them."""
-
-
-class Served(msgspec.Struct, frozen=True):
-    """The answer to ``Serve``."""
-
-    is_ready: bool
-    """False: it fits alone, and not beside the stages of earlier terms, which go on. Ask again with
-    ``makes_room``, once nobody needs them."""
-    has_ended_stages: bool = False
-    """Whether stages of earlier terms ended for it."""
-
-
-class Retire(msgspec.Struct, frozen=True):
-    """End the stages of a serving run that belong to terms before ``before``.
-
-    With ``after``, those of later terms too: they were deployed, and others were not.
-    """
-
-    run: str
-    before: int
-    after: int | None = None
-
-
-class ServingStatistics(msgspec.Struct, frozen=True):
-    """What a device did for a serving run since its first stage."""
-
-    requests: int
-    """Shipments of one request or of several that were computed together."""
-    refused: int
-    compute_seconds: float
-    wait_seconds: float
-    """Without a request to compute."""
-    cpu_seconds: float
-    """Of its process; of an emulated device, what it computes at its own speed."""
-    bytes_in: int
-    bytes_out: int
-    peak_memory_bytes: int
-
-
-class Profile(msgspec.Struct, frozen=True):
-    """Time every unit of a program. ``tensors``: buffers and constants; weights are made up.
-
-    ``full_speed`` spares an emulated device the measuring: what another device of the same host
-    measured, as the host takes it. Devices of one host then differ by their speeds alone, not by
-    what else the host did while each was measured.
-    """
-
-    graph: bytes
-    tensors: bytes
-    microbatch_size: int
-    repetitions: int
-    optimizer: Optimizer
-    full_speed: UnitTimings | None = None
-
-
 class Weigh(msgspec.Struct, frozen=True):
     """How many bytes does a stage need? Answered by ``edgeweave.device.tasks``."""
 
@@ -249,39 +72,6 @@ class Weigh(msgspec.Struct, frozen=True):
     """Copies of trainable parameters beside the newest."""
 
 
-class ProbeRequest(msgspec.Struct, frozen=True):
-    """Tell what the probe's networks take. Answered with a ``Probe``, old or new.
-
-    ``full_speed`` spares an emulated device the measuring, as in ``Profile``.
-    """
-
-    full_speed: Probe | None = None
-
-
-class ProbeWork(msgspec.Struct, frozen=True):
-    """Probe the device that has these facts, unless what is known of it still holds.
-
-    Answered by ``edgeweave.device.tasks`` with a ``Probe``: ``known`` itself if it holds.
-    """
-
-    facts: DeviceFacts
-    known: Probe | None
-
-
-class CodingProbe(msgspec.Struct, frozen=True):
-    """Tell what a codec takes, at the slowest of some bits. Answered with ``CodingSeconds``."""
-
-    codec: Codec
-    widths: tuple[int, ...]
-
-
-class CodingSeconds(msgspec.Struct, frozen=True):
-    """Seconds for each byte of float32 before coding, or after decoding, on one thread."""
-
-    encode_seconds_per_byte: float
-    decode_seconds_per_byte: float
-
-
 class Emulate(msgspec.Struct, frozen=True):
     """Be another device, or behind other links, from now on; None leaves it as it is.
 
@@ -290,44 +80,6 @@ class Emulate(msgspec.Struct, frozen=True):
 
     speed: float | None = None
     links: Links | None = None
-
-
-class UnitTimings(msgspec.Struct, frozen=True):
-    """Seconds per unit and microbatch as this device takes them, and per byte of an update.
-
-    ``message_seconds`` is what a small message takes of one end, which nothing holds back.
-    """
-
-    forward_seconds: tuple[float, ...]
-    backward_seconds: tuple[float, ...]
-    update_seconds_per_byte: float
-    message_seconds: float = 0.0
-
-    def stretched(self, factor: float) -> UnitTimings:
-        """The timings of a device that takes ``factor`` times as long."""
-        return UnitTimings(
-            tuple(factor * seconds for seconds in self.forward_seconds),
-            tuple(factor * seconds for seconds in self.backward_seconds),
-            factor * self.update_seconds_per_byte,
-            self.message_seconds,
-        )
-
-
-class LinkProbe(msgspec.Struct, frozen=True):
-    """Measure the way to another device with requests of ``size_bytes`` and of none."""
-
-    target: str
-    size_bytes: int
-
-
-class LinkTimings(msgspec.Struct, frozen=True):
-    """One direction: half a small round trip, what a large request adds to it, and the share of
-    packets that seem to be lost.
-    """
-
-    latency_seconds: float
-    bytes_per_second: float
-    loss: float
 
 
 class StateRequest(msgspec.Struct, frozen=True):
@@ -431,41 +183,6 @@ class Relay(msgspec.Struct, frozen=True):
 
     device: str
     timeout_seconds: float
-
-
-class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
-    """One piece of work or waiting of a stage, on the device's clock."""
-
-    kind: str
-    step: int
-    microbatch: int
-    start_seconds: float
-    stop_seconds: float
-
-
-class StageStatistics(msgspec.Struct, frozen=True):
-    """Where a stage's time went since it was deployed, what it moved and what it used."""
-
-    compute_seconds: float
-    wait_seconds: float
-    """Waiting for frames of the round in progress."""
-    idle_seconds: float
-    """Waiting for the coordinator to begin a round."""
-    send_seconds: float
-    """Handing frames to the network, beside computing."""
-    coding_seconds: float
-    """Coding and decoding frames, beside computing."""
-    snapshot_seconds: float
-    """Of computing: copying the stage's state, so that it survives."""
-    bytes_in: int
-    bytes_out: int
-    rounds: int
-    peak_memory_bytes: int
-    """The largest resident size of the process since deployment."""
-    clock_seconds: float
-    events: tuple[TraceEvent, ...]
-    copy_bytes_out: int = 0
-    """States sent to those that keep copies of them: another device, the coordinator."""
 
 
 class Fault(msgspec.Struct, frozen=True):

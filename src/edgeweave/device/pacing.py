@@ -12,7 +12,7 @@ import hashlib
 import msgspec
 
 from edgeweave.core.errors import WireError
-from edgeweave.device.messages import UnitTimings
+from edgeweave.device.probes.messages import UnitTimings
 from edgeweave.plan import StageSeconds
 from edgeweave.program import Program, cut, state_bytes, without_outputs
 

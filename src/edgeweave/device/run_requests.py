@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from edgeweave.device.hosting import Hosting
-from edgeweave.device.membership import Membership
-from edgeweave.device.messages import (
-    Fetch,
-    Release,
-    Replicate,
-    Retire,
-    StateRequest,
-    decode_message,
-    encode_message,
-)
-from edgeweave.device.slicing import Slicing
+from edgeweave.device.messages import Release, StateRequest, decode_message, encode_message
+from edgeweave.device.serving.hosting import Hosting
+from edgeweave.device.serving.messages import Retire
+from edgeweave.device.slices.slicing import Slicing
+from edgeweave.device.stages.membership import Membership
+from edgeweave.device.stages.messages import Fetch, Replicate
 from edgeweave.net.transport import REQUEST_BYTES
 
 __all__ = ["requests_of_runs"]

@@ -10,12 +10,13 @@ import msgspec
 import torch
 
 from edgeweave.core.clock import SystemClock
-from edgeweave.device.handling import handling_seconds
-from edgeweave.device.messages import ProbeWork, Profile, Weigh, decode_message, encode_message
+from edgeweave.device.messages import Weigh, decode_message, encode_message
 from edgeweave.device.nursery import Task
 from edgeweave.device.optimizer import state_bytes_per_trainable_byte
-from edgeweave.device.prober import probe, still_holds
-from edgeweave.device.profiler import profile
+from edgeweave.device.probes.handling import handling_seconds
+from edgeweave.device.probes.messages import ProbeWork, Profile
+from edgeweave.device.probes.prober import probe, still_holds
+from edgeweave.device.probes.profiler import profile
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.throttle import Throttle
 from edgeweave.predict.probe import probe_programs

@@ -1,6 +1,6 @@
 """``GossipTrainer``: every device trains its own copy on its own data and averages with neighbours.
 
-Knows data sets, epochs, reports; what a device does is ``edgeweave.device.peer_run``.
+Knows data sets, epochs, reports; what a device does is ``edgeweave.device.peers.run``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgeweave.core.evaluation import Evaluation
 from edgeweave.data import Split, deal
 from edgeweave.data.batches import Batch, example, n_batches, ordered_batches
 from edgeweave.device import Data, Enrol, Enrolled, Optimizer, PeerStatus, SentData, SourceData
-from edgeweave.device.learner import layout_of
+from edgeweave.device.peers.learner import layout_of
 from edgeweave.fleet import Fleet
 from edgeweave.gossip.members import Members, OnStatus
 from edgeweave.gossip.report import (

@@ -5,7 +5,7 @@
 
     works:  begin: Send models, Train  ->  trained, and nothing waited for:  mix, update, begin
 
-Whoever runs it performs the effects and tells what happened: ``edgeweave.device.peer_run`` on a
+Whoever runs it performs the effects and tells what happened: ``edgeweave.device.peers.run`` on a
 device with its clock, ``edgeweave.gossip.virtual`` for a thousand peers on a virtual one. Moments
 are seconds on that clock.
 

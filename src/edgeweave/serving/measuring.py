@@ -10,7 +10,7 @@ from edgeweave.codec import Codec
 from edgeweave.core.errors import ConfigError
 from edgeweave.core.units import format_bytes
 from edgeweave.device import Optimizer
-from edgeweave.device.hosting import NOTHING_TRAINS
+from edgeweave.device.serving.hosting import NOTHING_TRAINS
 from edgeweave.fleet import Fleet
 from edgeweave.fleet.links import measure_links, measure_links_of
 from edgeweave.fleet.profiles import profile_devices

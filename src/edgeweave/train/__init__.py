@@ -1,16 +1,16 @@
 """Pipeline-parallel training: data, runs, checkpoints, reports."""
 
-from edgeweave.train.experience import Experience
+from edgeweave.train.failures.service import Recovery
 from edgeweave.train.learning_rate import LRSchedule
-from edgeweave.train.link_fates import Fates, RecordedLosses, losses_on_all_links
-from edgeweave.train.measurements import measure_costs
-from edgeweave.train.predictions import device_latencies, predict_units
-from edgeweave.train.probes import probe_devices
-from edgeweave.train.rehearsal import Rehearsal, RehearsalSetup
+from edgeweave.train.measuring.experience import Experience
+from edgeweave.train.measuring.measurements import measure_costs
+from edgeweave.train.measuring.predictions import device_latencies, predict_units
+from edgeweave.train.measuring.probes import probe_devices
 from edgeweave.train.report import DeviceReport, EpochRecord, Evaluation, Report
-from edgeweave.train.service import Recovery
-from edgeweave.train.slice_report import SuperNeuronReport
-from edgeweave.train.super_neurons import SuperNeuronTrainer
+from edgeweave.train.slices.link_fates import Fates, RecordedLosses, losses_on_all_links
+from edgeweave.train.slices.rehearsal import Rehearsal, RehearsalSetup
+from edgeweave.train.slices.report import SuperNeuronReport
+from edgeweave.train.slices.trainer import SuperNeuronTrainer
 from edgeweave.train.trainer import PipelineTrainer
 
 __all__ = [

@@ -21,7 +21,7 @@ from edgeweave.program import (
     ways,
     without_outputs,
 )
-from edgeweave.train.holders import Origin
+from edgeweave.train.failures.holders import Origin
 
 __all__ = ["Deployment", "RunSettings", "check_clipping", "check_place"]
 

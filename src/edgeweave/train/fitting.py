@@ -17,9 +17,9 @@ from edgeweave.device import Halt
 from edgeweave.fleet import Fleet
 from edgeweave.train import checkpoint as checkpoints
 from edgeweave.train.checkpoint import Progress
-from edgeweave.train.elastic import Adopted, ElasticRun, halted
+from edgeweave.train.failures.elastic import Adopted, ElasticRun, halted
+from edgeweave.train.failures.holders import Holders
 from edgeweave.train.history import History, Mark
-from edgeweave.train.holders import Holders
 from edgeweave.train.journal import Journal
 from edgeweave.train.learning_rate import LearningRate
 from edgeweave.train.report import EpochRecord, Evaluation

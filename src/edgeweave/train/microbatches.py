@@ -11,7 +11,7 @@ from edgeweave.core.errors import CheckpointError, ConfigError, PlanError
 from edgeweave.plan import PlannedBatch, best_microbatching, microbatch_sizes, worthwhile_sizes
 from edgeweave.program import has_batch_norm
 from edgeweave.train import checkpoint as checkpoints
-from edgeweave.train.measurements import Measurements
+from edgeweave.train.measuring.measurements import Measurements
 
 __all__ = ["Chosen", "choose_microbatches", "kept_size", "microbatch_size"]
 

@@ -19,7 +19,7 @@ from edgeweave.plan import (
     partition,
     taken_over,
 )
-from edgeweave.train.newcomers import Newcomer
+from edgeweave.train.failures.newcomers import Newcomer
 from edgeweave.train.run import RoundResult
 
 __all__ = ["PlanWatch", "replanned"]

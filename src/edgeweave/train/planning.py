@@ -25,11 +25,11 @@ from edgeweave.program import Captured
 from edgeweave.train.codec_watch import CodecWatch
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_place
-from edgeweave.train.experience import Experience
-from edgeweave.train.lessons import RunTimings, Teacher
-from edgeweave.train.measurements import Measure, Measurements, measure_costs
+from edgeweave.train.failures.newcomers import Newcomer
+from edgeweave.train.measuring.experience import Experience
+from edgeweave.train.measuring.lessons import RunTimings, Teacher
+from edgeweave.train.measuring.measurements import Measure, Measurements, measure_costs
 from edgeweave.train.microbatches import Chosen, choose_microbatches, kept_size, microbatch_size
-from edgeweave.train.newcomers import Newcomer
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.training import Watches
 

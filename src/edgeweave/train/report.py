@@ -13,7 +13,7 @@ from edgeweave.device import ServiceLevel, StageStatistics, TraceEvent
 from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import Decision, Plan
 from edgeweave.train.codec_watch import CodecChange
-from edgeweave.train.service import Recovery
+from edgeweave.train.failures.service import Recovery
 
 __all__ = [
     "DeviceReport",

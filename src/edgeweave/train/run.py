@@ -51,8 +51,8 @@ from edgeweave.program import (
 )
 from edgeweave.train.crew import Crew
 from edgeweave.train.deployment import Deployment, RunSettings
-from edgeweave.train.device_watch import device_watch
-from edgeweave.train.holders import Origin, Term
+from edgeweave.train.failures.device_watch import device_watch
+from edgeweave.train.failures.holders import Origin, Term
 from edgeweave.train.step_stream import Pipe, StepStream
 
 __all__ = ["PipelineRun", "RoundResult", "RunSettings"]

@@ -31,13 +31,13 @@ from edgeweave.plan import (
 from edgeweave.program import Captured, LossFunction, Program, capture
 from edgeweave.train.compression import Compression
 from edgeweave.train.deployment import check_clipping, check_place
-from edgeweave.train.elastic import Adopted, ElasticRun
-from edgeweave.train.experience import Experience
+from edgeweave.train.failures.elastic import Adopted, ElasticRun
+from edgeweave.train.failures.newcomers import Newcomers
 from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.journal import noted
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
-from edgeweave.train.measurements import Measure
-from edgeweave.train.newcomers import Newcomers
+from edgeweave.train.measuring.experience import Experience
+from edgeweave.train.measuring.measurements import Measure
 from edgeweave.train.plan_watch import replanned
 from edgeweave.train.planning import Planning, Wishes
 from edgeweave.train.progress import TrainingProgress

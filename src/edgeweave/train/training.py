@@ -16,15 +16,15 @@ from edgeweave.data.batches import Batch, epoch_batches, n_batches, ordered_batc
 from edgeweave.device import StageStatistics
 from edgeweave.plan import Costs, Decision, Plan, taken_over
 from edgeweave.train.codec_watch import CodecChange, CodecWatch
-from edgeweave.train.elastic import ElasticRun
+from edgeweave.train.failures.elastic import ElasticRun
+from edgeweave.train.failures.newcomers import Newcomer, Newcomers
+from edgeweave.train.failures.service import Recovery
 from edgeweave.train.fitting import Fit
-from edgeweave.train.lessons import RunTimings
-from edgeweave.train.newcomers import Newcomer, Newcomers
+from edgeweave.train.measuring.lessons import RunTimings
 from edgeweave.train.plan_watch import PlanWatch
 from edgeweave.train.progress import TrainingProgress
 from edgeweave.train.report import Evaluation
 from edgeweave.train.run import PipelineRun, RoundResult
-from edgeweave.train.service import Recovery
 
 __all__ = ["Data", "Training", "Watches", "evaluated"]
 

@@ -1,0 +1,1 @@
+"""A stage of a model that answers requests."""

@@ -1,0 +1,1 @@
+"""A stage of a pipeline that trains: computing, exchanging, and keeping states against failures."""

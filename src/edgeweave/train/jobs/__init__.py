@@ -1,0 +1,1 @@
+"""A job as a file: read, checked, its sections as values."""

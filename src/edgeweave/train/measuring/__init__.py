@@ -1,0 +1,1 @@
+"""What devices and links take for a program: measured, learnt before, or predicted."""
