@@ -103,6 +103,7 @@ def _run(server: Any, listener: socket.socket, signals: StopSignals) -> None:
 
     uvicorn is on a thread, where it leaves signals alone.
     """
+    signals.hold()  # one that came between the start of the server and the wait would end neither
     with ThreadPoolExecutor(1, "edgeweave-http") as pool:
         serving = pool.submit(server.run, [listener])
         serving.add_done_callback(lambda _: signals.tell())

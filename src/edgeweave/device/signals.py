@@ -20,15 +20,15 @@ class StopSignals:
     """SIGTERM and Ctrl-C as bytes in a pipe, which no moment at which they come can lose.
 
     An exception raised by a handler is lost where Python drops exceptions: in a finalizer, or a
-    callback from another library. Until it is first waited, signals raise ``KeyboardInterrupt`` all
-    the same, because starting may take long; from then on nothing interrupts a process that is
-    ending in order. To be entered on the main thread.
+    callback from another library. Until ``hold``, signals raise ``KeyboardInterrupt`` all the same,
+    because starting may take long; from then on nothing interrupts a process that is ending in
+    order. To be entered on the main thread.
     """
 
     def __enter__(self) -> Self:
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
-        self._waits = False
+        self._are_held = False
         self._before = {
             number: signal.signal(number, self._came) for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -45,11 +45,15 @@ class StopSignals:
         os.close(self._reads)
         os.close(self._writes)
 
+    def hold(self) -> None:
+        """Let signals raise nothing from now on, but be waited for."""
+        self._are_held = True
+
     def wait_until_told(self, stdin: int | None = None) -> frozenset[int]:
         """Until a signal has come, ``tell`` was called or ``stdin`` is closed; the signals that
         came, since this was last waited for.
         """
-        self._waits = True
+        self.hold()
         while True:
             ready, _, _ = select.select([self._reads, *([] if stdin is None else [stdin])], [], [])
             if self._reads in ready:
@@ -68,5 +72,5 @@ class StopSignals:
     def _came(self, number: int, _frame: FrameType | None) -> None:
         with suppress(BlockingIOError):
             os.write(self._writes, bytes([number]))
-        if not self._waits:
+        if not self._are_held:
             raise KeyboardInterrupt
