@@ -64,6 +64,12 @@ def test_devices_that_are_wanted_by_name_get_a_line_each() -> None:
     )
 
 
+def test_devices_meet_where_this_command_goes_itself() -> None:
+    network = Network(connect=("tcp/10.0.0.9:7447",))
+    lines = join_lines(network, ["tcp/10.0.0.5:41233", "tcp/172.17.0.1:41233"], [])
+    assert lines == ("edgeweave join --connect tcp/10.0.0.9:7447",)
+
+
 def test_the_line_of_a_fleet_with_tls_asks_for_certificates() -> None:
     line = join_lines(TLS, ["tls/10.0.0.5:7447"], [])[0]
     assert "--tls-ca ca.pem --tls-certificate device.pem --tls-key device.key" in line

@@ -191,6 +191,6 @@ class _Usher:
         self._output.say(f"To join, run {where}:")
         for line in lines:
             self._output.say(f"    {line}")
-        if len(endpoints) > 1:
+        if len(endpoints) > 1 and not self._network.connect:
             others = ", ".join(endpoints[1:])
             self._output.say(f"This machine has other addresses too: {others}")

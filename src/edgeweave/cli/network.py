@@ -74,10 +74,14 @@ class Network:
 
 
 def join_lines(network: Network, endpoints: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """The command to paste on each device; one for any device if no ``names`` are wanted."""
+    """The command to paste on each device; one for any device if no ``names`` are wanted.
+
+    Devices meet where the network says, or else at ``endpoints``, which may be gone after the run.
+    """
     words = ["edgeweave", "join"]
-    if endpoints:
-        words += ["--connect", endpoints[0]]
+    meeting = [*network.connect, *endpoints]
+    if meeting:
+        words += ["--connect", meeting[0]]
     if network.fleet != "default":
         words += ["--fleet", network.fleet]
     if network.tls() is not None:
