@@ -98,11 +98,10 @@ class UNet(nn.Module):
 
 
 class SensorLSTM(nn.Module):
-    """Activity recognition: windows of 9 channels x 128 samples, two LSTM layers, a small head."""
+    """Activity recognition: windows of 9 channels, two LSTM layers, a small head."""
 
-    def __init__(self, *, dropout: float = 0.0, n_steps: int = 128) -> None:
+    def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.n_steps = n_steps
         self.lstm = nn.LSTM(9, 24, 2, batch_first=True, dropout=dropout)
         self.hidden = nn.Linear(24, 16)
         self.classify = nn.Linear(16, 6)
@@ -229,7 +228,7 @@ _EXAMPLES = (
         "lstm",
         SensorLSTM,
         cross_entropy,
-        lambda n: (torch.randn(n, 9, 128), torch.randint(6, (n,))),
+        lambda n: (torch.randn(n, 9, 32), torch.randint(6, (n,))),
     ),
 )
 

@@ -109,6 +109,7 @@ def test_a_plan_from_the_probe_has_intervals_and_is_drawn(
     assert planned["plot"] == str(picture)
 
 
+@pytest.mark.slow
 def test_a_profile_has_every_unit_on_every_device(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

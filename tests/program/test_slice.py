@@ -42,7 +42,7 @@ def zoo(name: str) -> tuple[Captured, tuple[torch.Tensor, torch.Tensor]]:
 
 @cache
 def recurrent() -> Captured:
-    model = SensorLSTM(n_steps=4)
+    model = SensorLSTM()
     batch = torch.randn(BATCH, 9, 4), torch.randint(6, (BATCH,))
     return captured_of(model, cross_entropy, batch)
 
