@@ -2,7 +2,8 @@
 
 Peers are those of real devices, on a virtual clock: training is real, what it takes is what this
 machine takes, times 1, 1.5, 2 and 3 in turn. ``plain`` is the algorithm as published, its target
-its own accuracy in the end less half a point; all runs take as many steps.
+its own accuracy in the end less half a point. All runs take as many steps; one that is not at the
+target then is done again with half as many more, for the time to it alone.
 
     time_to_accuracy_speedup   seconds to the target, plain / balance by score; over all cases
                                (three tasks, 4 and 8 peers, D-PSGD and gossip SGD)
@@ -63,6 +64,7 @@ _CASES = [(task, n, how) for task in TASKS for n in (4, 8) for how in _ALGORITHM
 _QUICK_CASES: list[tuple[str, int, Algorithm]] = [("mnist", 4, "d-psgd")]
 _QUICK_SAMPLES = 8192
 _BELOW_PLAIN_POINTS = 0.5
+_LONGER = 1.5
 _SEED = 0
 _BESIDE_STEPS = 150
 _CHURN_SECONDS, _AWAY_SECONDS = 60.0, 20.0
@@ -89,7 +91,7 @@ def run(*, quick: bool, kept: Path | None = None) -> Result:
             )
         found = _case(task, n_peers, algorithm, costs[task], quick=quick, kept=kept)
         settings["cases"].append([task, n_peers, algorithm])
-        _compare(samples, found)
+        _compare(samples, *found)
     settings["costs"] = {
         f"{name}, {importance}": [
             each.seconds_per_sample,
@@ -139,39 +141,49 @@ def _case(
     *,
     quick: bool,
     kept: Path | None,
-) -> dict[str, Curve]:
-    """The plain algorithm and ours; on four peers with D-PSGD the parts of it too."""
+) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """The plain algorithm and ours, on four peers with D-PSGD the parts of it too; and longer runs
+    of those that were not at the target in the end.
+    """
     n_samples = _QUICK_SAMPLES if quick else None
     steps = steps_of(task, n_peers, n_samples)
     slowest = costs["none"].slowed(3.0)
     seconds = steps * (slowest.other_seconds + slowest.seconds_per_sample * TASKS[task].batch_size)
-    found = {}
     parts_too = not quick and n_peers == 4 and algorithm == "d-psgd"
-    for variant in VARIANTS if parts_too else ("plain", "balance_score"):
 
-        def curve(variant: str = variant) -> Curve:
+    def curve(variant: str, n_steps: int) -> Curve:
+        def made() -> Curve:
             settings = settings_of(task, n_peers, algorithm, variant, seed=_SEED)
-            each = world(task, settings, costs, steps=steps, n_samples=n_samples)
+            each = world(task, settings, costs, steps=n_steps, n_samples=n_samples)
             whole = seconds if variant == "plain" else seconds / 3
             return curve_of(task, each, whole, points=12 if quick else 60)
 
-        name = f"{task}-{n_peers}-{algorithm}-{variant}-{steps}-steps"
-        found[variant] = kept_or_made(kept, name, Curve, curve)
-    return found
+        return kept_or_made(
+            kept, f"{task}-{n_peers}-{algorithm}-{variant}-{n_steps}-steps", Curve, made
+        )
+
+    variants = VARIANTS if parts_too else ("plain", "balance_score")
+    found = {variant: curve(variant, steps) for variant in variants}
+    target = _target(found)
+    late = [variant for variant, each in found.items() if each.seconds_to(target) is None]
+    return found, {variant: curve(variant, round(_LONGER * steps)) for variant in late}
 
 
-def _compare(samples: Samples, found: Mapping[str, Curve]) -> None:
+def _target(found: Mapping[str, Curve]) -> float:
+    return found["plain"].final - _BELOW_PLAIN_POINTS
+
+
+def _compare(samples: Samples, found: Mapping[str, Curve], longer: Mapping[str, Curve]) -> None:
     """Hold every variant against the plain algorithm."""
-    plain = found["plain"]
-    target = plain.final - _BELOW_PLAIN_POINTS
+    plain, target = found["plain"], _target(found)
     before = plain.seconds_to(target) or plain.seconds[-1]
     for variant, curve in found.items():
         suffix = "" if variant == "balance_score" else f"_{variant}"
         _add(samples, f"iteration_time_cv{suffix}", curve.iteration_time_cv)
         if variant == "plain":
             continue
-        reached = curve.seconds_to(target)
-        # Where it is never reached, it took longer than all of the run.
+        reached = longer.get(variant, curve).seconds_to(target)
+        # Where it is never reached, it takes longer than all of the run.
         _add(samples, f"time_to_accuracy_speedup{suffix}", before / (reached or before * 10))
         _add(samples, f"accuracy_loss_points{suffix}", plain.in_the_end - curve.in_the_end)
     ours = found["balance_score"]
