@@ -31,14 +31,15 @@ PUBLIC = {
     "edgeweave.device": """
         Admit Agent AgentSettings Agreement Assignment BeginGossip COORDINATOR CodingProbe
         CodingSeconds Data Deploy DeploySlice Emulate Enrol Enrolled Fault Fetch FrameId
-        Greeting Halt Holdings Inbox Layout Learner LinkProbe LinkTimings ModelRequest Optimizer
-        Outboxes PeerStatus Place ProbeRequest Profile Pulse Relay Release Replicate Retire Rows
-        RunStatus SelectionCosts SenderStatistics SentData Serve Served ServiceLevel
-        ServingStatistics SliceAssignment SliceStatistics SourceData StageStatistics StageTiming
-        StateRequest StopGossip TraceEvent UnitTimings as_mapping build coding_names
-        decode_message encode_message layout_of load_rows metrics_in probe_link received_state
-        state_bytes_per_trainable_byte step_bytes_per_trainable_byte tensor_frame
-        told_hyperparameters told_products told_rates told_replicas told_timings write_whole
+        Greeting Halt Holdings Inbox Layout Learner LinkProbe LinkTimings MemberMoved
+        ModelRequest Optimizer Outboxes PeerStatus Place ProbeRequest Profile Pulse Relay
+        Release Replicate Retire Roster Rows RunStatus SelectionCosts SenderStatistics SentData
+        Serve Served ServiceLevel ServingStatistics SliceAssignment SliceStatistics SourceData
+        StageStatistics StageTiming StateRequest StopGossip TraceEvent UnitTimings as_mapping
+        build coding_names decode_message encode_message layout_of load_rows metrics_in
+        probe_link received_state state_bytes_per_trainable_byte step_bytes_per_trainable_byte
+        tensor_frame told_hyperparameters told_products told_rates told_replicas told_timings
+        write_whole
     """,
     "edgeweave.fleet": """
         Chaos ChaosEvent ChaosRecord Device Fleet FleetDescription PRESETS load_fleet

@@ -29,7 +29,7 @@ from edgeweave.program import (
     slice_program,
     without_outputs,
 )
-from edgeweave.train.slices.crew import SliceSettings
+from edgeweave.train.slices.deployment import SliceSettings
 from edgeweave.train.slices.link_fates import Fates
 from edgeweave.train.slices.rehearsal import Rehearsal, RehearsalSetup
 from edgeweave.train.slices.run import SliceRun
@@ -94,14 +94,19 @@ def slice_run(
     **options: Any,
 ) -> Iterator[SliceRun]:
     # Long: a machine that is busy with other things must not make masks.
-    settings = {"least_wait_seconds": 8.0, "batch_size": BATCH, **options}
+    settings = {
+        "optimizer": Optimizer("SGD", lr=RATE),
+        "least_wait_seconds": 8.0,
+        "batch_size": BATCH,
+        **options,
+    }
     plan = SlicePlan(tuple(groups), devices(groups), mode)
     run = SliceRun(
         fleet,
         model.program,
         model.state,
         plan,
-        SliceSettings(Optimizer("SGD", lr=RATE), **settings),
+        SliceSettings(**settings),
     )
     with run:
         yield run
@@ -113,11 +118,12 @@ def sliced_world(
     groups: Sequence[Group],
     mode: Mode = "exchange",
     links: Links | None = None,
+    spares: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[tuple[MemoryFleet, SliceRun]]:
-    """A fleet as large as the groups, and a run on it."""
+    """A fleet as large as the groups, but for spares, and a run on it."""
     with (
-        lossy_fleet(*devices(groups), links=links) as world,
+        lossy_fleet(*devices(groups), *spares, links=links) as world,
         slice_run(world.fleet, model, groups, mode, **options) as run,
     ):
         yield world, run

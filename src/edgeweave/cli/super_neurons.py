@@ -176,7 +176,7 @@ def members_table(report: SuperNeuronReport) -> Table:
 
 
 def report_lines(report: SuperNeuronReport) -> Iterator[str]:
-    """Speed, losses, absences, and what was learnt."""
+    """Speed, losses, absences, moves, and what was learnt."""
     if report.step_seconds:
         predicted = report.plan.predicted
         plan = "" if predicted is None else f" (predicted {format_seconds(predicted.step_seconds)})"
@@ -188,6 +188,7 @@ def report_lines(report: SuperNeuronReport) -> Iterator[str]:
     yield f"{report.lost_share:.1%} of what devices sent each other was lost."
     yield from (choice.line() for choice in report.choices)
     yield from (absence.line() for absence in report.absences)
+    yield from (move.line() for move in report.moves)
     last = report.epochs[-1].validation if report.epochs else None
     if last is not None:
         yield f"validation: {last.line()}"

@@ -50,10 +50,12 @@ from edgeweave.device.serving.messages import Retire, Serve, Served, ServingStat
 from edgeweave.device.settings import AgentSettings
 from edgeweave.device.slices.messages import (
     DeploySlice,
+    MemberMoved,
     SenderStatistics,
     SliceAssignment,
     SliceStatistics,
 )
+from edgeweave.device.slices.roster import Roster
 from edgeweave.device.stages.comparison import Agreement, told_products
 from edgeweave.device.stages.exchange import as_mapping, coding_names, tensor_frame
 from edgeweave.device.stages.messages import (
@@ -97,6 +99,7 @@ __all__ = [
     "Learner",
     "LinkProbe",
     "LinkTimings",
+    "MemberMoved",
     "ModelRequest",
     "Optimizer",
     "Outboxes",
@@ -114,6 +117,7 @@ __all__ = [
     "Serve",
     "Served",
     "ServingStatistics",
+    "Roster",
     "Rows",
     "SelectionCosts",
     "SenderStatistics",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from edgeweave.device.messages import Release, StateRequest, decode_message, encode_message
 from edgeweave.device.serving.hosting import Hosting
 from edgeweave.device.serving.messages import Retire
+from edgeweave.device.slices.messages import MemberMoved
 from edgeweave.device.slices.slicing import Slicing
 from edgeweave.device.stages.membership import Membership
 from edgeweave.device.stages.messages import Fetch, Replicate
@@ -61,5 +62,11 @@ def requests_of_runs(
         message = decode_message(payload, Release)
         return encode_message(slicing(message.run).statistics())
 
-    handlers = (fetch, replicate, state, statistics, serving, retire, part, copy, reception)
+    def moved(payload: bytes) -> bytes:
+        message = decode_message(payload, MemberMoved)
+        slicing(message.run).move(message.stage, message.device)
+        return b""
+
+    of_stages = (fetch, replicate, state, statistics, serving, retire)
+    handlers = (*of_stages, part, copy, reception, moved)
     return {handler.__name__: (handler, REQUEST_BYTES) for handler in handlers}

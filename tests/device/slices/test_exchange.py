@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,11 @@ from edgeweave.core.errors import ConfigError, WireError
 from edgeweave.core.timeouts import Timeouts
 from edgeweave.device import COORDINATOR, Optimizer, SliceAssignment
 from edgeweave.device.slices.exchange import SliceExchange
-from edgeweave.device.slices.parcels import ParcelId
-from edgeweave.net import Frame, FrameHeader, MemoryFabric, TensorSpec, frame_key
+from edgeweave.device.slices.hearing import Hearing
+from edgeweave.device.slices.parcels import Parcel, ParcelId
+from edgeweave.net import Frame, FrameHeader, MemoryFabric, TensorSpec, control_key, frame_key
 from edgeweave.program import Group, Sliced, capture, slice_program, without_outputs
+from tests.fleet.worlds import wait_until
 
 BATCH = 16
 COUNT, WIDTH = 5, 154
@@ -203,3 +206,61 @@ def test_a_name_that_leaves_a_datagram_no_room_is_refused_before_the_run() -> No
         with pytest.raises(ConfigError, match=r"^a device's name travels in every datagram of 10"):
             exchange(fabric, 0, ("x" * 120, "b"))
         exchange(fabric, 0, ("x" * 60, "b"))
+
+
+def test_a_member_that_has_moved_is_heard_from_its_new_device_only() -> None:
+    """What its old one still sends is no fault, and is not taken."""
+    with MemoryFabric(timeouts=TIMEOUTS) as fabric:
+        member = exchange(fabric, 0, ("a", "b", "c"))
+        old, new, key = (
+            fabric.join("b"),
+            fabric.join("d"),
+            frame_key("default", "r", 0, 0, "values"),
+        )
+        wanted = ParcelId("values", 0, incoming(member))
+
+        def message(device: str, value: float) -> Frame:
+            tensors = torch.arange(COUNT, dtype=torch.int32), torch.full((COUNT, WIDTH), value)
+            return Frame(header(member, device=device), tensors)
+
+        with member:
+            with pytest.raises(WireError, match=r"expects no 'values' .* \(d\)"):
+                member._checks.expect(message("d", 1.0).header)
+            alive = new.announce(control_key("default", "d", "alive"))
+            wait_until(lambda: member.roster.is_there("d"), "a sees that d is there")
+            member.move(1, "d")
+            old.send(key, message("b", 1.0), device="a")
+            new.send(key, message("d", 2.0), device="a")
+            parcel = member.parcels.wait({wanted: 1}, seconds=10.0)[wanted]
+            alive.close()
+    assert parcel.outcome == "whole"
+    assert float(torch.as_tensor(parcel.rows[0]).max()) == 2.0
+
+
+def test_a_member_waits_for_one_that_has_moved_only_while_its_new_device_is_there() -> None:
+    with MemoryFabric(timeouts=TIMEOUTS) as fabric:
+        member = exchange(fabric, 0, ("a", "b", "c"))
+        new = fabric.join("d")
+        with member:
+            member.move(1, "d")
+            assert member.parcels.is_gone(1)
+            alive = new.announce(control_key("default", "d", "alive"))
+            wait_until(lambda: not member.parcels.is_gone(1), "a sees that d is there")
+            alive.close()
+            wait_until(lambda: member.parcels.is_gone(1), "a sees that d is gone")
+
+
+def test_of_a_member_that_has_moved_reception_is_learnt_anew() -> None:
+    with MemoryFabric(timeouts=TIMEOUTS) as fabric:
+        member = exchange(fabric, 0, ("a", "b", "c"))
+        hearing = Hearing(member.roster, member.parcels)
+        message = member.messages[incoming(member)]
+        n_elements = math.prod(message.shape(BATCH))
+        half = Parcel("ended", 2, torch.zeros(1), torch.zeros(1, n_elements // 2))
+        with member:
+            for device in ("b", "d"):
+                member.move(1, device)
+                for _ in range(3):
+                    hearing.opened(half, message, 1, samples=BATCH, reliable=False)
+                (told,) = hearing.statistics()
+                assert (told.sender, told.datagrams, told.arrived) == (device, 6, 3)

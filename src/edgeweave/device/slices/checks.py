@@ -11,6 +11,7 @@ from edgeweave.device.place import COORDINATOR
 from edgeweave.device.slices.member_frames import check_rows
 from edgeweave.device.slices.member_messages import Message
 from edgeweave.device.slices.messages import SliceAssignment
+from edgeweave.device.slices.roster import Roster
 from edgeweave.net import FrameHeader
 from edgeweave.program import Value
 
@@ -25,10 +26,12 @@ class SliceChecks:
         assignment: SliceAssignment,
         messages: Sequence[Message],
         external: Mapping[str, Value],
+        roster: Roster,
     ) -> None:
         self._assignment = assignment
         self._messages = messages
         self._external = external
+        self._roster = roster
         self._me = assignment.peer(assignment.stage)
 
     def expect(self, header: FrameHeader) -> None:
@@ -63,10 +66,7 @@ class SliceChecks:
         ends = None if message is None else (message.sender, message.receiver)
         mine = self._assignment.stage
         expected = {"values": (header.stage, mine), "gradients": (mine, header.stage)}
-        right_device = (
-            0 <= header.stage < self._assignment.n_stages
-            and header.device == self._assignment.device_of(header.stage)
-        )
+        right_device = self._roster.has_been(header.stage, header.device)
         if message is None or ends != expected.get(header.kind) or not right_device:
             raise WireError(
                 f"{self._me} expects no {header.kind[:40]!r} number {header.microbatch} from "

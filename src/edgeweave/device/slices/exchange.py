@@ -39,6 +39,7 @@ from edgeweave.device.slices.member_frames import MOST_ROW_BYTES, rows_in, rows_
 from edgeweave.device.slices.member_messages import Message, messages
 from edgeweave.device.slices.messages import SliceAssignment
 from edgeweave.device.slices.parcels import ParcelId, Parcels, Way
+from edgeweave.device.slices.roster import Roster
 from edgeweave.device.stages.exchange import tensor_frame
 from edgeweave.net import (
     Frame,
@@ -87,8 +88,9 @@ class SliceExchange:
         self.messages = messages(sliced, assignment.codec)
         self._me = assignment.peer(assignment.stage)
         self._external = {v.name: v for v in sliced.program.inputs if is_external(v.name)}
-        self._checks = SliceChecks(assignment, self.messages, self._external)
-        self._ranks = {device: rank for rank, device in enumerate(assignment.devices)}
+        self.roster = Roster(assignment.devices)
+        self._checks = SliceChecks(assignment, self.messages, self._external, self.roster)
+        self._noticing = threading.Lock()
         self.parcels = Parcels(
             clock,
             first_seconds=max(_FIRST_SECONDS, assignment.least_wait_seconds),
@@ -155,6 +157,15 @@ class SliceExchange:
         self.parcels.fail(error)
         self._has_begun.set()
 
+    def move(self, rank: int, device: str) -> None:
+        """Another member is on that device from now on, which is another link."""
+        with self._noticing:
+            if rank == self._assignment.stage:
+                raise FleetError(f"{self._me} is told of others that move (got {device} for it).")
+            self.roster.move(rank, device)
+            self.parcels.forget_sender(rank)
+            self.parcels.set_gone(rank, not self.roster.is_there(device))
+
     def wait_first(self) -> Frame:
         """The first thing that the coordinator says, whatever the round."""
         if not self._has_begun.wait(self._timeouts.idle):
@@ -185,7 +196,7 @@ class SliceExchange:
         receiver = message.receiver if way == "values" else message.sender
         if reliable or not self.parcels.is_gone(receiver):
             reliability = Reliability.RELIABLE if reliable else Reliability.ROW_TOLERANT
-            key, device = self._key(way, receiver), self._assignment.device_of(receiver)
+            key, device = self._key(way, receiver), self.roster.device_of(receiver)
 
             def hand_over() -> None:
                 frame = self._message(way, message, round, tensor, samples, reliable=reliable)
@@ -276,6 +287,8 @@ class SliceExchange:
                 self._first_round = header.step
                 self._has_begun.set()
             return
+        if header.device != self.roster.device_of(header.stage):
+            return  # the member is elsewhere now
         way = cast(Way, header.kind)  # the checks saw to it
         key = ParcelId(way, header.step, header.microbatch)
         message = self.messages[header.microbatch]
@@ -288,9 +301,10 @@ class SliceExchange:
             self.parcels.put(key, header.stage, count, numbers, rows)
 
     def _noticed(self, key: str, alive: bool) -> None:
-        rank = self._ranks.get(device_of(key))
-        if rank is not None and rank != self._assignment.stage:
-            self.parcels.set_gone(rank, not alive)
+        with self._noticing:
+            rank = self.roster.note(device_of(key), there=alive)
+            if rank not in (None, self._assignment.stage):
+                self.parcels.set_gone(rank, not alive)
 
     def _refuse(self, error: WireError) -> None:
         named = self._me in str(error)

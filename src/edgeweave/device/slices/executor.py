@@ -73,7 +73,7 @@ class SliceExecutor:
         self._on_fault = on_fault
         self._routes = Routes(sliced)
         self._wiring = Wiring.of(self._routes, exchange.messages, sliced, self._rank)
-        self.hearing = Hearing(assignment, exchange.parcels)
+        self.hearing = Hearing(exchange.roster, exchange.parcels)
         self._flights: dict[int, Flight] = {}
         self._copy: State = {}
         self._square: float | None = None
@@ -114,6 +114,10 @@ class SliceExecutor:
         """
         self._rounds.wait(rounds, timeout_seconds=timeout_seconds)
         return self.state()
+
+    def move(self, rank: int, device: str) -> None:
+        """Another member is on that device from now on."""
+        self._exchange.move(rank, device)
 
     def copy(self) -> State:
         """What training changed up to the last update that was to be copied; empty before."""

@@ -12,8 +12,9 @@ import torch
 
 from edgeweave.codec import kept, put_together
 from edgeweave.device.slices.member_messages import Message
-from edgeweave.device.slices.messages import SenderStatistics, SliceAssignment
+from edgeweave.device.slices.messages import SenderStatistics
 from edgeweave.device.slices.parcels import Parcel, Parcels
+from edgeweave.device.slices.roster import Roster
 from edgeweave.plan import Reception
 from edgeweave.program import DTYPES
 
@@ -25,8 +26,9 @@ Factor = torch.Tensor | float
 
 @dataclass(slots=True)
 class _Heard:
-    """What came of one other member."""
+    """What came of one other member, from the device it is on."""
 
+    device: str
     reception: Reception = field(default_factory=Reception)
     datagrams: int = 0
     arrived: int = 0
@@ -36,8 +38,8 @@ class _Heard:
 class Hearing:
     """All that one member hears of others. For its compute thread."""
 
-    def __init__(self, assignment: SliceAssignment, parcels: Parcels) -> None:
-        self._assignment = assignment
+    def __init__(self, roster: Roster, parcels: Parcels) -> None:
+        self._roster = roster
         self._parcels = parcels
         self._heard: dict[int, _Heard] = {}
 
@@ -45,7 +47,7 @@ class Hearing:
         self, parcel: Parcel | None, message: Message, sender: int, *, samples: int, reliable: bool
     ) -> tuple[torch.Tensor | None, Factor]:
         """A message's tensor, scaled, and by what. None: its sender has no part in this round."""
-        heard = self._heard.setdefault(sender, _Heard())
+        heard = self._heard_of(sender)
         if parcel is None or (parcel.outcome in ("nothing", "gone") and not parcel.n_arrived):
             heard.masked += 1
             return None, 0.0
@@ -66,11 +68,18 @@ class Hearing:
             return tensor, scale
         return tensor, kept(shape, parcel.arrived).to(dtype) * scale
 
+    def _heard_of(self, sender: int) -> _Heard:
+        """Of a member that has moved nothing is known: its link is another one."""
+        device, known = self._roster.device_of(sender), self._heard.get(sender)
+        if known is None or known.device != device:
+            known = self._heard[sender] = _Heard(device)
+        return known
+
     def statistics(self) -> tuple[SenderStatistics, ...]:
         """What came of each other member so far."""
         return tuple(
             SenderStatistics(
-                sender=self._assignment.device_of(rank),
+                sender=heard.device,
                 datagrams=heard.datagrams,
                 arrived=heard.arrived,
                 masked=heard.masked,

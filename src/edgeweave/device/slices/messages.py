@@ -9,14 +9,14 @@ from edgeweave.device.optimizer import Optimizer
 from edgeweave.device.place import Place
 from edgeweave.program import Group, Mode
 
-__all__ = ["DeploySlice", "SenderStatistics", "SliceAssignment", "SliceStatistics"]
+__all__ = ["DeploySlice", "MemberMoved", "SenderStatistics", "SliceAssignment", "SliceStatistics"]
 
 
 class SliceAssignment(Place, frozen=True, kw_only=True):
     """One member's place in a run of super neurons.
 
-    ``devices`` has the device of each of ``Sliced.members``, and ``stage`` is the member's number
-    in them. A step is one microbatch.
+    ``devices`` has the device of each of ``Sliced.members`` when this one is deployed, and
+    ``stage`` is the member's number in them. A step is one microbatch.
     """
 
     groups: tuple[Group, ...]
@@ -41,6 +41,16 @@ class DeploySlice(msgspec.Struct, frozen=True):
     """The member's part of the state as safetensors. None: it goes on with what it has of the
     run, which is a ``FleetError`` if that is nothing."""
     optimizer_state: memoryview | None = None
+
+
+class MemberMoved(msgspec.Struct, frozen=True):
+    """Tell a member that another one is on another device from now on. Answered once it is known;
+    only then may a round have a part for that device."""
+
+    run: str
+    stage: int
+    """The number of the one that moved."""
+    device: str
 
 
 class SenderStatistics(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import torch
 
@@ -131,6 +131,14 @@ class Parcels:
     def is_gone(self, sender: int) -> bool:
         with self._changed:
             return sender in self._gone
+
+    def forget_sender(self, sender: int) -> None:
+        """What is known of a sender is no more true: it is on another device."""
+        with self._changed:
+            for way in get_args(Way):
+                self._deadlines.pop((sender, way), None)
+            self.overdue.pop(sender, None)
+            self.late.pop(sender, None)
 
     def forget_before(self, round: int) -> None:  # noqa: A002  the protocol's word
         """Nobody waits for messages of earlier rounds any more."""

@@ -96,6 +96,11 @@ class Slicing:
         """The same as it was when it was last to be copied; nothing before."""
         return encode_state(self._working().copy())
 
+    def move(self, rank: int, device: str) -> None:
+        """Another member is on that device from now on."""
+        with self._changing:
+            self._working().move(rank, device)
+
     def pulse(self) -> Pulse:
         """What the member does now. Waits for nothing."""
         executor = self._executor

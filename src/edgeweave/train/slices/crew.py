@@ -1,114 +1,56 @@
 """The devices of one run of super neurons: deploying on them, who is there, and copies of their
 states.
 
-    there --token gone--> absent --token back, deployed again--> there
+    there --token gone--> absent --token back, deployed again---------------> there
+                          absent for long --a spare deployed, others told---> there, on the spare
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
-
-from edgeweave.codec import Codec
 from edgeweave.core.errors import DeviceLost, EdgeweaveError, FleetError
-from edgeweave.device import (
-    DeploySlice,
-    Optimizer,
-    Release,
-    SliceAssignment,
-    StateRequest,
-    received_state,
-)
-from edgeweave.fleet import Fleet
-from edgeweave.plan import SlicePlan
-from edgeweave.program import (
-    Program,
-    Sliced,
-    encode_program,
-    encode_state,
-    slice_entries,
-    slice_state,
-)
+from edgeweave.device import MemberMoved, Release, Roster, StateRequest, received_state
+from edgeweave.train.slices.absences import Absence, Absences, Move
+from edgeweave.train.slices.deployment import Deployment
 
-__all__ = ["Absence", "SliceCrew", "SliceSettings"]
+__all__ = ["SliceCrew"]
 
 _log = logging.getLogger(__name__)
 
 _TRIED_AGAIN_AFTER: Final = 16
 """Rounds until a device that is there, and could not be deployed, is tried again."""
 
-_Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class SliceSettings:
-    """What a run needs beside program, state and plan."""
-
-    optimizer: Optimizer
-    batch_size: int
-    seed: int = 0
-    least_wait_seconds: float = 0.25
-    """Learnt deadlines are never shorter. They are for what ends do not tell (``parcels``)."""
-    codec: Codec | None = None
-    """What floats between devices travel in; None: as they are."""
-    copy_every: int = 50
-    """Steps between two copies of the weights to this process, for devices that come back empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Absence:
-    """A device that was away: from the first step without it to the first one with it again."""
-
-    device: str
-    first_step: int
-    stop_step: int | None = None
-    """None: it has not come back."""
-
-    def line(self) -> str:
-        """A sentence for a person."""
-        back = "and has not come back" if self.stop_step is None else f"to step {self.stop_step}"
-        return f"{self.device} was away from step {self.first_step} {back}: a mask."
-
 
 class SliceCrew:
-    """All members, by rank: their number in ``Sliced.members``. ``run`` names the run.
+    """All members, by rank: their number in ``Sliced.members``.
 
     What is told of devices by the fleet's threads is guarded, and announced, by ``changed``.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        run: str,
-        program: Program,
-        sliced: Sliced,
-        state: Mapping[str, torch.Tensor],
-        optimizer_state: Mapping[str, torch.Tensor],
-        plan: SlicePlan,
-        settings: SliceSettings,
-    ) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.changed = threading.Condition()
         self.step = 0
         """The step that began last."""
-        self._fleet = fleet
-        self._run = run
-        self._graph = encode_program(program)
-        self._sliced = sliced
-        self._state, self._optimizer_state = state, optimizer_state
-        self._plan = plan
-        self._settings = settings
-        self._ranks = {device: rank for rank, device in enumerate(plan.devices)}
-        self._held: dict[int, _Tensors] = {}
-        """The newest copy of each member's state that is here, the optimizer's part included."""
+        self.roster = Roster(deployment.plan.devices)
+        """Where members are."""
+        self._deployment = deployment
+        self._fleet, self._run = deployment.fleet, deployment.run
+        self._plan, self._settings = deployment.plan, deployment.settings
+        self._left: dict[int, str] = {}
+        """The devices of members that have moved, and had no part in a round since."""
+        self._former: set[str] = set()
+        """Devices without a slice that may still have something of the run."""
+        self._used = set(self._plan.devices)
+        """Devices that were asked to have a slice."""
         self._absent: set[int] = set()
-        self._there: set[int] = set()
+        self._away: dict[int, tuple[int, float]] = {}
+        """The first round from which on a member is absent, and about when that was."""
         self._next_try: dict[int, int] = {}
         """The round from which on a device is tried again."""
         self._coming: set[int] = set()
@@ -116,7 +58,7 @@ class SliceCrew:
         self._ready: set[int] = set()
         """Those that have been."""
         self._helper: ThreadPoolExecutor
-        self._absences: list[Absence] = []
+        self._absences = Absences()
 
     @property
     def absent(self) -> frozenset[int]:
@@ -128,45 +70,88 @@ class SliceCrew:
     def absences(self) -> tuple[Absence, ...]:
         """Devices that were away, or are, in the order of their going."""
         with self.changed:
-            return tuple(self._absences)
+            return self._absences.absences
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Slices that went to other devices, in that order."""
+        with self.changed:
+            return self._absences.moves
 
     def deploy_all(self) -> None:
         """Put every member to work, in turn where they share this machine."""
+        deployment, devices = self._deployment, self._plan.devices
 
         def deploy(device: str) -> bytes:
-            rank = self._ranks[device]
-            return self._deploy(rank, self.part(rank))
+            rank = devices.index(device)
+            deployment.deploy(rank, devices, deployment.part(rank))
+            return b""
 
-        self._fleet.for_each(self._plan.devices, deploy, one_at_a_time=self._fleet.is_local)
+        self._fleet.for_each(devices, deploy, one_at_a_time=self._fleet.is_local)
 
     def release(self) -> None:
         """Let the devices go; one that is gone or silent cannot be told, and need not be."""
         seconds = self._fleet.timeouts.stop
-        for device in set(self._fleet.present()) & set(self._plan.devices):
+        for device in set(self._fleet.present()) & self._used:
             try:
                 self._fleet.ask(device, "release", Release(self._run), timeout_seconds=seconds)
             except EdgeweaveError as error:
                 _log.warning("%s was not released: %s", device, error)
 
     def welcome(self, next_round: int) -> None:
-        """Let those that are back, and deployed again meanwhile, have a part in the next round.
+        """Let those that are back, or elsewhere, and deployed meanwhile have a part in the next
+        round.
 
         Deploying is beside training. One that cannot be deployed is tried again after a while.
         """
         with self.changed:
-            ready, self._ready = sorted(self._ready & self._there), set()
-            back = (self._absent & self._there) - self._coming - set(ready)
-            due = sorted(rank for rank in back if self._next_try.get(rank, 0) <= next_round)
-            self._coming.update(due)
+            ready, self._ready = sorted(filter(self._is_there, self._ready)), set()
+            self._count_away(next_round)
+            out = self._absent - self._coming - set(ready)
+            due = sorted(rank for rank in out if self._next_try.get(rank, 0) <= next_round)
+            back = [rank for rank in due if self._is_there(rank)]
+            lost = [rank for rank in due if self._is_lost(rank, next_round)]
+            lost = lost if self._spares() else []
+            self._coming.update(back, lost)
+            former = sorted(filter(self.roster.is_there, self._former))
+            self._former.difference_update(former)
         for rank in ready:
             self._note_back(rank)
-        for rank in due:
+        for rank in (*back, *lost):
             self._next_try[rank] = next_round + _TRIED_AGAIN_AFTER
-            self._helper.submit(self._come, rank)
+            self._helper.submit(self._come if rank in back else self._move, rank)
+        for device in former:
+            self._helper.submit(self._dismiss, device)
+
+    def _count_away(self, next_round: int) -> None:
+        seen = next_round, self._fleet.clock.now()
+        self._away = {rank: self._away.get(rank, seen) for rank in self._absent}
+
+    def _is_lost(self, rank: int, next_round: int) -> bool:
+        """Whether a member was away for so long that another device is to have its slice."""
+        first_round, began = self._away[rank]
+        window = len(self._plan.groups) + 1  # who has a part in a round under way is waited for
+        return (
+            not self._is_there(rank)
+            and next_round - first_round >= max(self._settings.move_after, window)
+            and self._fleet.clock.now() - began >= self._settings.move_after_seconds
+        )
+
+    def _is_there(self, rank: int) -> bool:
+        return self.roster.is_there(self.roster.device_of(rank))
+
+    def _spares(self) -> list[str]:
+        """Devices of the fleet that are there and have no slice."""
+        free = set(self._fleet.devices) - set(self.roster.devices) - self._former
+        return [
+            device
+            for device in self._fleet.devices
+            if device in free and self.roster.is_there(device)
+        ]
 
     def _come(self, rank: int) -> None:
         """Deploy again on a device that is back. On the helper's thread."""
-        device = self._plan.devices[rank]
+        device = self.roster.device_of(rank)
         try:
             self._deploy_again(rank)
         except EdgeweaveError as error:
@@ -178,6 +163,59 @@ class SliceCrew:
             with self.changed:
                 self._coming.discard(rank)
 
+    def _move(self, rank: int) -> None:
+        """Deploy on a spare device, and tell all others of it. On the helper's thread."""
+        try:
+            if any(self._has_moved(rank, device) for device in self._spares()):
+                with self.changed:
+                    self._ready.add(rank)
+        finally:
+            with self.changed:
+                self._coming.discard(rank)
+
+    def _has_moved(self, rank: int, to: str) -> bool:
+        """Whether a spare device has taken the slice. The old one then has none, if it returns."""
+        before = self.roster.devices
+        devices = (*before[:rank], to, *before[rank + 1 :])
+        self._used.add(to)
+        try:
+            self._deployment.deploy(rank, devices, self._deployment.part(rank))
+        except EdgeweaveError as error:
+            _log.warning("%s could not take the slice of %s: %s", to, before[rank], error)
+            with self.changed:
+                self._former.add(to)
+            return False
+        with self.changed:
+            self._left.setdefault(rank, before[rank])
+            self._former.add(before[rank])
+            self.roster.move(rank, to)
+        self._tell_others(rank)
+        return True
+
+    def _tell_others(self, moved: int) -> None:
+        """Who does not know where a member is has no part until it was deployed anew."""
+        message = MemberMoved(self._run, moved, self.roster.device_of(moved))
+        others = [rank for rank in range(len(self.roster.devices)) if rank != moved]
+        seconds = self._fleet.timeouts.request
+        told = self._asked(filter(self._is_there, others), "moved", message, seconds)
+        with self.changed:
+            for rank in set(others) - told.keys():
+                self._ready.discard(rank)
+                self._set_absent(rank)
+            self.changed.notify_all()
+
+    def _dismiss(self, device: str) -> None:
+        """End what a device still has of the run. On the helper's thread."""
+        if device in self.roster.devices:
+            return
+        welcome_again, seconds = Release(self._run, before=0), self._fleet.timeouts.stop
+        try:
+            self._fleet.ask(device, "release", welcome_again, timeout_seconds=seconds)
+        except EdgeweaveError as error:
+            _log.warning("%s was not released: %s", device, error)
+        else:
+            _log.info("%s has no slice, and is a spare", device)
+
     def check_groups(self) -> None:
         """``DeviceLost`` if all members of a group are away."""
         absent, first = self.absent, 0
@@ -185,7 +223,7 @@ class SliceCrew:
             members = range(first, first + group.n_members)
             first += group.n_members
             if absent.issuperset(members):
-                devices = [self._plan.devices[rank] for rank in members]
+                devices = [self.roster.device_of(rank) for rank in members]
                 raise DeviceLost(
                     f"no device of group {number} ({', '.join(devices)}) is there, and without "
                     "one nothing can be learnt. Bring one back, or use groups of more devices.",
@@ -193,19 +231,12 @@ class SliceCrew:
                     stage=members[0],
                 )
 
-    def part(self, rank: int) -> _Tensors:
-        """A member's state as it is known here."""
-        who = self._sliced.members[rank]
-        first = slice_state(self._sliced, self._state, *who)
-        entries = slice_entries(self._sliced, self._optimizer_state, *who)
-        return first | entries | self._held.get(rank, {})
-
     def fetch(self, verb: str, message: StateRequest | Release) -> None:
         """Bring the copies of members' states up to date."""
         for rank, data in self.ask_there(verb, message).items():
-            told = received_state(data, self._plan.devices[rank])
+            told = received_state(data, self.roster.device_of(rank))
             if told:
-                self._held[rank] = told
+                self._deployment.held[rank] = told
 
     def begin_copies(self) -> None:
         """The same beside training, of what members copied last."""
@@ -220,12 +251,21 @@ class SliceCrew:
     def ask_there(self, verb: str, message: StateRequest | Release) -> dict[int, bytes]:
         """The answers of all members that are there. One that vanishes meanwhile is left out."""
         absent = self.absent
-        ranks = [rank for rank in range(len(self._plan.devices)) if rank not in absent]
-        seconds = self._fleet.timeouts.work
-        found: dict[int, bytes] = {}
+        ranks = (rank for rank in range(len(self.roster.devices)) if rank not in absent)
+        return self._asked(ranks, verb, message, self._fleet.timeouts.work)
+
+    def _asked(
+        self,
+        ranks: Iterable[int],
+        verb: str,
+        message: StateRequest | Release | MemberMoved,
+        seconds: float,
+    ) -> dict[int, bytes]:
+        """The answers of those that give one."""
+        ranks, found = tuple(ranks), dict[int, bytes]()
 
         def ask(rank: int) -> None:
-            device = self._plan.devices[rank]
+            device = self.roster.device_of(rank)
             try:
                 found[rank] = self._fleet.ask(device, verb, message, timeout_seconds=seconds)
             except FleetError as error:
@@ -245,72 +285,42 @@ class SliceCrew:
             finally:
                 watch.close()
 
-    def _deploy(self, rank: int, own: Mapping[str, torch.Tensor] | None) -> bytes:
-        """``own``: its state, with the optimizer's; None: it goes on with what it has."""
-        weights = entries = None
-        if own is not None:
-            weights = memoryview(encode_state({n: t for n, t in own.items() if "|" not in n}))
-            entries = memoryview(encode_state({n: t for n, t in own.items() if "|" in n}))
-        place = self._assignment(rank)
-        return self._fleet.ask(
-            self._plan.devices[rank],
-            "slice",
-            DeploySlice(place, self._graph, weights, entries),
-            timeout_seconds=self._fleet.timeouts.work,
-        )
-
     def _deploy_again(self, rank: int) -> None:
+        deployment, devices = self._deployment, self.roster.devices
         try:
-            self._deploy(rank, None)
+            deployment.deploy(rank, devices, None)
         except FleetError as error:
-            _log.info("%s comes back empty: %s", self._plan.devices[rank], error)
-            self._deploy(rank, self.part(rank))
-
-    def _assignment(self, rank: int) -> SliceAssignment:
-        settings, plan = self._settings, self._plan
-        return SliceAssignment(
-            run=self._run,
-            term=0,
-            coordinator=self._fleet.transport.name,
-            stage=rank,
-            devices=plan.devices,
-            microbatch_size=settings.batch_size,
-            max_microbatches=1,
-            groups=plan.groups,
-            mode=plan.mode,
-            seed=settings.seed,
-            optimizer=settings.optimizer,
-            least_wait_seconds=settings.least_wait_seconds,
-            codec=settings.codec,
-        )
+            _log.info("%s comes back empty: %s", devices[rank], error)
+            deployment.deploy(rank, devices, deployment.part(rank))
 
     def _note_back(self, rank: int) -> None:
-        device = self._plan.devices[rank]
+        device = self.roster.device_of(rank)
         with self.changed:
-            if rank not in self._there:
+            if not self._is_there(rank):
                 return
             self._absent.discard(rank)
-            for number, each in enumerate(self._absences):
-                if each.device == device and each.stop_step is None:
-                    self._absences[number] = replace(each, stop_step=self.step)
-        _log.info("%s is back, and has a part from step %d on", device, self.step)
+            left = self._left.pop(rank, None)
+            if left is None:
+                self._absences.end(device, self.step)
+            else:
+                self._absences.move(left, device, self.step)
+        came = "is back" if left is None else f"has the slice of {left}"
+        _log.info("%s %s, and has a part from step %d on", device, came, self.step)
+
+    def _set_absent(self, rank: int) -> None:
+        if rank not in self._absent:
+            self._absent.add(rank)
+            self._absences.begin(self.roster.device_of(rank), self.step)
 
     # The fleet's threads.
 
     def _on_lost(self, device: str) -> None:
-        rank = self._ranks.get(device)
-        if rank is None:
-            return
         with self.changed:
-            self._there.discard(rank)
-            self._ready.discard(rank)
-            if rank not in self._absent:
-                self._absent.add(rank)
-                self._absences.append(Absence(device, self.step))
-            self.changed.notify_all()
+            rank = self.roster.note(device, there=False)
+            if rank is not None:
+                self._ready.discard(rank)
+                self._set_absent(rank)
+                self.changed.notify_all()
 
     def _on_there(self, device: str) -> None:
-        rank = self._ranks.get(device)
-        if rank is not None:
-            with self.changed:
-                self._there.add(rank)
+        self.roster.note(device, there=True)

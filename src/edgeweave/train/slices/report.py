@@ -10,7 +10,7 @@ from edgeweave.fleet import ChaosRecord
 from edgeweave.plan import DeliveryChoice, SlicePlan
 from edgeweave.train.history import History
 from edgeweave.train.report import TrainingReport
-from edgeweave.train.slices.crew import Absence
+from edgeweave.train.slices.absences import Absence, Move
 
 __all__ = ["MemberReport", "SuperNeuronReport", "slice_report"]
 
@@ -32,7 +32,9 @@ class SuperNeuronReport(TrainingReport):
     plan: SlicePlan
     members: tuple[MemberReport, ...]
     absences: tuple[Absence, ...] = ()
-    """Devices that were away: masks, until they came back."""
+    """Devices that were away: masks, until they came back or their slices moved."""
+    moves: tuple[Move, ...] = ()
+    """Slices that went to spare devices. ``plan`` and ``members`` are those of the end."""
     choices: tuple[DeliveryChoice, ...] = ()
     """How messages were to travel, whenever that was measured."""
     chaos: tuple[ChaosRecord, ...] = field(default=())
@@ -51,6 +53,7 @@ def slice_report(
     plan: SlicePlan,
     statistics: Mapping[str, SliceStatistics],
     absences: tuple[Absence, ...],
+    moves: tuple[Move, ...],
     choices: tuple[DeliveryChoice, ...],
     chaos: tuple[ChaosRecord, ...],
 ) -> SuperNeuronReport:
@@ -68,6 +71,7 @@ def slice_report(
             for device, group in zip(plan.devices, groups, strict=True)
         ),
         absences=absences,
+        moves=moves,
         choices=choices,
         chaos=chaos,
     )

@@ -4,7 +4,8 @@
 
 A step is one batch, whole. Some are under way at once, as in a pipeline without a flush. A device
 that vanishes is absent from the next round on, and nobody waits for it. When it is back it is
-deployed again, with the weights it has, or the newest copy of them that is here.
+deployed again, with the weights it has, or the newest copy of them that is here. Where it stays
+away, a spare device gets its slice with that copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from types import TracebackType
 from typing import Self
@@ -50,7 +51,9 @@ from edgeweave.program import (
     without_outputs,
 )
 from edgeweave.train.run import RoundResult
-from edgeweave.train.slices.crew import Absence, SliceCrew, SliceSettings
+from edgeweave.train.slices.absences import Absence, Move
+from edgeweave.train.slices.crew import SliceCrew
+from edgeweave.train.slices.deployment import Deployment, SliceSettings
 
 __all__ = ["SliceRun"]
 
@@ -84,7 +87,7 @@ class SliceRun:
         whole = without_outputs(program)
         self._sliced = slice_program(whole, plan.groups, plan.mode)
         self._state = dict(state)
-        self._crew = SliceCrew(
+        self._deployment = Deployment(
             fleet,
             self._name,
             whole,
@@ -94,6 +97,7 @@ class SliceRun:
             plan,
             settings,
         )
+        self._crew = SliceCrew(self._deployment)
         n_members = len(plan.devices)
         self._inputs = [_read_inputs(self._sliced, rank) for rank in range(n_members)]
         self._outboxes = Outboxes(stop_seconds=fleet.timeouts.stop)
@@ -123,6 +127,16 @@ class SliceRun:
     def absences(self) -> tuple[Absence, ...]:
         """Devices that were away, or are."""
         return self._crew.absences
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Slices that went from devices that stayed away to spare ones."""
+        return self._crew.moves
+
+    @property
+    def plan(self) -> SlicePlan:
+        """With the devices that members are on now."""
+        return replace(self._plan, devices=self._crew.roster.devices)
 
     def __enter__(self) -> Self:
         fleet, transport = self._fleet, self._fleet.transport
@@ -213,7 +227,7 @@ class SliceRun:
         self._flying.popleft()
         self._crew.fetch("part", StateRequest(self._name, self._next_round, "weights"))
         self.check()
-        parts = {who: self._crew.part(rank) for rank, who in enumerate(self._sliced.members)}
+        parts = {who: self._deployment.part(rank) for rank, who in enumerate(self._sliced.members)}
         entries = {
             who: {name: tensor for name, tensor in part.items() if "|" in name}
             for who, part in parts.items()
@@ -226,7 +240,7 @@ class SliceRun:
     def statistics(self) -> dict[str, SliceStatistics]:
         """What every device that is there did so far, and what reached it."""
         answers = self._crew.ask_there("reception", Release(self._name))
-        devices = self._plan.devices
+        devices = self._crew.roster.devices
         return {devices[r]: decode_message(each, SliceStatistics) for r, each in answers.items()}
 
     def check(self) -> None:
@@ -270,7 +284,7 @@ class SliceRun:
             scalars=scalars,
         )
         key = frame_key(self._fleet.name, self._name, 0, rank, "input")
-        device = self._plan.devices[rank]
+        device = self._crew.roster.device_of(rank)
         send = functools.partial(transport.send, key, frame, device=device)
         self._outboxes.to(device).post(send)
 
@@ -288,7 +302,7 @@ class SliceRun:
             self.check()
             late = missing()
             if late:
-                device = self._plan.devices[min(late)]
+                device = self._crew.roster.device_of(min(late))
                 raise DeviceTimeout(
                     f"no result of round {round_.number} came from {device} in {seconds:.0f} s. "
                     "It is far slower than the others or stuck; look at `edgeweave status`, or "
@@ -304,7 +318,7 @@ class SliceRun:
 
     def _on_fault(self, payload: bytes) -> bytes:
         fault = decode_message(payload, Fault)
-        if fault.run == self._name:
+        if fault.run == self._name and fault.device in self._crew.roster.devices:
             self._fail(decode_error(fault.error, fault.device))
         return b""
 
@@ -316,6 +330,8 @@ class SliceRun:
 
     def _receive(self, frame: Frame) -> None:
         header = frame.header
+        if header.device != self._crew.roster.device_of(header.stage):
+            return  # the member is elsewhere now
         with self._crew.changed:
             if not self._flying or header.step < self._flying[0].number:
                 return  # of one that is back, for a round that nobody waits for any more
@@ -323,8 +339,7 @@ class SliceRun:
             self._crew.changed.notify_all()
 
     def _expect(self, header: FrameHeader) -> None:
-        known = 0 <= header.stage < len(self._plan.devices)
-        right = known and header.device == self._plan.devices[header.stage]
+        right = self._crew.roster.has_been(header.stage, header.device)
         if header.kind != "result" or not right or header.tensors:
             raise WireError(
                 f"the coordinator expects results of members (got {header.kind[:40]!r} from "

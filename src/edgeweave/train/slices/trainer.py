@@ -33,7 +33,7 @@ from edgeweave.train.fitting import Fit, Store
 from edgeweave.train.learning_rate import LearningRate, LRSchedule
 from edgeweave.train.measuring.measurements import Measure
 from edgeweave.train.progress import TrainingProgress
-from edgeweave.train.slices.crew import SliceSettings
+from edgeweave.train.slices.deployment import SliceSettings
 from edgeweave.train.slices.planning import Groups, SlicePlanner
 from edgeweave.train.slices.report import SuperNeuronReport, slice_report
 from edgeweave.train.slices.run import SliceRun
@@ -51,8 +51,9 @@ class SuperNeuronTrainer:
     Groups of devices have consecutive layers, and each device some neurons of every layer of its
     group. What a link loses counts as zero, and what arrives is scaled up so that sums are right on
     average, forward and backward; nobody waits for what is sent again. A device that vanishes is a
-    mask until it returns. What is learnt is therefore close to what one device learns, and not
-    equal, and a step is one batch, without a flush (as ``async-1f1b`` with one microbatch).
+    mask until it returns; if it stays away, a device of the fleet without a slice gets its slice.
+    What is learnt is therefore close to what one device learns, and not equal, and a step is one
+    batch, without a flush (as ``async-1f1b`` with one microbatch).
 
     ``groups``: ``"auto"`` by what devices and links were measured to take and to lose, for all
     devices, at least two in a group; ``"edgepipe"`` by the paper's formulas; or pairs of numbers of
@@ -198,11 +199,13 @@ class SuperNeuronTrainer:
                 found = None if validate is None else self._evaluated(run, validate, batch_size)
                 bar.epoch(fit.end_epoch(_Whole(run), found))
             self._weights.state, _ = run.fetch_state()
+            self._plan = run.plan
             return slice_report(
                 fit.history,
-                plan,
+                run.plan,
                 run.statistics(),
                 run.absences,
+                run.moves,
                 work.trial.choices,
                 self._fleet.chaos_log[n_before:],
             )
