@@ -4,22 +4,38 @@ itself with the same copy at the same step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
+from edgeweave.cli.super_neurons import report_lines, slice_document
 from edgeweave.core.errors import FleetError
 from edgeweave.data.batches import Batch
 from edgeweave.device import Fault, MemberMoved, Optimizer, Roster, encode_message
 from edgeweave.net.remote import encode_error
+from edgeweave.plan import SlicePlan
 from edgeweave.program import flatten_inputs
+from edgeweave.train.slices import trainer
 from edgeweave.train.slices.absences import Absence, Move
+from edgeweave.train.slices.deployment import SliceSettings
 from edgeweave.train.slices.run import SliceRun
 from tests.fleet.worlds import MemoryFleet, wait_until
-from tests.train.sliced_worlds import HYBRID, Samples, batches, captured, sliced_world, trained
+from tests.train.sliced_worlds import (
+    HYBRID,
+    Samples,
+    batches,
+    captured,
+    lossy_fleet,
+    network,
+    sliced_world,
+    trained,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -255,3 +271,44 @@ def test_a_roster_knows_who_was_where() -> None:
     assert [roster.is_there(name) for name in "bc"] == [True, False]
     with pytest.raises(FleetError, match=r"^a member moves to a device without one \(member 2 "):
         roster.move(2, "d")
+
+
+def test_the_report_and_the_trainers_plan_have_the_device_that_a_slice_moved_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = functools.partial(SliceSettings, move_after=4, move_after_seconds=0.0)
+    monkeypatch.setattr(trainer, "SliceSettings", soon)
+    inputs = torch.randn(480, 8, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    with lossy_fleet("pi-0", "pi-1", "pi-2", "pi-3", "spare") as world:
+        used = trainer.SuperNeuronTrainer(
+            network(),
+            nn.functional.cross_entropy,
+            optimizer=OPTIMIZER,
+            fleet=world.fleet,
+            delivery="tolerant",
+            plan=SlicePlan(HYBRID, ("pi-0", "pi-1", "pi-2", "pi-3")),
+        )
+
+        def begin(step: int) -> None:
+            if step == 5:
+                world.fabric.kill("pi-1")
+            if step == 20:
+                spare = world.agents["spare"]
+                wait_until(lambda: spare._membership is not None, "the spare is asked")
+
+        monkeypatch.setattr(world.fleet, "step_begins", begin)
+        report = used.fit(data, batch_size=8, epochs=1, progress=False)
+        evaluated = used.evaluate(data, batch_size=64)
+    assert report.plan == used.plan == SlicePlan(HYBRID, ("pi-0", "spare", "pi-2", "pi-3"))
+    assert [each.device for each in report.members] == ["pi-0", "spare", "pi-2", "pi-3"]
+    assert all(each.statistics is not None for each in report.members)
+    assert evaluated.n_samples == 480
+    ((move,), (absence,)) = report.moves, report.absences
+    assert (move.device, move.to, absence.device) == ("pi-1", "spare", "pi-1")
+    assert absence.stop_step == move.step
+    assert slice_document(report)["moves"] == (
+        {"device": "pi-1", "to": "spare", "step": move.step},
+    )
+    assert {absence.line(), move.line()} <= set(report_lines(report))
+    assert move.line().startswith("the slice of pi-1 moved to spare, which has a part from step ")
