@@ -237,7 +237,7 @@ def test_activations_grow_with_the_batch(captured: Capture) -> None:
 
 
 def test_a_recurrent_layer_keeps_every_time_step(captured: Capture) -> None:
-    batch, steps, hidden = 2, 128, 24
+    batch, steps, hidden = 2, 32, 24  # the steps of the example
     sizes = unit_bytes(captured("lstm").program, batch)
     assert sizes[0].activations > batch * steps * hidden * 4 * 4
 
