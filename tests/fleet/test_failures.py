@@ -51,7 +51,8 @@ def middle_of_a_run(act: Callable[[], None]) -> Interrupted:
     return Interrupted(TensorDataset(*MLP.batch(96)), at=12, act=act)
 
 
-KILLED = [("b", 1), *(pytest.param(*at, marks=pytest.mark.slow) for at in (("a", 0), ("c", 2)))]
+# Real deaths in CI are those of tests/fleet/test_recovery_wire.py; names are checked in memory.
+KILLED = [pytest.param(*at, marks=pytest.mark.slow) for at in (("a", 0), ("b", 1), ("c", 2))]
 
 
 @pytest.mark.parametrize(("victim", "stage"), KILLED)

@@ -341,7 +341,10 @@ def test_the_coordinator_refuses_results_of_anybody_but_the_last_stage(world: Me
     )
 
 
-@pytest.mark.parametrize(("victim", "stage"), [("a", 0), ("b", 1), ("c", 2)])
+@pytest.mark.parametrize(
+    ("victim", "stage"),
+    [("b", 1), *(pytest.param(*at, marks=pytest.mark.slow) for at in (("a", 0), ("c", 2)))],
+)
 def test_a_device_that_vanishes_is_named_with_its_stage(
     world: MemoryFleet, victim: str, stage: int
 ) -> None:

@@ -271,7 +271,9 @@ def test_a_device_lost_while_the_others_end_their_step_for_a_move_is_noticed_the
         run.finish()
 
 
-@pytest.mark.parametrize("victim", ["a", "c", "d"])
+@pytest.mark.parametrize(
+    "victim", ["a", *(pytest.param(each, marks=pytest.mark.slow) for each in ("c", "d"))]
+)
 def test_a_device_lost_during_a_move_is_recovered_from(
     world: MemoryFleet, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_device_that_was_only_cut_off_disturbs_nothing_when_its_slice_has_move
         assert torch.equal(cut_off[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_slice_that_has_moved_learns() -> None:
     """Or else the test above would hold for a slice that both runs leave out."""
     with sliced_world(captured(), HYBRID, spares=["spare"], **SOON) as (world, run):
@@ -212,6 +213,7 @@ def test_a_spare_that_dies_as_a_member_comes_back_as_one() -> None:
         assert run.plan.devices[1] == "spare"
 
 
+@pytest.mark.slow
 def test_two_slices_move_to_two_spares() -> None:
     """Who moved first is told where the other one is, and both hear each other."""
     spares = ["spare-a", "spare-b"]
