@@ -56,7 +56,7 @@ class Child:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name=f"reader of {module}")
+        self._reader = threading.Thread(target=self._read, name=f"reader of {module}", daemon=True)
         self._reader.start()
         self._module = module
 
@@ -98,8 +98,9 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
+        self._reader.join(_STOP_SECONDS)  # a child of the child may hold its output open
+        if not self._reader.is_alive():
+            self._process.stdout.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
