@@ -68,7 +68,7 @@ _LONGER = 1.5
 _SEED = 0
 _BESIDE_STEPS = 150
 _CHURN_SECONDS, _AWAY_SECONDS = 60.0, 20.0
-_CHURN_SLOWDOWN = 40.0
+_CHURN_SLOWDOWN = 200.0
 """So that a run lasts minutes, as on small boards."""
 
 Samples = dict[str, list[float]]
