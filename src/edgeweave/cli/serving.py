@@ -107,8 +107,10 @@ def _run(server: Any, listener: socket.socket, signals: StopSignals) -> None:
     with ThreadPoolExecutor(1, "edgeweave-http") as pool:
         serving = pool.submit(server.run, [listener])
         serving.add_done_callback(lambda _: signals.tell())
-        signals.wait_until_told()
-        server.should_exit = True
+        try:
+            signals.wait_until_told()
+        finally:
+            server.should_exit = True
         while not serving.done():
             if signal.SIGINT in signals.wait_until_told():
                 server.force_exit = True

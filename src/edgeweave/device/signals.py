@@ -17,7 +17,8 @@ _TOLD = 0
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C as bytes in a pipe, which no moment at which they come can lose.
+    """SIGTERM and Ctrl-C as bytes in a pipe, which no moment at which they come can lose: the
+    interpreter writes them itself, also where its own handlers would run only after the wait.
 
     An exception raised by a handler is lost where Python drops exceptions: in a finalizer, or a
     callback from another library. Until ``hold``, signals raise ``KeyboardInterrupt`` all the same,
@@ -29,6 +30,7 @@ class StopSignals:
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
         self._are_held = False
+        self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._before = {
             number: signal.signal(number, self._came) for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -42,6 +44,7 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._reads)
         os.close(self._writes)
 
@@ -57,10 +60,12 @@ class StopSignals:
         while True:
             ready, _, _ = select.select([self._reads, *([] if stdin is None else [stdin])], [], [])
             if self._reads in ready:
-                came = frozenset(os.read(self._reads, _READ_BYTES)) - {_TOLD}
-                if came:
+                came = frozenset(os.read(self._reads, _READ_BYTES)) & {_TOLD, *self._before}
+                if came - {_TOLD}:
                     logging.getLogger(__name__).info("stopped by a signal")
-                return came
+                if came:
+                    return came - {_TOLD}
+                continue  # a signal of somebody else's
             if not os.read(ready[0], _READ_BYTES):
                 return frozenset()
 
@@ -69,8 +74,6 @@ class StopSignals:
         with suppress(BlockingIOError):  # full of signals already
             os.write(self._writes, bytes([_TOLD]))
 
-    def _came(self, number: int, _frame: FrameType | None) -> None:
-        with suppress(BlockingIOError):
-            os.write(self._writes, bytes([number]))
+    def _came(self, _number: int, _frame: FrameType | None) -> None:
         if not self._are_held:
             raise KeyboardInterrupt
